@@ -1,0 +1,147 @@
+"""The method of Fair DARTS (arXiv 1911.12126): gates, zero-one losses, two-level optimisation, discretisation.
+
+Eq. 2   DARTS: the operations of an edge compete, their weights are softmax(alpha)
+Eq. 3   DARTS: each edge keeps the operation of the largest weight
+Eq. 4   alpha minimises the validation loss, the weights w minimise the training loss
+Eq. 6   Fair DARTS: every operation has a gate of its own, sigmoid(alpha)
+Eq. 7   the zero-one loss L01 drives gates to 0 or 1;  Eq. 9: the L1 form that does it too early
+Eq. 8   alpha minimises L_val(w*(alpha), alpha) + w01 * L01
+
+Alphas and gates of one cell type are a matrix: a row an edge, ordered by the node that it enters, then by the
+state that it leaves; a column an operation, in the order of genotypes.PRIMITIVES.
+"""
+import torch
+import torch.nn.functional as F
+from torch.func import functional_call
+
+from genotypes import PRIMITIVES, Edge, Genotype, prune
+
+
+def gates(alphas, kind="sigmoid"):
+    """The weight of every operation: (edges, operations) -> (edges, operations), each within 0 and 1.
+
+    kind: "sigmoid", independent gates (Eq. 6), or "softmax", an exclusive competition on each edge (Eq. 2).
+    """
+    return torch.sigmoid(alphas) if kind == "sigmoid" else torch.softmax(alphas, -1)
+
+
+def zero_one_loss(gates):
+    """Eq. 7: -(1/N) * sum of (gate - 0.5)^2; at most 0, at 0.5, where it is flat, and -0.25 at 0 and 1."""
+    return -((gates - 0.5) ** 2).mean()
+
+
+def zero_one_loss_l1(gates):
+    """Eq. 9: -(1/N) * sum of |gate - 0.5|, whose slope is 1 at once: it decides before the data have spoken."""
+    return -(gates - 0.5).abs().mean()
+
+
+class Architect:
+    """The optimiser of alpha (Eq. 8): Adam on L_val + w01 * L01.
+
+    network: has .alphas, a list of parameters; .gates(), their gates; and .weights(), its other parameters.
+    """
+
+    def __init__(self, network, learning_rate=3e-3, betas=(0.9, 0.999), weight_decay=1e-3, w01=10.0,
+                 penalty=zero_one_loss):
+        self.network, self.w01, self.penalty = network, w01, penalty
+        self.optimizer = torch.optim.Adam(network.alphas, learning_rate, betas, weight_decay=weight_decay)
+
+    def step(self, images, labels):
+        """First order: the weights count as constant. images: (B, C, H, W), labels: (B,), of the validation half.
+
+        Returns the validation loss and the penalty, two scalar tensors.
+        """
+        loss = F.cross_entropy(self.network(images), labels)
+        penalty = self.penalty(torch.cat(self.network.gates()))
+        self._descend(torch.autograd.grad(loss + self.w01 * penalty, list(self.network.alphas)))
+        return loss.detach(), penalty.detach()
+
+    def step_unrolled(self, images, labels, train_images, train_labels, optimizer, radius=1e-2):
+        """Second order (DARTS, Sec. 2.3): the weights count as w'(alpha), one SGD step of L_train from w.
+
+        optimizer: the SGD of the weights, for its rate, momentum and weight decay; radius: the length of the
+        finite difference. Leaves weights and batch-norm statistics as they were. Returns as `step` does.
+        """
+        gradients, loss, penalty = self.unrolled_gradient(images, labels, train_images, train_labels, optimizer,
+                                                          radius)
+        self._descend(gradients)
+        return loss, penalty
+
+    def unrolled_gradient(self, images, labels, train_images, train_labels, optimizer, radius=1e-2):
+        """The gradients of L_val(w') + w01 * L01 for each alpha, w' = w - rate * (momentum * v + g + decay * w),
+        g = grad_w L_train(w, alpha). By the chain rule, with r = grad_w' L_val(w'), they are
+
+            grad_alpha (L_val(w') + w01 * L01) - rate * d/dalpha (g . r)
+
+        and the last factor is the central difference of grad_alpha L_train over w +- eps * r, divided by 2 eps.
+        """
+        alphas = list(self.network.alphas)
+        weights = {name: w for name, w in self.network.named_parameters() if not name.startswith("alphas.")}
+        group = optimizer.param_groups[0]
+        loss = self._loss(weights, train_images, train_labels)
+        gradients = torch.autograd.grad(loss, list(weights.values()))
+        moved = {}
+        for (name, w), g in zip(weights.items(), gradients):
+            velocity = optimizer.state[w].get("momentum_buffer") if w in optimizer.state else None
+            step = g + group["weight_decay"] * w.detach()
+            if velocity is not None:
+                step = step + group["momentum"] * velocity
+            moved[name] = (w.detach() - group["lr"] * step).requires_grad_()
+
+        loss = self._loss(moved, images, labels)
+        penalty = self.penalty(torch.cat(self.network.gates()))
+        result = torch.autograd.grad(loss + self.w01 * penalty, alphas + list(moved.values()))
+        direct, r = result[:len(alphas)], result[len(alphas):]
+        eps = radius / torch.cat([v.flatten() for v in r]).norm()
+        ends = []
+        for sign in (1, -1):
+            nearby = {name: w.detach() + sign * eps * v for (name, w), v in zip(weights.items(), r)}
+            ends.append(torch.autograd.grad(self._loss(nearby, train_images, train_labels), alphas))
+        gradients = [d - group["lr"] * (plus - minus) / (2 * eps) for d, plus, minus in zip(direct, *ends)]
+        return gradients, loss.detach(), penalty.detach()
+
+    def _loss(self, weights, images, labels):
+        """Cross entropy of the network with `weights` (name -> tensor) in place of its own."""
+        buffers = {name: b.clone() for name, b in self.network.named_buffers()}  # batch norm writes into them
+        return F.cross_entropy(functional_call(self.network, {**weights, **buffers}, images), labels)
+
+    def _descend(self, gradients):
+        for alpha, gradient in zip(self.network.alphas, gradients):
+            alpha.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def strongest(gates, edges_per_node=2, ops_per_edge=1):
+    """For each node, the `ops_per_edge` best operations of the edges whose best gate is highest.
+
+    gates: (edges, operations) of one cell type. Returns [(Edge, gate)], by node, then source, then gate; among
+    equals the lower index counts as better.
+    """
+    gates = torch.as_tensor(gates)
+    found, first, node = [], 0, 2
+    while first < len(gates):  # node n is entered by n edges, one from each state before it
+        best, order = gates[first:first + node].sort(dim=1, descending=True, stable=True)
+        kept = best[:, 0].sort(descending=True, stable=True).indices[:edges_per_node]
+        for source in sorted(kept.tolist()):
+            for gate, op in zip(best[source, :ops_per_edge].tolist(), order[source, :ops_per_edge].tolist()):
+                found.append((Edge(PRIMITIVES[op], node, source), gate))
+        first, node = first + node, node + 1
+    return found
+
+
+def dominant_operations(gates):
+    """The dominant operations of one cell type (Fig. 1, 2), as a list of Edge: two a node, 8 in a cell."""
+    return [edge for edge, _ in strongest(gates)]
+
+
+def discretize(normal, reduce, threshold=0.85, edges_per_node=2, ops_per_edge=1):
+    """The Genotype of the gates of both cell types, each (edges, operations).
+
+    Sec. 4.2: of the operations that `strongest` finds, those whose gate is at least `threshold` (the paper's
+    sigma_threshold); then edges that leave a node which nothing enters are dropped. A cell may come out empty.
+    threshold=0 is DARTS's rule (Eq. 3): argmax on the two best edges of each node.
+    """
+    cells = [prune([edge for edge, gate in strongest(g, edges_per_node, ops_per_edge) if gate >= threshold])
+             for g in (normal, reduce)]
+    return Genotype(*cells)

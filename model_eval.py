@@ -1,0 +1,116 @@
+"""The network that a genotype stands for, to be trained from scratch (DARTS's evaluation networks)."""
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from operations import BatchNorm, FactorizedReduce, Identity, ReLUConvBN, channels_last, drop_path, make
+
+
+class Cell(nn.Module):
+    """A derived cell: a node is the sum of its edges; the output concatenates the nodes that are entered."""
+
+    def __init__(self, edges, channels_0, channels_1, channels, reduction, after_reduction):
+        super().__init__()
+        preprocess = FactorizedReduce if after_reduction else ReLUConvBN
+        self.preprocess_0 = preprocess(channels_0, channels)
+        self.preprocess_1 = ReLUConvBN(channels_1, channels)
+        self.edges = sorted(edges, key=lambda edge: edge.node)
+        self.ops = nn.ModuleList(make(edge.op, channels, 2 if reduction and edge.source < 2 else 1)
+                                 for edge in self.edges)
+        self.nodes = sorted({edge.node for edge in edges})
+        self.out_channels = len(self.nodes) * channels
+
+    def forward(self, state_0, state_1, drop_path_prob):  # -> (B, out_channels, H, W)
+        if isinstance(self.preprocess_0, FactorizedReduce):
+            state_0 = F.relu(state_0)
+        states = {0: self.preprocess_0(state_0), 1: self.preprocess_1(state_1)}
+        rectified = {}  # ReLU of a state, once for all its edges
+        for edge, op in zip(self.edges, self.ops):
+            x = states[edge.source]
+            if op.rectified:
+                if edge.source not in rectified:
+                    rectified[edge.source] = F.relu(x)
+                x = rectified[edge.source]
+            y = op(x)
+            if self.training and drop_path_prob > 0 and not isinstance(op, Identity):
+                y = drop_path(y, drop_path_prob)
+            states[edge.node] = states[edge.node] + y if edge.node in states else y
+        return torch.cat([states[node] for node in self.nodes], 1)
+
+
+class AuxiliaryHead(nn.Module):
+    """A second classifier on two thirds of the depth, for training only.
+
+    pool_stride: 3 for the 8x8 features of CIFAR, 2 for the 7x7 ones of ImageNet, each pooled to 2x2; features
+    of any other size are pooled to 2x2 adaptively.
+    """
+
+    def __init__(self, channels, num_classes, pool_stride, last_bn):
+        super().__init__()
+        self.pool_stride = pool_stride
+        self.features = nn.Sequential(
+            nn.Conv2d(channels, 128, 1, bias=False), BatchNorm(128), nn.ReLU(),
+            nn.Conv2d(128, 768, 2, bias=False), BatchNorm(768) if last_bn else nn.Identity(), nn.ReLU())
+        self.classifier = nn.Linear(768, num_classes)
+
+    def forward(self, x):  # (B, C, H, W) -> (B, num_classes)
+        x = F.relu(x)
+        if x.shape[2] == x.shape[3] == 5 + self.pool_stride:
+            x = F.avg_pool2d(x, 5, self.pool_stride)
+        else:
+            x = F.adaptive_avg_pool2d(x, 2)
+        return self.classifier(self.features(x).flatten(1))
+
+
+class _Network(nn.Module):
+    """The chain of cells that both networks share, on the two states that a stem makes of the pictures."""
+
+    def __init__(self, genotype, stem_0, stem_1, stem_channels, init_channels, num_classes, layers, head):
+        """head: None or the arguments of AuxiliaryHead after its number of channels."""
+        super().__init__()
+        self.drop_path_prob = 0.0
+        self.stem_0, self.stem_1 = stem_0, stem_1
+        channels, widths, after_reduction = init_channels, [stem_channels] * 2, not isinstance(stem_1, nn.Identity)
+        self.cells, self.auxiliary, self.auxiliary_layer = nn.ModuleList(), None, 2 * layers // 3
+        for layer in range(layers):
+            reduction = layer in (layers // 3, 2 * layers // 3)
+            channels *= 2 if reduction else 1
+            edges = genotype.reduce if reduction else genotype.normal
+            self.cells.append(Cell(edges, *widths, channels, reduction, after_reduction))
+            widths, after_reduction = [widths[1], self.cells[-1].out_channels], reduction
+            if layer == self.auxiliary_layer and head is not None:
+                self.auxiliary = AuxiliaryHead(widths[1], *head)
+        self.classifier = nn.Linear(widths[1], num_classes)
+
+    def forward(self, images):
+        """(B, in_channels, H, W) -> logits (B, num_classes), and the auxiliary head's while training, or None."""
+        state = channels_last(self.stem_0(images))
+        states, auxiliary_logits = [state, self.stem_1(state)], None
+        for layer, cell in enumerate(self.cells):
+            states = [states[1], cell(*states, self.drop_path_prob)]
+            if layer == self.auxiliary_layer and self.auxiliary is not None and self.training:
+                auxiliary_logits = self.auxiliary(states[1])
+        return self.classifier(states[1].mean((2, 3))), auxiliary_logits
+
+
+class NetworkCIFAR(_Network):
+    """For small pictures: the size is halved twice, in the cells layers // 3 and 2 * layers // 3."""
+
+    def __init__(self, genotype, init_channels=36, num_classes=10, layers=20, auxiliary=True, in_channels=3):
+        stem = nn.Sequential(nn.Conv2d(in_channels, 3 * init_channels, 3, padding=1, bias=False),
+                             BatchNorm(3 * init_channels))
+        super().__init__(genotype, stem, nn.Identity(), 3 * init_channels, init_channels, num_classes, layers,
+                         (num_classes, 3, True) if auxiliary else None)
+
+
+class NetworkImageNet(_Network):
+    """For pictures of 224x224: the stem brings them to 28x28, the cells to 7x7."""
+
+    def __init__(self, genotype, init_channels=48, num_classes=1000, layers=14, auxiliary=True):
+        def conv_bn(inputs, outputs):
+            return nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False), BatchNorm(outputs)
+
+        half, full = init_channels // 2, init_channels
+        super().__init__(genotype, nn.Sequential(*conv_bn(3, half), nn.ReLU(), *conv_bn(half, full)),
+                         nn.Sequential(nn.ReLU(), *conv_bn(full, full)), full, init_channels, num_classes, layers,
+                         (num_classes, 2, False) if auxiliary else None)
