@@ -1,0 +1,233 @@
+"""Datasets as one uint8 tensor each, cut, flipped and augmented for a whole batch at once on their device.
+
+    digits                            scikit-learn's 1,797 handwritten digits, 8x8; needs no download
+    cifar10 cifar100 svhn fashionmnist  by torchvision, downloaded into the data folder
+    folder                            your pictures: <data>/train/<class>/*, <data>/test/<class>/*
+"""
+import os
+from collections import namedtuple
+
+import torch
+import torch.nn.functional as F
+
+from genotypes import nearest
+from runs import UserError
+
+# images: uint8 (N, C, H, W); labels: int64 (N,); mean, std: of each channel of the training pictures, 0 to 255
+Dataset = namedtuple("Dataset", "name images labels test_images test_labels classes mean std")
+
+# padding: pixels of the random crop; flip: mirrored or not; search, eval: what differs from CIFAR-10's recipe
+Recipe = namedtuple("Recipe", "padding flip search eval")
+RECIPES = {
+    "digits": Recipe(1, False, dict(init_channels=8, layers=4, epochs=30, batch_size=32, arch_learning_rate=1e-2),
+                     dict(init_channels=16, layers=8, epochs=20, cutout_length=2, drop_path_prob=0.1)),
+    "cifar10": Recipe(4, True, {}, {}),
+    "cifar100": Recipe(4, True, {}, {}),
+    "svhn": Recipe(4, False, {}, {}),
+    "fashionmnist": Recipe(4, True, {}, {}),
+    "folder": Recipe(4, True, {}, {}),
+}
+
+
+def load(name, root="data", image_size=32):
+    """The Dataset `name` on the CPU; `image_size` counts for "folder" alone. Raises UserError."""
+    if name == "digits":
+        parts = _digits()
+    elif name == "folder":
+        parts = _folder(root, image_size)
+    else:
+        parts = _torchvision(name, root)
+    images = parts[0]
+    counts = torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(images.shape[1])])
+    values = torch.arange(256, dtype=torch.float64)
+    mean = (counts * values).sum(1) / counts.sum(1)
+    std = ((counts * (values - mean[:, None]) ** 2).sum(1) / counts.sum(1)).sqrt().clamp(min=1)
+    return Dataset(name, *parts, mean.float(), std.float())
+
+
+def load_asked(given, device):
+    """The Dataset that the flags `given` ask for, and None; or, where they name none, CIFAR-10 if there is a GPU and
+    it can be had and digits otherwise, and the reason. Raises UserError."""
+    root, ask = given.get("data", "data"), "--dataset {} asks for the other".format
+    if "dataset" in given:
+        return load(given["dataset"], root, given.get("image_size", 32)), None
+    if device.type == "cpu":
+        return load("digits"), f"digits, since there is no GPU; {ask('cifar10')}"
+    try:
+        return load("cifar10", root), f"cifar10, since there is a GPU; {ask('digits')}"
+    except UserError as error:
+        return load("digits"), f"digits, since {error}; {ask('cifar10')}"
+
+
+def _digits():
+    from sklearn.datasets import load_digits
+    digits = load_digits()
+    images = torch.from_numpy(digits.images * 255 / 16).round().to(torch.uint8)[:, None]
+    labels = torch.from_numpy(digits.target).long()
+    order = torch.randperm(len(images), generator=generator(0))  # the set has no test part: 360 of it, always the same
+    train, test = order[360:], order[:360]
+    return images[train], labels[train], images[test], labels[test], [str(c) for c in range(10)]
+
+
+def _torchvision(name, root):
+    from torchvision import datasets
+    make = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "fashionmnist": datasets.FashionMNIST,
+            "svhn": lambda root, train, download: datasets.SVHN(root, "train" if train else "test",
+                                                                download=download)}[name]
+    tensors = []
+    for train in (True, False):
+        try:  # the checksum of every file is verified before it is read
+            part = _quietly(make, root, train)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{name} is not in {root!r} and cannot be downloaded ({_line(error)}): name its folder by "
+                            "--data, or use --dataset digits or folder") from None
+        images = torch.as_tensor(part.data)
+        if images.ndim == 3:
+            images = images[:, None]
+        elif images.shape[-1] == 3:
+            images = images.permute(0, 3, 1, 2).contiguous()
+        tensors += [images, torch.as_tensor(part.labels if name == "svhn" else part.targets).long()]
+    return *tensors, getattr(part, "classes", [str(c) for c in range(10)])
+
+
+def _quietly(make, root, train):
+    try:
+        return make(root, train=train, download=False)
+    except RuntimeError:  # not there, or damaged
+        return make(root, train=train, download=True)
+
+
+def _folder(root, size):
+    train, test = (_pictures(os.path.join(root, part), size) for part in ("train", "test"))
+    for name in sorted(set(train[2]) ^ set(test[2])):
+        raise UserError(f"{root}: class {name!r} is in only one of train/ and test/")
+    channels = 1 if train[3] and test[3] else 3
+    return train[0][:, :channels], train[1], test[0][:, :channels], test[1], train[2]
+
+
+def _pictures(folder, size):
+    """All pictures of an image folder, resized so that the shorter side is `size`, then cropped to a square.
+
+    Returns images (N, 3, size, size), labels, class names, whether all are grey.
+    """
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+    fit = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size), transforms.PILToTensor()])
+    if not os.path.isdir(folder):
+        raise UserError(f"there is no folder {folder!r}: --data must name a folder that holds train/<class>/* and "
+                        "test/<class>/*")
+    try:
+        listing = ImageFolder(folder, loader=_open_picture)
+    except FileNotFoundError as error:
+        raise UserError(_line(error)) from None
+    if len(listing.classes) < 2:
+        raise UserError(f"{folder}: only one class, {listing.classes[0]!r}; a folder for each of two or more classes "
+                        "is needed")
+    images, labels, grey = [], [], True
+    for index, (path, _) in enumerate(listing.samples):
+        try:
+            picture, label = listing[index]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read as a picture ({_line(error)})") from None
+        grey = grey and picture.mode in ("1", "L", "LA")
+        images.append(fit(picture.convert("RGB")))
+        labels.append(label)
+    return torch.stack(images), torch.tensor(labels), listing.classes, grey
+
+
+def _open_picture(path):
+    from PIL import Image
+    with open(path, "rb") as file:
+        picture = Image.open(file)
+        picture.load()
+    return picture
+
+
+def _line(error):
+    return str(error).strip().split("\n")[0]
+
+
+def generator(seed, stream=0):
+    """A seeded generator; `stream` tells apart the independent uses of one seed."""
+    return torch.Generator().manual_seed(1000 * seed + stream)
+
+
+def split(count, portion, seed):
+    """Two disjoint index tensors that together are 0 .. count - 1, `portion` of them in the first."""
+    order = torch.randperm(count, generator=generator(seed, 1))
+    return order[:int(portion * count)], order[int(portion * count):]
+
+
+def check_batch(batch_size, count):
+    """Raises UserError where a batch is larger than the `count` pictures that it is drawn from."""
+    if batch_size > count:
+        raise UserError(f"--batch_size {batch_size} is larger than the {count} pictures it is drawn from: give "
+                        f"--batch_size {count} or less")
+
+
+def normalize(images, mean, std):
+    """uint8 (B, C, H, W) -> float32 of mean 0 and deviation 1 in each channel."""
+    return (images.float() - mean[:, None, None]) / std[:, None, None]
+
+
+def random_crop_flip(images, padding, flip, generator):
+    """Each picture padded with black by `padding`, cropped at a place of its own, mirrored half of the time if
+    `flip`. (B, C, H, W) -> (B, C, H, W), channels_last."""
+    (n, _, height, width), device = images.shape, images.device
+    top, left = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator)
+    rows, columns = top + torch.arange(height), left + torch.arange(width)  # (B, H), (B, W)
+    if flip:
+        columns = torch.where(torch.rand(n, 1, generator=generator) < 0.5, columns.flip(1), columns)
+    padded = F.pad(images, [padding] * 4)
+    picture = torch.arange(n, device=device)[:, None, None]
+    return padded[picture, :, rows.to(device)[:, :, None], columns.to(device)[:, None, :]].permute(0, 3, 1, 2)
+
+
+def cutout(images, length, generator):
+    """A square of `length` pixels around a random pixel of each picture set to 0 (DeVries & Taylor, 2017)."""
+    n, _, height, width = images.shape
+    inside = [(torch.arange(size) - torch.randint(0, size, (n, 1), generator=generator) + length // 2)
+              for size in (height, width)]  # (B, H), (B, W): within 0 .. length - 1 in the square
+    rows, columns = [((distance >= 0) & (distance < length)).to(images.device) for distance in inside]
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+
+
+class Batches:
+    """An endless stream of augmented batches, reshuffled whenever it has been through; len: batches a pass.
+
+    A pass leaves out the remainder that fills no batch; the next order is another one. state_dict holds the
+    generator's state, the order and the position in it: a stream that loads it goes on exactly there.
+    """
+
+    def __init__(self, images, labels, mean, std, batch_size, padding, flip, cutout_length, generator):
+        self.images, self.labels, self.mean, self.std, self.batch_size = images, labels, mean, std, batch_size
+        self.padding, self.flip, self.cutout_length, self.generator = padding, flip, cutout_length, generator
+        self.order, self.position = torch.empty(0, dtype=torch.long), 0
+
+    def __len__(self):
+        return len(self.images) // self.batch_size
+
+    def next(self):
+        """-> images (B, C, H, W) float32, labels (B,)"""
+        if self.position + self.batch_size > len(self.order):
+            self.order, self.position = torch.randperm(len(self.images), generator=self.generator), 0
+        chosen = self.order[self.position:self.position + self.batch_size].to(self.images.device)
+        self.position += self.batch_size
+        images = random_crop_flip(self.images[chosen], self.padding, self.flip, self.generator)
+        images = normalize(images, self.mean, self.std)
+        if self.cutout_length:
+            images = cutout(images, self.cutout_length, self.generator)
+        return images, self.labels[chosen]
+
+    def state_dict(self):
+        return {"generator": self.generator.get_state(), "order": self.order, "position": self.position}
+
+    def load_state_dict(self, state):
+        self.generator.set_state(state["generator"])
+        self.order, self.position = state["order"], state["position"]
+
+
+def in_order(images, labels, mean, std, batch_size=256):
+    """All pictures once, as they are, in batches of (images, labels)."""
+    for part, targets in zip(images.split(batch_size), labels.split(batch_size)):
+        yield normalize(part, mean, std), targets

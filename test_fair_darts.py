@@ -1,0 +1,876 @@
+"""Every equation against an independent oracle, every published figure that can be counted, both scripts for real.
+
+    python -m pytest
+
+The oracle of the supernet is Eq. 6 written literally: 14 edges of 7 operations, each a module of its own, in NCHW.
+"""
+import csv
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from PIL import Image
+from torch.func import functional_call
+
+import data
+import fair_darts
+import genotypes
+import model_eval
+import model_search
+import operations
+import runs
+import train_eval
+import train_search
+from genotypes import PRIMITIVES, Edge, Genotype
+
+
+# ---------------------------------------------------------------- the oracle: each edge with its own operations
+
+class OracleReduce(nn.Module):
+    """Factorised reduction: ReLU, two 1x1 convolutions of stride 2, the second shifted by a pixel, BN."""
+
+    def __init__(self, in_channels, out_channels, affine):
+        super().__init__()
+        self.conv_1 = nn.Conv2d(in_channels, out_channels // 2, 1, 2, bias=False)
+        self.conv_2 = nn.Conv2d(in_channels, out_channels - out_channels // 2, 1, 2, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels, affine=affine)
+
+    def forward(self, x):
+        x = F.relu(x)
+        shifted = torch.zeros_like(x)
+        shifted[:, :, :-1, :-1] = x[:, :, 1:, 1:]
+        return self.bn(torch.cat([self.conv_1(x), self.conv_2(shifted)], 1))
+
+
+def oracle_conv_bn(in_channels, out_channels, affine):
+    return nn.Sequential(nn.ReLU(), nn.Conv2d(in_channels, out_channels, 1, bias=False),
+                         nn.BatchNorm2d(out_channels, affine=affine))
+
+
+def oracle_operation(op, channels, stride, search):
+    """`op` as DARTS writes it. While searching, batch norm is not affine and also follows the poolings."""
+    def separable(kernel, stride, dilation):
+        return [nn.ReLU(), nn.Conv2d(channels, channels, kernel, stride, dilation * (kernel // 2), dilation,
+                                     groups=channels, bias=False),
+                nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels, affine=not search)]
+
+    pool_bn = [nn.BatchNorm2d(channels, affine=False)] if search else []
+    kernel = int(op[-1]) if op[-1].isdigit() else 0
+    if op == "max_pool_3x3":
+        return nn.Sequential(nn.MaxPool2d(3, stride, 1), *pool_bn)
+    if op == "avg_pool_3x3":
+        return nn.Sequential(nn.AvgPool2d(3, stride, 1, count_include_pad=False), *pool_bn)
+    if op == "skip_connect":
+        return nn.Identity() if stride == 1 else OracleReduce(channels, channels, not search)
+    if op.startswith("sep_conv"):
+        return nn.Sequential(*separable(kernel, stride, 1), *separable(kernel, 1, 1))
+    return nn.Sequential(*separable(kernel, stride, 2))
+
+
+class OracleCell(nn.Module):
+    """A searched cell, edge by edge; edges in the order of the rows of alpha."""
+
+    def __init__(self, nodes, channels_0, channels_1, channels, reduction, after_reduction):
+        super().__init__()
+        preprocess = OracleReduce if after_reduction else oracle_conv_bn
+        self.preprocess_0 = preprocess(channels_0, channels, False)
+        self.preprocess_1 = oracle_conv_bn(channels_1, channels, False)
+        self.pairs = [(node, source) for node in range(2, nodes + 2) for source in range(node)]
+        self.edges = nn.ModuleList(
+            nn.ModuleList(oracle_operation(op, channels, 2 if reduction and source < 2 else 1, True)
+                          for op in PRIMITIVES) for _, source in self.pairs)
+
+    def forward(self, state_0, state_1, gates):
+        states = [self.preprocess_0(state_0), self.preprocess_1(state_1)]
+        for node in range(2, self.pairs[-1][0] + 1):
+            states.append(sum(gates[row, o] * op(states[source]) for row, (target, source) in enumerate(self.pairs)
+                              if target == node for o, op in enumerate(self.edges[row])))
+        return torch.cat(states[2:], 1)
+
+
+class OracleNetwork(nn.Module):
+    """The supernet edge by edge, with the weights of a model_search.Network of the same arguments."""
+
+    def __init__(self, network, init_channels=16, num_classes=10, layers=8, nodes=4, in_channels=3, gate="sigmoid"):
+        super().__init__()
+        self.gate = gate
+        self.alphas = nn.ParameterList([alpha.detach().clone() for alpha in network.alphas])
+        channels, after_reduction, widths = init_channels, False, [3 * init_channels] * 2
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False),
+                                  nn.BatchNorm2d(3 * channels))
+        self.cells, self.reductions = nn.ModuleList(), []
+        for layer in range(layers):
+            self.reductions.append(layer in (layers // 3, 2 * layers // 3))
+            channels *= 2 if self.reductions[-1] else 1
+            self.cells.append(OracleCell(nodes, *widths, channels, self.reductions[-1], after_reduction))
+            after_reduction, widths = self.reductions[-1], [widths[1], nodes * channels]
+        self.classifier = nn.Linear(widths[1], num_classes)
+        self.to(network.classifier.weight.dtype)
+        with torch.no_grad():
+            for own, theirs in self.pairs(network):
+                own.copy_(theirs)
+
+    def pairs(self, network, of=lambda parameter: parameter):
+        """[(own parameter, the same part of the network's)]; `of` may ask for gradients instead."""
+        couples = list(zip(self.stem.parameters(), map(of, network.stem.parameters())))
+        couples += zip(self.classifier.parameters(), map(of, network.classifier.parameters()))
+        for cell, other in zip(self.cells, network.cells):
+            couples += zip(cell.preprocess_0.parameters(), map(of, other.preprocess_0.parameters()))
+            couples += zip(cell.preprocess_1.parameters(), map(of, other.preprocess_1.parameters()))
+            for (node, source), edge in zip(cell.pairs, cell.edges):
+                first = max(2, source + 1)  # the first node that `source` enters
+                count = cell.pairs[-1][0] - first + 1
+                for op, module in zip(PRIMITIVES, edge):
+                    stacked = list(map(of, other.mixed[source].ops[op].parameters()))
+                    couples += zip(module.parameters(), (w.chunk(count)[node - first] for w in stacked))
+        return couples
+
+    def forward(self, images):
+        gates = [torch.sigmoid(a) if self.gate == "sigmoid" else torch.softmax(a, 1) for a in self.alphas]
+        states = [self.stem(images)] * 2
+        for reduction, cell in zip(self.reductions, self.cells):
+            states = [states[1], cell(*states, gates[reduction])]
+        return self.classifier(states[1].mean((2, 3)))
+
+
+class OracleDerived(nn.Module):
+    """NetworkCIFAR in the plain form: NCHW, an operation with its own ReLU for every edge; same weights."""
+
+    def __init__(self, network, genotype, init_channels, num_classes, layers, in_channels=3):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, 3 * init_channels, 3, padding=1, bias=False),
+                                  nn.BatchNorm2d(3 * init_channels))
+        channels, after_reduction, widths = init_channels, False, [3 * init_channels] * 2
+        self.cells, self.edges, self.layers = nn.ModuleList(), [], layers
+        for layer in range(layers):
+            reduction = layer in (layers // 3, 2 * layers // 3)
+            channels *= 2 if reduction else 1
+            edges = genotype.reduce if reduction else genotype.normal
+            preprocess = OracleReduce if after_reduction else oracle_conv_bn
+            self.cells.append(nn.ModuleDict({
+                "0": preprocess(widths[0], channels, True), "1": oracle_conv_bn(widths[1], channels, True),
+                "ops": nn.ModuleList(oracle_operation(e.op, channels, 2 if reduction and e.source < 2 else 1, False)
+                                     for e in edges)}))
+            self.edges.append(edges)
+            after_reduction, widths = reduction, [widths[1], channels * len({e.node for e in edges})]
+            if layer == 2 * layers // 3:
+                self.head = nn.Sequential(
+                    nn.ReLU(), nn.AvgPool2d(5, 3), nn.Conv2d(widths[1], 128, 1, bias=False), nn.BatchNorm2d(128),
+                    nn.ReLU(), nn.Conv2d(128, 768, 2, bias=False), nn.BatchNorm2d(768), nn.ReLU(), nn.Flatten(),
+                    nn.Linear(768, num_classes))
+        self.classifier = nn.Linear(widths[1], num_classes)
+        self.to(network.classifier.weight.dtype)
+        with torch.no_grad():
+            for own, theirs in self.pairs(network):
+                own.copy_(theirs)
+
+    def pairs(self, network, of=lambda parameter: parameter):
+        couples = list(zip(self.stem.parameters(), map(of, network.stem_0.parameters())))
+        couples += zip(self.classifier.parameters(), map(of, network.classifier.parameters()))
+        couples += zip(self.head.parameters(), map(of, network.auxiliary.parameters()))
+        for cell, other in zip(self.cells, network.cells):
+            for own, theirs in (("0", other.preprocess_0), ("1", other.preprocess_1), ("ops", other.ops)):
+                couples += zip(cell[own].parameters(), map(of, theirs.parameters()))
+        return couples
+
+    def forward(self, images):
+        states = [self.stem(images)] * 2
+        for layer, (cell, edges) in enumerate(zip(self.cells, self.edges)):
+            inner = {0: cell["0"](states[0]), 1: cell["1"](states[1])}
+            for node in sorted({e.node for e in edges}):
+                inner[node] = sum(op(inner[e.source]) for e, op in zip(edges, cell["ops"]) if e.node == node)
+            states = [states[1], torch.cat([inner[node] for node in sorted(inner) if node > 1], 1)]
+            if layer == 2 * self.layers // 3:
+                head = self.head(states[1])
+        return self.classifier(states[1].mean((2, 3))), head
+
+
+def close(a, b, tolerance=1e-9):
+    """Whether every element of `a` is within `tolerance` of `b`, relative to the largest of `b` (or to 1)."""
+    return (a - b).abs().max().item() <= tolerance * max(1, b.abs().max().item())
+
+
+def batch(size, count=4, channels=3, classes=10, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    return (torch.randn(count, channels, size, size, generator=random, dtype=torch.float64),
+            torch.randint(0, classes, (count,), generator=random))
+
+
+# ---------------------------------------------------------------- the supernet: Eq. 2, 6
+
+@pytest.mark.parametrize("gate, size, nodes, layers, memory_format", [
+    ("sigmoid", 8, 4, 3, "channels_last"), ("softmax", 8, 4, 3, "channels_last"), ("sigmoid", 8, 4, 3, "contiguous"),
+    ("sigmoid", 7, 4, 3, "channels_last"), ("softmax", 15, 2, 4, "channels_last"),
+    ("sigmoid", 7, 1, 2, "contiguous"), ("sigmoid", 16, 3, 8, "channels_last")])
+def test_supernet_equals_the_edge_by_edge_oracle(gate, size, nodes, layers, memory_format, monkeypatch):
+    if memory_format == "contiguous":
+        monkeypatch.setattr(model_search, "channels_last", lambda x: x)
+    torch.manual_seed(1)
+    arguments = dict(init_channels=4, num_classes=10, layers=layers, nodes=nodes, in_channels=3, gate=gate)
+    network = model_search.Network(**arguments).double()
+    with torch.no_grad():
+        for alpha in network.alphas:
+            alpha.normal_()
+    oracle = OracleNetwork(network, **arguments)
+    images, labels = batch(size)
+    for step in range(2):  # the second step is from batch-norm statistics that the first one moved
+        logits, expected = network(images), oracle(images)
+        assert close(logits, expected)
+        network.zero_grad()
+        oracle.zero_grad()
+        F.cross_entropy(logits, labels).backward()
+        F.cross_entropy(expected, labels).backward()
+        checked = 0
+        for own, theirs in oracle.pairs(network, of=lambda w: w.grad):
+            if own.grad is not None:
+                assert close(theirs, own.grad)
+                checked += own.numel()
+        for alpha, other in zip(network.alphas, oracle.alphas):
+            if other.grad is not None:  # two layers have reduction cells only
+                assert other.grad.abs().max() > 1e-6 and close(alpha.grad, other.grad)
+        assert checked == sum(w.numel() for w in network.weights())
+    network.eval()
+    oracle.eval()
+    assert close(network(images), oracle(images))
+
+
+def test_gate_gradient_with_channels_last_input():
+    """A strided scale makes batch norm's channels_last gradient wrong on the CPU; the gates come from a column."""
+    torch.manual_seed(0)
+    gates = torch.rand(3, 7, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(4, 6, 5, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    bn = operations.BatchNorm(6, affine=False).double()
+    target = torch.randn(4, 6, 5, 5, dtype=torch.float64)
+    got = torch.autograd.grad((bn(x, gates[:, 2]) * target).sum(), (x, gates))
+    y = (x - x.mean((0, 2, 3), keepdim=True)) / (x.var((0, 2, 3), unbiased=False, keepdim=True) + bn.eps).sqrt()
+    scale = gates[:, 2].repeat_interleave(2)[:, None, None]
+    for a, b in zip(got, torch.autograd.grad((y * scale * target).sum(), (x, gates))):
+        assert close(a, b)
+
+
+def test_alphas_and_weights_of_the_supernet():
+    network = model_search.Network(init_channels=4, layers=3)
+    assert [tuple(a.shape) for a in network.alphas] == [(14, 7), (14, 7)]
+    assert all((g == 0.5).all() for g in network.gates())  # sigmoid(0): no operation starts ahead
+    names = {id(a) for a in network.alphas} | {id(w) for w in network.weights()}
+    assert len(names) == len(list(network.parameters())) == len(network.weights()) + 2
+    softmax = model_search.Network(init_channels=4, layers=3, gate="softmax")
+    assert all(0 < a.abs().max() < 0.01 for a in softmax.alphas)
+    assert torch.cat(softmax.gates()).sum(1).allclose(torch.ones(28))
+
+
+def test_published_size_of_the_supernet():
+    """DARTS prints 1.93 M parameters for its search network of 16 channels and 8 cells."""
+    assert sum(w.numel() for w in model_search.Network().weights()) == 1_930_618
+
+
+# ---------------------------------------------------------------- losses: Eq. 7, 9
+
+@pytest.mark.parametrize("penalty, formula, slope", [
+    (fair_darts.zero_one_loss, lambda z: -(z - 0.5) ** 2, lambda z: -2 * (z - 0.5)),
+    (fair_darts.zero_one_loss_l1, lambda z: -abs(z - 0.5), lambda z: -math.copysign(1, z - 0.5))])
+def test_zero_one_losses(penalty, formula, slope):
+    gates = torch.rand(28, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    value = penalty(gates)
+    values = gates.detach().flatten().tolist()
+    assert value.item() == pytest.approx(sum(map(formula, values)) / len(values), abs=1e-12)
+    expected = torch.tensor([slope(z) / len(values) for z in values], dtype=torch.float64).view(28, 7)
+    assert close(torch.autograd.grad(value, gates)[0], expected, 1e-12)
+    assert penalty(torch.full((3, 7), 0.5)) == 0  # the maximum
+    assert penalty(torch.tensor([0.49, 0.51])) < 0
+    assert penalty(torch.tensor([0.0, 1.0])) == formula(1.0)
+
+
+def test_gates():
+    alphas = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for a, s, m in zip(alphas, fair_darts.gates(alphas), fair_darts.gates(alphas, "softmax")):
+        for i in range(7):
+            assert s[i].item() == pytest.approx(1 / (1 + math.exp(-a[i])), abs=1e-12)
+            assert m[i].item() == pytest.approx(math.exp(a[i]) / sum(math.exp(v) for v in a), abs=1e-12)
+
+
+# ---------------------------------------------------------------- the two-level optimisation: Eq. 4, 8
+
+def small_network(seed=0):
+    torch.manual_seed(seed)
+    network = model_search.Network(init_channels=2, num_classes=3, layers=3, nodes=2, in_channels=1).double()
+    with torch.no_grad():
+        for alpha in network.alphas:
+            alpha.normal_()
+    return network
+
+
+def test_first_order_step_is_adam_on_equation_8():
+    network = small_network()
+    images, labels = batch(8, channels=1, classes=3)
+    before = [w.detach().clone() for w in network.weights()]
+    alphas = [a.detach().clone().requires_grad_() for a in network.alphas]
+    twin = small_network()
+    logits = functional_call(twin, {f"alphas.{i}": a for i, a in enumerate(alphas)}, images)
+    gates = torch.sigmoid(torch.cat(alphas))
+    loss, penalty = F.cross_entropy(logits, labels), -((gates - 0.5) ** 2).sum() / gates.numel()
+    for alpha, g in zip(alphas, torch.autograd.grad(loss + 7.0 * penalty, alphas)):
+        alpha.grad = g
+    torch.optim.Adam(alphas, 0.01, (0.8, 0.99), weight_decay=0.1).step()
+    architect = fair_darts.Architect(network, 0.01, (0.8, 0.99), weight_decay=0.1, w01=7.0)
+    got = architect.step(images, labels)
+    assert close(torch.stack(got), torch.stack([loss, penalty]))
+    assert all(close(a, b) for a, b in zip(network.alphas, alphas))
+    assert all(torch.equal(a, b) and a.grad is None for a, b in zip(network.weights(), before))
+
+
+@pytest.mark.parametrize("steps", [0, 2])  # before and after there is a momentum
+def test_unrolled_gradient_is_the_exact_one(steps):
+    network = small_network()
+    optimizer = torch.optim.SGD(network.weights(), 0.1, momentum=0.9, weight_decay=0.05)
+    (images, labels), (train_images, train_labels) = batch(8, 6, 1, 3, 1), batch(8, 6, 1, 3, 2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(network(train_images), train_labels).backward(inputs=network.weights())
+        optimizer.step()
+    # exact: double backward through the update that torch.optim.SGD documents
+    state = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    weights = {n: w.detach().clone().requires_grad_() for n, w in network.named_parameters() if "alphas" not in n}
+    alphas = {n: a.detach().clone().requires_grad_() for n, a in network.named_parameters() if "alphas" in n}
+    twin = small_network()
+    loss = F.cross_entropy(functional_call(twin, {**weights, **alphas}, train_images), train_labels)
+    moved = {}
+    for (name, w), g in zip(weights.items(), torch.autograd.grad(loss, list(weights.values()), create_graph=True)):
+        velocity = optimizer.state[network.get_parameter(name)]["momentum_buffer"] if steps else 0
+        moved[name] = w - 0.1 * (0.9 * velocity + g + 0.05 * w)
+    val_loss = F.cross_entropy(functional_call(twin, {**moved, **alphas}, images), labels)
+    penalty = fair_darts.zero_one_loss(torch.sigmoid(torch.cat(list(alphas.values()))))
+    exact = torch.autograd.grad(val_loss + 10 * penalty, list(alphas.values()))
+    first_order = torch.autograd.grad(
+        F.cross_entropy(functional_call(twin, {**weights, **alphas}, images), labels) + 10 * penalty.detach(),
+        list(alphas.values()))
+
+    architect = fair_darts.Architect(network, w01=10.0)
+    random = torch.get_rng_state()
+    got, loss, _ = architect.unrolled_gradient(images, labels, train_images, train_labels, optimizer, radius=1e-6)
+    assert loss.item() == pytest.approx(val_loss.item(), rel=1e-12)
+    for g, e, f in zip(got, exact, first_order):
+        assert close(g / e.abs().max(), e / e.abs().max(), 1e-6)
+        assert not close(f / e.abs().max(), e / e.abs().max(), 1e-2)  # the test can tell the orders apart
+    assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    architect.step_unrolled(images, labels, train_images, train_labels, optimizer)
+    assert all(torch.equal(state[n], v) == ("alphas" not in n) for n, v in network.state_dict().items())
+
+
+# ---------------------------------------------------------------- discretisation: Eq. 3, sigma_threshold
+
+# sigmoid(alpha) at the end of the search that gave FairDARTS_a, columns in the order of PRIMITIVES
+GATES_A_NORMAL = [
+    [0.927, 0.0547, 0.0669, 0.9432, 0.0739, 0.0773, 0.9268], [0.8769, 0.0486, 0.0597, 0.8739, 0.901, 0.0692, 0.0769],
+    [0.1161, 0.0648, 0.1094, 0.0659, 0.057, 0.0596, 0.059], [0.0443, 0.0437, 0.064, 0.0805, 0.063, 0.065, 0.0667],
+    [0.0321, 0.0345, 0.0369, 0.0588, 0.0803, 0.0853, 0.0661], [0.9402, 0.0585, 0.0691, 0.9353, 0.0621, 0.9368, 0.0674],
+    [0.0634, 0.063, 0.0718, 0.06, 0.0722, 0.0642, 0.0577], [0.0482, 0.0533, 0.0601, 0.0672, 0.8269, 0.0708, 0.0655],
+    [0.0525, 0.054, 0.0657, 0.0602, 0.0672, 0.0654, 0.0801], [0.0653, 0.0593, 0.0667, 0.9255, 0.0679, 0.0693, 0.068],
+    [0.0475, 0.048, 0.0563, 0.0668, 0.9011, 0.0633, 0.0692], [0.0409, 0.0434, 0.0409, 0.696, 0.8011, 0.0637, 0.844],
+    [0.0443, 0.0469, 0.9284, 0.0615, 0.0625, 0.8495, 0.0631], [0.0465, 0.0471, 0.0472, 0.0596, 0.0666, 0.8923, 0.0715]]
+GATES_A_REDUCE = [
+    [0.9408, 0.0725, 0.9339, 0.9339, 0.0632, 0.934, 0.9296], [0.9357, 0.9363, 0.0676, 0.9341, 0.068, 0.0659, 0.0707],
+    [0.9395, 0.9411, 0.9351, 0.9329, 0.0614, 0.935, 0.9338], [0.0639, 0.0641, 0.0657, 0.935, 0.9366, 0.936, 0.938],
+    [0.0584, 0.0604, 0.9332, 0.9356, 0.0625, 0.0618, 0.0623], [0.9379, 0.9391, 0.9367, 0.0625, 0.9365, 0.9354, 0.935],
+    [0.0638, 0.0636, 0.9324, 0.9356, 0.9376, 0.0639, 0.934], [0.0629, 0.0632, 0.935, 0.9352, 0.9353, 0.935, 0.0648],
+    [0.0621, 0.0633, 0.9356, 0.0651, 0.9366, 0.0634, 0.9368], [0.0673, 0.0684, 0.9379, 0.0635, 0.9366, 0.0657, 0.9362],
+    [0.0629, 0.0635, 0.9372, 0.0629, 0.0625, 0.9338, 0.9361], [0.061, 0.0627, 0.9322, 0.0624, 0.0629, 0.9349, 0.0649],
+    [0.0611, 0.0633, 0.9343, 0.0638, 0.9355, 0.0645, 0.9332], [0.0614, 0.0635, 0.0581, 0.0638, 0.0668, 0.9354, 0.9331]]
+
+
+def gates_with(*entries, nodes=4):
+    """All gates 0.1, but for the entries (op, node, source, gate)."""
+    gates = torch.full((nodes * (nodes + 3) // 2, 7), 0.1)
+    for op, node, source, gate in entries:
+        gates[sum(range(2, node)) + source, PRIMITIVES.index(op)] = gate
+    return gates
+
+
+def test_published_gates_give_the_published_genotype():
+    assert fair_darts.discretize(GATES_A_NORMAL, GATES_A_REDUCE) == genotypes.FairDARTS_a
+    dominant = fair_darts.dominant_operations(GATES_A_NORMAL)
+    assert len(dominant) == 8 and [e.node for e in dominant] == [2, 2, 3, 3, 4, 4, 5, 5]
+    assert dominant[2:4] == [Edge("max_pool_3x3", 3, 0), Edge("dil_conv_3x3", 3, 2)]  # below any threshold
+
+
+def test_discretize_cases():
+    def normal(*entries, **options):
+        return fair_darts.discretize(gates_with(*entries), gates_with(), **options).normal
+
+    assert normal() == []  # nothing above the threshold
+    assert normal(("sep_conv_3x3", 3, 0, 0.85)) == [Edge("sep_conv_3x3", 3, 0)]
+    assert normal(("sep_conv_3x3", 3, 0, 0.5), threshold=0.5) == [Edge("sep_conv_3x3", 3, 0)]  # at the threshold
+    isolated = ("sep_conv_3x3", 2, 0, 0.9), ("skip_connect", 4, 3, 0.99), ("max_pool_3x3", 5, 1, 0.9)
+    assert normal(*isolated) == [Edge("sep_conv_3x3", 2, 0), Edge("max_pool_3x3", 5, 1)]
+    chain = ("skip_connect", 4, 3, 0.9), ("skip_connect", 5, 4, 0.9), ("dil_conv_5x5", 2, 1, 0.9)
+    assert normal(*chain) == [Edge("dil_conv_5x5", 2, 1)]
+    ties = [("sep_conv_3x3", 4, source, 0.9) for source in range(4)] + [("skip_connect", 4, 1, 0.9)]
+    assert normal(*ties) == [Edge("sep_conv_3x3", 4, 0), Edge("skip_connect", 4, 1)]  # the lower index first
+    # the best two edges are chosen before the threshold: a third edge never replaces one that falls short
+    third = [("sep_conv_3x3", 4, 0, 0.9), ("sep_conv_3x3", 4, 1, 0.89), ("skip_connect", 4, 2, 0.88)]
+    assert normal(*third) == [Edge("sep_conv_3x3", 4, 0), Edge("sep_conv_3x3", 4, 1)]
+    two = ("sep_conv_3x3", 2, 0, 0.9), ("max_pool_3x3", 2, 0, 0.95), ("dil_conv_3x3", 2, 1, 0.9)
+    assert normal(*two, ops_per_edge=2) == [Edge("max_pool_3x3", 2, 0), Edge("sep_conv_3x3", 2, 0),
+                                            Edge("dil_conv_3x3", 2, 1)]
+    assert normal(*two, edges_per_node=1) == [Edge("max_pool_3x3", 2, 0)]
+
+
+def test_softmax_rule_is_darts_parse():
+    """Eq. 3: two edges a node by their largest weight, argmax on each, no threshold; written as DARTS has it."""
+    alphas = torch.randn(2, 14, 7, generator=torch.Generator().manual_seed(3))
+    weights = torch.softmax(alphas, 2).numpy()
+    cells = []
+    for cell in weights:
+        edges, start = [], 0
+        for node in range(2, 6):
+            rows = cell[start:start + node]
+            best = sorted(range(node), key=lambda source: -max(rows[source]))[:2]
+            edges += [Edge(PRIMITIVES[rows[source].argmax()], node, source) for source in sorted(best)]
+            start += node
+        cells.append(edges)
+    assert fair_darts.discretize(*torch.from_numpy(weights), threshold=0) == Genotype(*cells)
+    assert all(len(cell) == 8 for cell in cells)
+
+
+# ---------------------------------------------------------------- genotypes
+
+LOG_OF_DARTS = ("2018-06-01 genotype = Genotype(normal=[('sep_conv_3x3', 1), ('sep_conv_3x3', 0), "
+                "('skip_connect', 0), ('sep_conv_3x3', 1), ('skip_connect', 0), ('sep_conv_3x3', 1), "
+                "('sep_conv_3x3', 0), ('skip_connect', 2)], normal_concat=range(2, 6), reduce=[('max_pool_3x3', 0), "
+                "('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 0), ('max_pool_3x3', 0), "
+                "('skip_connect', 2), ('skip_connect', 2), ('avg_pool_3x3', 0)], reduce_concat=[2, 3, 4, 5])")
+
+
+def test_genotypes_are_read_and_written(tmp_path):
+    path = str(tmp_path / "genotype.json")
+    for name, genotype in genotypes.PUBLISHED.items():
+        assert genotypes.get(name) is genotype
+        assert genotypes.get(str(genotype)) == genotype
+        genotypes.save(genotype, path)
+        assert genotypes.get(path) == genotypes.load(path) == genotype
+        assert all(genotypes.prune(cell) == cell for cell in genotype)
+    assert list(tmp_path.iterdir()) == [tmp_path / "genotype.json"]
+    assert genotypes.get(LOG_OF_DARTS) == genotypes.DARTS_V1
+    assert len(genotypes.PUBLISHED) == 13
+
+
+def test_idle_edges_are_dropped_and_named():
+    g = genotypes.FairDARTS_g
+    text = str(Genotype([*g.normal, Edge("skip_connect", 4, 3)], g.reduce))  # as it was published
+    with pytest.warns(UserWarning, match=r"normal cell: edge \('skip_connect', 4, 3\) dropped.*node 3"):
+        assert genotypes.get(text) == g
+
+
+@pytest.mark.parametrize("text, message", [
+    ("FairDARTS_A", "did you mean 'FairDARTS_a'"), ("PDARTS", "did you mean 'P_DARTS'"), ("zzz", "choose from"),
+    ("Genotype(normal=[('sep_conv_3x4', 2, 0)], reduce=[('skip_connect', 2, 0)])",
+     r"normal cell, edge \('sep_conv_3x4', 2, 0\): unknown operation; did you mean 'sep_conv_3x3'"),
+    ("Genotype(normal=[('skip_connect', 2, 0)], reduce=[('skip_connect', 2, 2)])", r"reduce cell, edge .* from 0 to 1"),
+    ("Genotype(normal=[('skip_connect', 6, 0)], reduce=[('skip_connect', 2, 0)])", "node from 2 to 5"),
+    ("Genotype(normal=[('skip_connect', 2, -1)], reduce=[('skip_connect', 2, 0)])", "from 0 to 1"),
+    ("Genotype(normal=[('skip_connect', 2, True)], reduce=[('skip_connect', 2, 0)])", "from 0 to 1"),
+    ("Genotype(normal=[('skip_connect', 0)], reduce=[('skip_connect', 2, 0)])", "two for each node"),
+    ("Genotype(normal=[('skip_connect', 2, 0), ('skip_connect', 0)], reduce=[])", "expected"),
+    ("Genotype(normal=[], reduce=[('skip_connect', 2, 0)])", "normal cell: it has no edge"),
+    ("Genotype(normal=[('skip_connect', 4, 3)], reduce=[('skip_connect', 2, 0)])", "no edge that comes from an input"),
+    ("Genotype(normal=[('skip_connect', 2, 0)], normal_concat=[3], reduce=[('skip_connect', 2, 0)])", "leaves out"),
+    ("Genotype(normal=__import__('os').getcwd(), reduce=[])", "cannot read"), ("Genotype(", "cannot read"),
+    ("Genotype(normal=[('skip_connect', 2, 0)])", "cannot read"), ("Genotype(" + "(" * 10000, "cannot read")])
+def test_bad_genotypes_are_refused_in_one_line(text, message):
+    with pytest.raises(genotypes.GenotypeError, match=message) as error:
+        genotypes.get(text)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "\xff", '{"normal": 3, "reduce": 3}', '{"normal": [[1]]}',
+                                     '{"normal": [["skip_connect", 2.0, 0]], "reduce": []}',
+                                     '{"normal": [null], "reduce": []}', "[" * 100000])
+def test_bad_genotype_files_are_refused(content, tmp_path):
+    path = tmp_path / "genotype.json"
+    path.write_text(content, encoding="latin1")
+    with pytest.raises(genotypes.GenotypeError, match="genotype.json"):
+        genotypes.get(str(path))
+
+
+# ---------------------------------------------------------------- derived networks: published figures
+
+# parameters with the auxiliary head at 36 channels, 20 cells, 10 classes; MACs of convolutions and linear layers
+COUNTED = {"FairDARTS_a": (2_837_208, 371.46), "FairDARTS_b": (3_884_304, 536.49), "FairDARTS_c": (3_075_240, 399.99),
+           "FairDARTS_d": (3_841_968, 532.51), "FairDARTS_e": (3_120_168, 414.70), "FairDARTS_f": (3_627_480, 497.61),
+           "FairDARTS_g": (3_375_480, 453.38)}
+PUBLISHED_PARAMETERS = {"FairDARTS_b": 3.88, "FairDARTS_d": 3.84, "FairDARTS_e": 3.12, "FairDARTS_f": 3.62,
+                        "FairDARTS_g": 3.375}  # millions; printed cut off, not rounded
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_published_sizes(name):
+    network = model_eval.NetworkCIFAR(genotypes.get(name))
+    parameters, head, macs = train_eval.count(network, (3, 32, 32))
+    assert (parameters, round(macs / 1e6, 2), head) == (*COUNTED[name], 476_426)
+    if name in PUBLISHED_PARAMETERS:
+        digits = len(str(PUBLISHED_PARAMETERS[name]).split(".")[1])
+        assert math.floor(parameters / 1e6 * 10 ** digits) / 10 ** digits == PUBLISHED_PARAMETERS[name]
+    if name == "FairDARTS_c":  # published as 2.59: without the head
+        assert math.floor((parameters - head) / 1e4) == 259
+
+
+def test_imagenet_network():
+    network = model_eval.NetworkImageNet(genotypes.FairDARTS_b)
+    parameters, head, macs = train_eval.count(network, (3, 224, 224))
+    assert parameters - head == 4_865_248 and round(macs / 1e6, 1) == 541.2
+    small = model_eval.NetworkImageNet(genotypes.FairDARTS_c, init_channels=8, num_classes=5, layers=3)
+    logits, auxiliary = small(torch.randn(2, 3, 224, 224))
+    assert logits.shape == auxiliary.shape == (2, 5)
+    (logits.sum() + auxiliary.sum()).backward()
+    assert small.eval()(torch.randn(1, 3, 224, 224))[1] is None
+
+
+MULTI = Genotype([Edge("skip_connect", 3, 0), Edge("sep_conv_3x3", 3, 0), Edge("max_pool_3x3", 3, 1)],
+                 [Edge("avg_pool_3x3", 2, 1), Edge("dil_conv_5x5", 5, 2), Edge("skip_connect", 5, 0)])
+
+
+@pytest.mark.parametrize("name", ["FairDARTS_a", "FairDARTS_c", "DARTS_V2", "GDAS", "multi"])
+def test_derived_network_equals_the_plain_form(name):
+    """Missing nodes (a, c), all nodes (DARTS_V2), a chain of nodes (GDAS), many operations on an edge (multi)."""
+    torch.manual_seed(0)
+    genotype = MULTI if name == "multi" else genotypes.get(name)
+    network = model_eval.NetworkCIFAR(genotype, 4, 10, 3).double()
+    oracle = OracleDerived(network, genotype, 4, 10, 3)
+    images, labels = batch(32)
+    losses = [F.cross_entropy(logits, labels) + 0.4 * F.cross_entropy(head, labels)
+              for logits, head in (network(images), oracle(images))]
+    assert close(*losses)
+    losses[0].backward()
+    losses[1].backward()
+    pairs = oracle.pairs(network, of=lambda w: w.grad)
+    assert sum(own.numel() for own, _ in pairs) == sum(w.numel() for w in network.parameters())
+    assert all(close(theirs, own.grad) for own, theirs in pairs)
+
+
+@pytest.mark.parametrize("size", [8, 15, 20, 64])
+def test_derived_network_on_other_sizes(size):
+    network = model_eval.NetworkCIFAR(genotypes.FairDARTS_b, 4, 7, 3, in_channels=1)
+    logits, auxiliary = network(torch.randn(3, 1, size, size))
+    assert logits.shape == auxiliary.shape == (3, 7)
+    assert model_eval.NetworkCIFAR(genotypes.FairDARTS_b, 4, 7, 3, auxiliary=False)(torch.randn(3, 3, 8, 8))[1] is None
+
+
+def test_drop_path():
+    torch.manual_seed(0)
+    x = operations.drop_path(torch.ones(20000, 1, 2, 2), 0.2)
+    assert set(x.unique().tolist()) == {0.0, 1.25}
+    assert (x == x[:, :, :1, :1]).all()  # whole samples
+    assert x.mean().item() == pytest.approx(1, abs=0.02)
+    network = model_eval.NetworkCIFAR(Genotype([Edge("skip_connect", 2, 0)], [Edge("skip_connect", 2, 0)]), 4, 5, 4)
+    images = torch.randn(4, 3, 16, 16)
+    plain = network(images)[0]
+    network.drop_path_prob = 0.9
+    changed = network(images)[0]
+    assert not torch.equal(plain, changed)  # reductions are dropped
+    network.cells = network.cells[:1]  # one normal cell: the identity is never dropped
+    network.classifier = nn.Linear(4, 5)
+    assert torch.equal(network(images)[0], network(images)[0])
+
+
+@pytest.mark.parametrize("size", [7, 8])
+@pytest.mark.parametrize("op", PRIMITIVES)
+def test_operations_halve_any_size_alike(op, size):
+    for stride in (1, 2):
+        out = operations.make(op, 4, stride)(torch.randn(2, 4, size, size))
+        assert out.shape == (2, 4, -(-size // stride), -(-size // stride))
+
+
+def test_average_pooling_does_not_count_padding():
+    assert torch.equal(operations.make("avg_pool_3x3", 1, 1)(torch.ones(1, 1, 4, 4)), torch.ones(1, 1, 4, 4))
+
+
+# ---------------------------------------------------------------- data
+
+def test_split_is_disjoint_and_seeded():
+    first, second = data.split(101, 0.5, seed=3)
+    assert len(first) == 50 and sorted(torch.cat([first, second]).tolist()) == list(range(101))
+    assert torch.equal(first, data.split(101, 0.5, seed=3)[0])
+    assert not torch.equal(first, data.split(101, 0.5, seed=4)[0])
+
+
+def test_digits():
+    d = data.load("digits")
+    assert d.images.shape == (1437, 1, 8, 8) and d.test_images.shape == (360, 1, 8, 8) and d.images.dtype == torch.uint8
+    assert len(d.classes) == 10 and set(d.labels.tolist()) == set(d.test_labels.tolist()) == set(range(10))
+    x = torch.cat([images for images, _ in data.in_order(d.images, d.labels, d.mean, d.std)])
+    assert x.mean().abs() < 1e-5 and abs(x.std(unbiased=False) - 1) < 1e-5
+    from sklearn.datasets import load_digits
+    original = {bytes(np.round(i * 255 / 16).astype("uint8")) for i in load_digits().images}
+    assert {bytes(i.numpy()) for i in torch.cat([d.images, d.test_images])} == original
+
+
+def test_random_crop_flip():
+    images = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8).repeat(500, 1, 1, 1)
+    images = torch.cat([images, images + 64], 1)
+    out = data.random_crop_flip(images, 2, True, data.generator(0))
+    assert torch.equal(out, data.random_crop_flip(images, 2, True, data.generator(0)))
+    assert not torch.equal(out, data.random_crop_flip(images, 2, True, data.generator(1)))
+    padded = F.pad(images[0], [2] * 4)
+    wanted = {}  # every crop that may be drawn
+    for top in range(5):
+        for left in range(5):
+            crop = padded[:, top:top + 8, left:left + 8]
+            wanted[bytes(crop.numpy())] = (top, left, False)
+            wanted[bytes(crop.flip(2).numpy())] = (top, left, True)
+    drawn = [wanted[bytes(i.contiguous().numpy())] for i in out]
+    assert set(drawn) == set(wanted.values()) and len(wanted) == 50  # all of them, and nothing else
+    assert 200 < sum(flip for _, _, flip in drawn) < 300
+    still = data.random_crop_flip(images, 0, False, data.generator(0))
+    assert torch.equal(still, images)
+
+
+def test_cutout():
+    out = data.cutout(torch.ones(400, 2, 12, 12), 4, data.generator(0))
+    assert torch.equal(out[:, 0], out[:, 1])
+    holes = (out[:, 0] == 0)
+    sizes = holes.sum((1, 2))
+    assert sizes.max() == 16 and sizes.min() >= 4  # cut at the border, down to a quarter
+    for hole in holes[:50]:
+        rows, columns = hole.any(1).nonzero(), hole.any(0).nonzero()
+        assert hole.sum() == len(rows) * len(columns)  # a rectangle
+        assert rows[-1] - rows[0] < 4 and columns[-1] - columns[0] < 4
+    assert holes.float().mean(0).min() > 0  # every pixel is reached
+    assert torch.equal(out, data.cutout(torch.ones(400, 2, 12, 12), 4, data.generator(0)))
+
+
+def test_batches_go_through_all_pictures_and_resume():
+    images = torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1).repeat(1, 1, 4, 4)
+
+    def stream(seed):
+        return data.Batches(images, torch.arange(20), torch.zeros(1), torch.ones(1), 5, 0, True, 0,
+                            data.generator(seed))
+
+    one, other = stream(1), stream(1)
+    passes = [torch.cat([one.next()[1] for _ in range(len(one))]).tolist() for _ in range(2)]
+    assert sorted(passes[0]) == sorted(passes[1]) == list(range(20)) and passes[0] != passes[1]
+    x, y = other.next()
+    assert torch.equal(x, y.view(5, 1, 1, 1).expand(5, 1, 4, 4).float()) and y.tolist() == passes[0][:5]
+    assert stream(2).next()[1].tolist() != passes[0][:5]
+    state = {key: value.clone() if torch.is_tensor(value) else value for key, value in one.state_dict().items()}
+    expected = [one.next() for _ in range(6)]
+    resumed = stream(7)
+    resumed.load_state_dict(state)
+    for x, y in expected:
+        a, b = resumed.next()
+        assert torch.equal(a, x) and torch.equal(b, y)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A small picture folder: two classes, red and blue, of several sizes."""
+    root = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for part, count in (("train", 16), ("test", 6)):
+        for label, name in enumerate(("blue", "red")):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(0, 80, (16 + i % 3, 20, 3), dtype=np.uint8)
+                pixels[..., 2 - 2 * label] += 150
+                Image.fromarray(pixels).save(root / part / name / f"{i}.png")
+    return root
+
+
+def test_folder(pictures, tmp_path):
+    d = data.load("folder", str(pictures), 16)
+    assert d.images.shape == (32, 3, 16, 16) and d.test_images.shape == (12, 3, 16, 16)
+    assert d.classes == ["blue", "red"]
+    assert (d.images[d.labels == 1, 0].float().mean() > 140) and (d.images[d.labels == 0, 2].float().mean() > 140)
+    for part in ("train", "test"):
+        for name in "ab":
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("L", (9, 9), 77).save(tmp_path / part / name / "grey.png")
+    grey = data.load("folder", str(tmp_path), 8)
+    assert grey.images.shape == (2, 1, 8, 8) and (grey.images == 77).all()
+
+
+# ---------------------------------------------------------------- the scripts
+
+SMALL_SEARCH = ["--dataset", "digits", "--init_channels", "2", "--layers", "3", "--nodes", "2", "--batch_size", "100",
+                "--epochs", "2"]
+SMALL_EVAL = ["--dataset", "digits", "--init_channels", "4", "--layers", "3", "--batch_size", "200", "--epochs", "2"]
+
+
+def call(script, monkeypatch, *arguments):
+    """Run a script in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", [script.__name__ + ".py", *map(str, arguments)])
+    monkeypatch.setattr("warnings.showwarning", None)  # put back afterwards
+    with pytest.raises(SystemExit) as stop:
+        runs.main(script.search if script is train_search else script.train)
+    return stop.value.code or 0
+
+
+def table(folder):
+    with open(folder / "metrics.csv") as file:
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+
+
+def test_search_runs_repeats_and_resumes(tmp_path, monkeypatch, capsys):
+    search = [*SMALL_SEARCH, "--runs", tmp_path, "--arch_learning_rate", "0.2", "--w01", "10"]
+    assert call(train_search, monkeypatch, *search, "--name", "a") == 0
+    out = capsys.readouterr().out
+    assert out.count("epoch 1/2  train loss") == out.count("epoch 2/2  train loss") == 1
+    genotype = genotypes.load(str(tmp_path / "a" / "genotype.json"))
+    assert str(genotype) in out and f"train_eval.py --arch {tmp_path / 'a' / 'genotype.json'}" in out
+    gates = np.load(tmp_path / "a" / "gates.npz")
+    assert gates["normal"].shape == gates["reduce"].shape == (2, 5, 7)
+    assert fair_darts.discretize(gates["normal"][-1], gates["reduce"][-1]) == genotype
+    assert call(train_search, monkeypatch, *search, "--name", "b") == 0
+    assert call(train_search, monkeypatch, *search, "--name", "c", "--seed", "1") == 0
+    states = {n: torch.load(tmp_path / n / "checkpoint.pt", weights_only=True)["network"] for n in "abc"}
+    assert all(torch.equal(v, states["b"][k]) for k, v in states["a"].items())  # the same seed, bit for bit
+    assert not any(torch.equal(v, states["c"][k]) for k, v in states["a"].items() if k.startswith("alphas"))
+    assert table(tmp_path / "a") == table(tmp_path / "b") != table(tmp_path / "c")
+    # one epoch less, then resumed with --epochs upward
+    short = [x if x != "2" or search[i - 1] != "--epochs" else "1" for i, x in enumerate(search)]
+    assert call(train_search, monkeypatch, *short, "--name", "d", "--learning_rate_min", "0.005") == 1  # no genotype yet
+    assert call(train_search, monkeypatch, "--resume", tmp_path / "d", "--epochs", 2) == 0
+    assert call(train_search, monkeypatch, *search, "--name", "e", "--learning_rate_min", "0.005") == 0
+    for name in ("network", "sgd", "adam"):  # a constant rate, so that both have the same schedule
+        one, other = (torch.load(tmp_path / n / "checkpoint.pt", weights_only=True)[name] for n in "de")
+        assert str(one) == str(other)
+    assert table(tmp_path / "d") == table(tmp_path / "e")
+
+
+def test_search_without_a_gate_at_the_threshold(tmp_path, monkeypatch, capsys):
+    assert call(train_search, monkeypatch, *SMALL_SEARCH, "--runs", tmp_path, "--name", "a", "--epochs", 1) == 1
+    out = capsys.readouterr().out
+    assert "no gate of a cell reaches --threshold 0.85; the nearest is, normal cell: 0.5" in out
+    assert not (tmp_path / "a" / "genotype.json").exists()
+    again = out.strip().split("\n")[-1].split()  # the command that it proposes
+    assert again[:2] == ["python", "train_search.py"]
+    monkeypatch.setattr(train_search, "Search", None)  # derives without a network
+    call(train_search, monkeypatch, *again[2:])
+    assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--threshold", 0.4) == 0
+    assert len(genotypes.load(str(tmp_path / "a" / "genotype.json")).normal) == 4
+
+
+def test_softmax_and_unrolled_search(tmp_path, monkeypatch):
+    assert call(train_search, monkeypatch, *SMALL_SEARCH, "--runs", tmp_path, "--name", "a", "--gate", "softmax",
+                "--epochs", 1, "--unrolled", "--batch_size", 300) == 0
+    settings = json.loads((tmp_path / "a" / "config.json").read_text())["settings"]
+    assert (settings["learning_rate"], settings["arch_learning_rate"], settings["w01"]) == (0.025, 3e-4, 0)
+    assert len(genotypes.load(str(tmp_path / "a" / "genotype.json")).normal) == 4  # argmax: two edges a node
+
+
+def test_evaluation_runs_repeats_and_resumes(tmp_path, monkeypatch, capsys):
+    train = [*SMALL_EVAL, "--runs", tmp_path, "--arch", "FairDARTS_e"]
+    assert call(train_eval, monkeypatch, *train, "--name", "a") == 0
+    out = capsys.readouterr().out
+    assert "parameters" in out and "M MACs" in out and out.count("test loss") == 2
+    assert call(train_eval, monkeypatch, *train, "--name", "b") == 0
+    assert call(train_eval, monkeypatch, *train, "--name", "c", "--seed", "1") == 0
+    states = {n: torch.load(tmp_path / n / "checkpoint.pt", weights_only=True)["network"] for n in "abc"}
+    assert all(torch.equal(v, states["b"][k]) for k, v in states["a"].items())
+    assert not torch.equal(states["a"]["classifier.weight"], states["c"]["classifier.weight"])
+    rows = table(tmp_path / "a")
+    assert [row["epoch"] for row in rows] == ["1", "2"] and rows == table(tmp_path / "b")
+    capsys.readouterr()
+    assert call(train_eval, monkeypatch, "--evaluate", tmp_path / "a") == 0
+    best = max(float(row["test_accuracy"]) for row in rows)
+    assert f"acc {best:.2f}%" in capsys.readouterr().out
+    assert call(train_eval, monkeypatch, "--resume", tmp_path / "a", "--epochs", 3) == 0
+    assert len(table(tmp_path / "a")) == 3 and table(tmp_path / "a")[:2] == rows
+
+
+def test_scripts_on_a_picture_folder(pictures, tmp_path):
+    """Real processes, as a user starts them: search, then the command that it prints."""
+    def start(*command):
+        return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=300)
+
+    done = start("train_search.py", "--dataset", "folder", "--data", pictures, "--image_size", 16, "--init_channels", 2,
+                 "--layers", 3, "--batch_size", 8, "--epochs", 2, "--arch_learning_rate", 0.5, "--runs", tmp_path,
+                 "--name", "search")
+    assert done.returncode == 0 and done.stderr == ""
+    command = done.stdout.strip().split("\n")[-1].split()
+    assert command[:2] == ["python", "train_eval.py"]
+    done = start(*command[1:], "--init_channels", 4, "--layers", 3, "--batch_size", 8, "--epochs", 8, "--runs", tmp_path,
+                 "--name", "eval", "--drop_path_prob", 0, "--no-cutout")
+    assert done.returncode == 0 and done.stderr == ""
+    rows = table(tmp_path / "eval")
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+    assert max(float(row["test_accuracy"]) for row in rows) > 80
+
+
+# a flag of either script and what its refusal must say
+REFUSED = [
+    (train_eval, ["--arch", "FairDARTS_h"], "did you mean 'FairDARTS_"), (train_eval, [], "--arch is missing"),
+    (train_eval, ["--arch", "nowhere.json"], "unknown architecture 'nowhere.json'"),
+    (train_eval, ["--arch", "FairDARTS_a", "--dataset", "cifar11"], "unknown 'cifar11'; did you mean 'cifar10'"),
+    (train_eval, ["--arch", "FairDARTS_a", "--dataset", "digits", "--batch_size", "2000"], "--batch_size 1437 or less"),
+    (train_eval, ["--arch", "FairDARTS_a", "--drop_path_prob", "1"], "--drop_path_prob"),
+    (train_eval, ["--evaluate", "nowhere"], "not the folder of a run"),
+    (train_search, ["--dataset", "digit"], "did you mean 'digits'"),
+    (train_search, ["--dataset", "folder", "--data", "nowhere"], "there is no folder 'nowhere/train'"),
+    (train_search, ["--dataset", "digits", "--batch_size", "719"], "--batch_size 718 or less"),
+    (train_search, ["--threshold", "0"], "above 0 and below 1, got '0'"), (train_search, ["--threshold", "1.5"], "1.5"),
+    (train_search, ["--threshold", "nan"], "nan"), (train_search, ["--epochs", "-3"], "from 1 up, got '-3'"),
+    (train_search, ["--epochs", "many"], "whole number"), (train_search, ["--gate", "sigmoyd"], "mean 'sigmoid'"),
+    (train_search, ["--w10", "10"], "did you mean '--w01'"), (train_search, ["extra"], "unexpected argument 'extra'"),
+    (train_search, ["--epochs"], "expected one argument"), (train_search, ["--w01", "-1"], "--w01"),
+    (train_search, ["--resume", "nowhere"], "not the folder of a run"),
+    (train_search, ["--device", "tpu"], "this machine has:"), (train_search, ["--device", "cuda:99"], "machine has:")]
+
+
+@pytest.mark.parametrize("script, arguments, message", REFUSED)
+def test_refusals(script, arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call(script, monkeypatch, *arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and message in captured.err and captured.out == ""
+    assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+def test_refusals_of_folders_and_runs(pictures, tmp_path, monkeypatch, capsys):
+    def refused(script, *arguments):
+        assert call(script, monkeypatch, *arguments, "--runs", tmp_path / "runs") == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    for part in ("train", "test"):
+        (tmp_path / "one" / part / "cat").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "one" / part / "cat" / "a.png")
+    folder = ["--dataset", "folder", "--data", tmp_path / "one"]
+    assert "only one class, 'cat'" in refused(train_search, *folder)
+    (tmp_path / "one" / "train" / "dog").mkdir()
+    assert "dog" in refused(train_search, *folder)  # an empty class
+    (tmp_path / "one" / "train" / "dog" / "a.png").write_text("no picture")
+    assert "a.png: cannot be read as a picture" in refused(train_search, *folder)
+    Image.new("RGB", (8, 8)).save(tmp_path / "one" / "train" / "dog" / "a.png")
+    assert "one class" in refused(train_search, *folder)  # test/ has cats only
+    (tmp_path / "runs" / "old").mkdir(parents=True)
+    assert "exists already" in refused(train_eval, *SMALL_EVAL, "--arch", "FairDARTS_a", "--name", "old")
+    monkeypatch.setattr(train_search.Search, "epoch", lambda self, epoch: None)
+    assert call(train_eval, monkeypatch, *SMALL_EVAL, "--arch", "FairDARTS_a", "--name", "eval", "--runs",
+                tmp_path / "runs", "--epochs", 1) == 0
+    capsys.readouterr()
+    assert "run of train_eval.py" in refused(train_search, "--resume", tmp_path / "runs" / "eval")
+    assert "--layers 5 contradicts" in refused(train_eval, "--resume", tmp_path / "runs" / "eval", "--layers", 5)
+    (tmp_path / "runs" / "eval" / "best.pt").write_bytes(b"junk")
+    assert "best.pt cannot be read" in refused(train_eval, "--evaluate", tmp_path / "runs" / "eval")
+
+
+def test_default_dataset_and_missing_downloads(tmp_path, monkeypatch):
+    dataset, why = data.load_asked({}, torch.device("cpu"))
+    assert dataset.name == "digits" and "no GPU" in why and "--dataset cifar10" in why
+
+    def offline(make, root, train):
+        raise OSError("no network")
+
+    monkeypatch.setattr(data, "_quietly", offline)
+    dataset, why = data.load_asked({"data": str(tmp_path)}, torch.device("cuda"))
+    assert dataset.name == "digits" and "cannot be downloaded (no network)" in why
+    with pytest.raises(runs.UserError, match="cannot be downloaded"):  # an explicit dataset is never replaced
+        data.load_asked({"dataset": "cifar10", "data": str(tmp_path)}, torch.device("cuda"))

@@ -1,0 +1,219 @@
+"""Train the network of a genotype from scratch, and test it.
+
+    python train_eval.py --arch FairDARTS_a                     # digits without a GPU, CIFAR-10 with one
+    python train_eval.py --arch runs/NAME/genotype.json --dataset folder --data DIR
+    python train_eval.py --resume RUN                           # go on with a run that was stopped
+    python train_eval.py --evaluate RUN                         # test the best weights of a run
+
+Leaves in the run's folder: best.pt (the weights of the best test accuracy), metrics.csv.
+"""
+import argparse
+import time
+
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import data
+import genotypes
+from model_eval import NetworkCIFAR
+from runs import (Parser, Run, UserError, add_flags, choose_device, cosine, main, number, one_of, progress,
+                  resumed_settings)
+
+# The published recipe on CIFAR-10. data.RECIPES has what other sets change; flags override both.
+RECIPE = dict(epochs=600, batch_size=96, init_channels=36, layers=20, learning_rate=0.025, momentum=0.9,
+              weight_decay=3e-4, grad_clip=5.0, auxiliary=True, auxiliary_weight=0.4, cutout=True, cutout_length=16,
+              drop_path_prob=0.2)
+OTHER = dict(arch=None, dataset=None, data="data", image_size=32, seed=0, device="auto", runs="runs", name=None)
+MAY_CHANGE = {"epochs", "device", "data"}
+
+
+def flags():
+    positive, rate = number(int, 1), number(float, 0)
+    parser = Parser(__doc__)
+    add_flags(parser, {**OTHER, **RECIPE}, {name: recipe.eval for name, recipe in data.RECIPES.items()},
+        arch=(str, "a published name, the path of a genotype.json, or the text of a genotype"),
+        dataset=(one_of(data.RECIPES), f"one of {', '.join(data.RECIPES)}"),
+        data=(str, "folder of the downloaded sets, or of your pictures"),
+        image_size=(number(int, 8), "side to which your pictures are brought, in pixels"),
+        epochs=(positive, "passes over the training set"),
+        batch_size=(number(int, 2), "pictures in a step"),
+        init_channels=(number(int, 2), "channels of the first cells"),
+        layers=(positive, "cells"),
+        learning_rate=(rate, "at the start of a cosine that ends at 0"),
+        momentum=(rate, "of SGD"),
+        weight_decay=(rate, "of SGD"),
+        grad_clip=(number(float, 0, open_ends=True), "largest norm of the gradient"),
+        auxiliary=(bool, "an auxiliary head at two thirds of the depth"),
+        auxiliary_weight=(rate, "weight of its loss"),
+        cutout=(bool, "a random square of each picture blanked"),
+        cutout_length=(positive, "its side, in pixels"),
+        drop_path_prob=(number(float, 0, 0.999), "share of dropped paths in the last epoch, rising from 0"),
+        seed=(number(int, 0, 2**31), "of every random draw"),
+        device=(str, "auto, cpu, cuda, cuda:1, mps"),
+        runs=(str, "folder in which runs are kept"),
+        name=(str, "the run's folder in it; without it, one named after the dataset and the time"))
+    parser.add_argument("--resume", metavar="RUN", help="folder of a run to go on with")
+    parser.add_argument("--evaluate", metavar="RUN", help="folder of a run to test, without training")
+    return parser
+
+
+def count(network, shape):
+    """(parameters, those of the auxiliary head, multiply-accumulates of convolutions and linear layers for one
+    picture of `shape`, without the auxiliary head)."""
+    head = sum(w.numel() for w in network.auxiliary.parameters()) if network.auxiliary is not None else 0
+    network.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, *shape, device=next(network.parameters()).device))
+    return sum(w.numel() for w in network.parameters()), head, counter.get_total_flops() // 2  # 2 flops a MAC
+
+
+def build(s, dataset, device):
+    torch.manual_seed(s.seed)
+    return NetworkCIFAR(genotypes.get(s.arch), s.init_channels, len(dataset.classes), s.layers, s.auxiliary,
+                        dataset.images.shape[1]).to(device)
+
+
+@torch.no_grad()
+def test(network, images, labels, mean, std):
+    """(mean cross entropy, accuracy in percent)"""
+    network.eval()
+    loss = hits = 0
+    for batch, targets in data.in_order(images, labels, mean, std):
+        logits, _ = network(batch)
+        loss += F.cross_entropy(logits, targets, reduction="sum")
+        hits += (logits.argmax(1) == targets).sum()
+    return loss.item() / len(labels), 100 * hits.item() / len(labels)
+
+
+class Training:
+    """Everything a training changes as it goes: network, optimiser, batches, records."""
+
+    def __init__(self, s, dataset, device):
+        self.settings, self.network = s, build(s, dataset, device)
+        self.sgd = torch.optim.SGD(self.network.parameters(), s.learning_rate, s.momentum,
+                                   weight_decay=s.weight_decay)
+        images, labels, mean, std, *test_set = (t.to(device) for t in (
+            dataset.images, dataset.labels, dataset.mean, dataset.std, dataset.test_images, dataset.test_labels))
+        self.test_set = (*test_set, mean, std)
+        recipe = data.RECIPES[dataset.name]
+        self.train = data.Batches(images, labels, mean, std, s.batch_size, recipe.padding, recipe.flip,
+                                  s.cutout_length if s.cutout else 0, data.generator(s.seed, 2))
+        self.rows = []
+
+    def epoch(self, epoch):
+        """One pass over the training set and one over the test set; adds a row of metrics."""
+        s, start = self.settings, time.time()
+        self.network.train()
+        self.network.drop_path_prob = s.drop_path_prob * epoch / s.epochs
+        rate = cosine(epoch, s.epochs, s.learning_rate)
+        for group in self.sgd.param_groups:
+            group["lr"] = rate
+        sums = torch.zeros(2, device=self.train.images.device)  # loss, hits
+        steps = progress(len(self.train), epoch, s.epochs)
+        for _ in steps:
+            loss, hits = self.step()
+            sums += torch.stack([loss, hits])
+            if not steps.disable:
+                steps.set_postfix(loss=f"{loss:.3f}")
+        train_loss, hits = (sums / len(self.train)).tolist()
+        test_loss, test_accuracy = test(self.network, *self.test_set)
+        self.rows.append(dict(epoch=epoch + 1, train_loss=train_loss, train_accuracy=100 * hits / s.batch_size,
+                              test_loss=test_loss, test_accuracy=test_accuracy, learning_rate=rate,
+                              drop_path_prob=self.network.drop_path_prob, seconds=round(time.time() - start, 2)))
+
+    def step(self):
+        images, labels = self.train.next()
+        logits, auxiliary_logits = self.network(images)
+        loss = F.cross_entropy(logits, labels)
+        total = loss
+        if auxiliary_logits is not None:
+            total = loss + self.settings.auxiliary_weight * F.cross_entropy(auxiliary_logits, labels)
+        self.sgd.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.grad_clip)
+        self.sgd.step()
+        return loss.detach(), (logits.argmax(1) == labels).sum()
+
+    def best(self):
+        """The row of the best test accuracy, the first of equals."""
+        return max(self.rows, key=lambda row: row["test_accuracy"])
+
+    def line(self):
+        """The last epoch in a line."""
+        return ("train loss {train_loss:.4f} acc {train_accuracy:.2f}%  test loss {test_loss:.4f} "
+                "acc {test_accuracy:.2f}%").format(**self.rows[-1])
+
+    def save_results(self, run):
+        if self.best() is self.rows[-1]:
+            run.save("best.pt", {"network": self.network.state_dict(), "epoch": len(self.rows)})
+
+    def state_dict(self):
+        return {"network": self.network.state_dict(), "sgd": self.sgd.state_dict(), "train": self.train.state_dict(),
+                "random": torch.get_rng_state(), "rows": self.rows}
+
+    def load_state_dict(self, state):
+        self.network.load_state_dict(state["network"])
+        self.sgd.load_state_dict(state["sgd"])
+        self.train.load_state_dict(state["train"])
+        torch.set_rng_state(state["random"])
+        self.rows = state["rows"]
+
+
+def evaluate(given):
+    """Test the best weights of a run."""
+    run = Run.open(given["evaluate"], "train_eval")
+    s = argparse.Namespace(**resumed_settings(run, given, {"device", "data"}))
+    device = choose_device(s.device)
+    dataset = data.load(s.dataset, s.data, s.image_size)
+    network = build(s, dataset, device)
+    best = run.load("best.pt")
+    network.load_state_dict(best["network"])
+    loss, accuracy = test(network, *(t.to(device) for t in (dataset.test_images, dataset.test_labels, dataset.mean,
+                                                            dataset.std)))
+    print(f"{run.folder}: weights of epoch {best['epoch']}  test loss {loss:.4f} acc {accuracy:.2f}%")
+
+
+def train():
+    given = flags().parse_args()
+    if "evaluate" in given:
+        return evaluate(given)
+    if "resume" in given:
+        run = Run.open(given["resume"], "train_eval")
+        settings, why = resumed_settings(run, given, MAY_CHANGE), None
+        state = run.load("checkpoint.pt")
+        if settings["epochs"] < len(state["rows"]):
+            raise UserError(f"--epochs {settings['epochs']}: the run has done {len(state['rows'])} already")
+        device = choose_device(settings["device"])
+        dataset = data.load(settings["dataset"], settings["data"], settings["image_size"])
+    else:
+        if "arch" not in given:
+            raise UserError("--arch is missing: give a published name (FairDARTS_a), the path of a genotype.json or "
+                            "the text of a genotype")
+        genotype, run, state = genotypes.get(given["arch"]), None, None
+        device = choose_device(given.get("device", "auto"))
+        dataset, why = data.load_asked(given, device)
+        settings = {**OTHER, **RECIPE, **data.RECIPES[dataset.name].eval, **given, "dataset": dataset.name,
+                    "arch": str(genotype)}
+        data.check_batch(settings["batch_size"], len(dataset.labels))
+    s = argparse.Namespace(**settings)
+    task = Training(s, dataset, device)
+    run = run or Run.create(s.runs, s.name, "train_eval", settings)
+    if why:
+        run.log(f"dataset: {why}")
+    parameters, head, macs = count(task.network, dataset.images.shape[1:])
+    run.log(f"run: {run.folder}  dataset: {s.dataset}, {len(dataset.labels)} + {len(dataset.test_labels)} pictures "
+            f"{tuple(dataset.images.shape[1:])}  device: {device}\n{given.get('arch', s.arch)}: {parameters:,} parameters, "
+            f"{parameters - head:,} without the auxiliary head, {macs / 1e6:.2f} M MACs")
+    if state is not None:
+        task.load_state_dict(state)
+    code = run.go_on(task, s.epochs)
+    if code:
+        return code
+    best = task.best()
+    run.log(f"best test accuracy {best['test_accuracy']:.2f}% in epoch {best['epoch']}; test it again: "
+            f"python train_eval.py --evaluate {run.folder}")
+
+
+if __name__ == "__main__":
+    main(train)

@@ -1,0 +1,231 @@
+"""Search an architecture: alpha on the validation half, weights on the training half (Eq. 4, 8).
+
+    python train_search.py --w01 10                     # digits without a GPU, CIFAR-10 with one
+    python train_search.py --gate softmax               # the DARTS baseline
+    python train_search.py --dataset folder --data DIR  # your pictures: DIR/train/<class>/*, DIR/test/<class>/*
+    python train_search.py --resume RUN                 # go on with a run that was stopped
+    python train_search.py --resume RUN --threshold 0.8 # derive again from a run's gates, without searching
+
+Leaves in the run's folder: genotype.json, gates.npz (normal, reduce: (epochs, edges, operations)), metrics.csv.
+"""
+import argparse
+import io
+import math
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import data
+import genotypes
+from fair_darts import Architect, discretize, dominant_operations, strongest, zero_one_loss, zero_one_loss_l1
+from model_search import Network
+from runs import (Parser, Run, UserError, add_flags, choose_device, cosine, main, number, one_of, progress,
+                  resumed_settings)
+
+# The published recipe on CIFAR-10. data.RECIPES has what other sets change; flags override both.
+RECIPE = dict(epochs=50, batch_size=128, init_channels=16, layers=8, nodes=4, train_portion=0.5,
+              learning_rate=0.005, learning_rate_min=0.001, momentum=0.9, weight_decay=3e-4, grad_clip=5.0,
+              arch_learning_rate=3e-3, arch_beta1=0.9, arch_weight_decay=1e-3, w01=10.0, threshold=0.85)
+# What DARTS does otherwise. Its rule (Eq. 3) is argmax, with no threshold.
+SOFTMAX = dict(batch_size=64, learning_rate=0.025, arch_learning_rate=3e-4, arch_beta1=0.5, w01=0.0, threshold=0.0)
+OTHER = dict(gate="sigmoid", zero_one_loss="l2", unrolled=False, edges_per_node=2, ops_per_edge=1, dataset=None,
+             data="data", image_size=32, seed=0, device="auto", runs="runs", name=None)
+MAY_CHANGE = {"epochs", "threshold", "edges_per_node", "ops_per_edge", "device", "data"}
+
+
+def flags():
+    positive, rate, share = number(int, 1), number(float, 0), number(float, 0, 1, open_ends=True)
+    parser = Parser(__doc__)
+    others = {"softmax": SOFTMAX, **{name: recipe.search for name, recipe in data.RECIPES.items()}}
+    add_flags(parser, {**OTHER, **RECIPE}, others,
+        gate=(one_of(["sigmoid", "softmax"]), "sigmoid (Eq. 6), or softmax (Eq. 2) with DARTS's recipe"),
+        w01=(rate, "weight of the zero-one loss (Eq. 8)"),
+        zero_one_loss=(one_of(["l2", "l1"]), "l2 (Eq. 7) or l1 (Eq. 9)"),
+        threshold=(share, "gates from here up are kept (Sec. 4.2)"),
+        edges_per_node=(positive, "edges kept for each node, at most"),
+        ops_per_edge=(positive, "operations kept on each edge, at most"),
+        unrolled=(bool, "second-order steps on alpha, as in DARTS"),
+        dataset=(one_of(data.RECIPES), f"one of {', '.join(data.RECIPES)}"),
+        data=(str, "folder of the downloaded sets, or of your pictures"),
+        image_size=(number(int, 8), "side to which your pictures are brought, in pixels"),
+        train_portion=(share, "part of the training set that trains the weights"),
+        epochs=(positive, "passes over that part"),
+        batch_size=(number(int, 2), "pictures in a step"),
+        init_channels=(number(int, 2), "channels of the first cells"),
+        layers=(positive, "cells"),
+        nodes=(number(int, 1, 4), "nodes in a cell"),
+        learning_rate=(rate, "of the weights, at the start of a cosine"),
+        learning_rate_min=(rate, "of the weights, at its end"),
+        momentum=(rate, "of the weights"),
+        weight_decay=(rate, "of the weights"),
+        grad_clip=(number(float, 0, open_ends=True), "largest norm of the weights' gradient"),
+        arch_learning_rate=(rate, "of the alphas (Adam)"),
+        arch_beta1=(share, "Adam's first beta; the second is 0.999"),
+        arch_weight_decay=(rate, "of the alphas"),
+        seed=(number(int, 0, 2**31), "of every random draw"),
+        device=(str, "auto, cpu, cuda, cuda:1, mps"),
+        runs=(str, "folder in which runs are kept"),
+        name=(str, "the run's folder in it; without it, one named after the dataset and the time"))
+    parser.add_argument("--resume", metavar="RUN", help="folder of a run to go on with")
+    return parser
+
+
+class Search:
+    """Everything a search changes as it goes: network, optimisers, batches, records."""
+
+    def __init__(self, s, dataset, device):
+        torch.manual_seed(s.seed)
+        self.settings = s
+        self.network = Network(s.init_channels, len(dataset.classes), s.layers, s.nodes, dataset.images.shape[1],
+                               s.gate).to(device)
+        self.sgd = torch.optim.SGD(self.network.weights(), s.learning_rate, s.momentum, weight_decay=s.weight_decay)
+        penalty = {"l2": zero_one_loss, "l1": zero_one_loss_l1}[s.zero_one_loss]
+        self.architect = Architect(self.network, s.arch_learning_rate, (s.arch_beta1, 0.999), s.arch_weight_decay,
+                                   s.w01, penalty)
+        images, labels, mean, std = (t.to(device) for t in (dataset.images, dataset.labels, dataset.mean, dataset.std))
+        recipe = data.RECIPES[dataset.name]
+        halves = [half.to(device) for half in data.split(len(labels), s.train_portion, s.seed)]
+        self.train, self.validation = [
+            data.Batches(images[half], labels[half], mean, std, s.batch_size, recipe.padding, recipe.flip, 0,
+                         data.generator(s.seed, stream)) for stream, half in enumerate(halves, 2)]
+        self.rows, self.gates = [], []
+
+    def epoch(self, epoch):
+        """One pass over the training half; adds a row of metrics and a slice of gates."""
+        s, start = self.settings, time.time()
+        self.network.train()
+        for group in self.sgd.param_groups:
+            group["lr"] = cosine(epoch, s.epochs, s.learning_rate, s.learning_rate_min)
+        sums = torch.zeros(4, device=self.train.images.device)  # validation loss, penalty, training loss, hits
+        steps = progress(len(self.train), epoch, s.epochs)
+        for _ in steps:
+            loss, *others = self.step()
+            sums += torch.stack([*others, loss, self.hits])
+            if not steps.disable:
+                steps.set_postfix(loss=f"{loss:.3f}")
+        val_loss, penalty, train_loss, hits = (sums / len(self.train)).tolist()
+        normal, reduce = (g.detach().cpu() for g in self.network.gates())
+        self.gates.append(torch.stack([normal, reduce]))
+        threshold = s.threshold or RECIPE["threshold"]
+        skips = [sum(edge.op == "skip_connect" for edge in dominant_operations(cell)) for cell in (normal, reduce)]
+        self.rows.append(dict(
+            epoch=epoch + 1, train_loss=train_loss, train_accuracy=100 * hits / s.batch_size, valid_loss=val_loss,
+            valid_accuracy=self.test(), penalty=penalty, gate_min=self.gates[-1].min().item(),
+            gate_max=self.gates[-1].max().item(), gates_above=int((self.gates[-1] >= threshold).sum()),
+            gates_below=int((self.gates[-1] <= 1 - threshold).sum()), skips_normal=skips[0], skips_reduce=skips[1],
+            learning_rate=self.sgd.param_groups[0]["lr"], seconds=round(time.time() - start, 2)))
+
+    def step(self):
+        """Alpha on a batch of the validation half, then the weights on one of the training half."""
+        images, labels = self.train.next()
+        if self.settings.unrolled:
+            val_loss, penalty = self.architect.step_unrolled(*self.validation.next(), images, labels, self.sgd)
+        else:
+            val_loss, penalty = self.architect.step(*self.validation.next())
+        logits = self.network(images)
+        loss = F.cross_entropy(logits, labels)
+        self.sgd.zero_grad()
+        loss.backward(inputs=self.network.weights())  # the alphas' gradients would be of no use
+        torch.nn.utils.clip_grad_norm_(self.network.weights(), self.settings.grad_clip)
+        self.sgd.step()
+        self.hits = (logits.argmax(1) == labels).sum()
+        return loss.detach(), val_loss, penalty
+
+    @torch.no_grad()
+    def test(self):
+        """Accuracy of the supernet on the validation half, in percent."""
+        self.network.eval()
+        v = self.validation
+        hits = sum((self.network(images).argmax(1) == labels).sum()
+                   for images, labels in data.in_order(v.images, v.labels, v.mean, v.std))
+        return 100 * hits.item() / len(v.labels)
+
+    def line(self):
+        """The last epoch in a line."""
+        return ("train loss {train_loss:.4f} acc {train_accuracy:.2f}%  valid loss {valid_loss:.4f} "
+                "acc {valid_accuracy:.2f}%  L01 {penalty:.4f}  gates {gate_min:.3f} to {gate_max:.3f}, {gates_above} "
+                "above, {gates_below} below  dominant skips: normal {skips_normal}, reduce {skips_reduce}"
+                ).format(**self.rows[-1])
+
+    def save_results(self, run):
+        gates, file = torch.stack(self.gates).numpy(), io.BytesIO()  # (epochs, 2, edges, operations)
+        np.savez(file, normal=gates[:, 0], reduce=gates[:, 1])
+        run.write("gates.npz", file.getvalue())
+
+    def state_dict(self):
+        return {"network": self.network.state_dict(), "sgd": self.sgd.state_dict(),
+                "adam": self.architect.optimizer.state_dict(), "train": self.train.state_dict(),
+                "validation": self.validation.state_dict(), "random": torch.get_rng_state(), "rows": self.rows,
+                "gates": torch.stack(self.gates)}
+
+    def load_state_dict(self, state):
+        self.network.load_state_dict(state["network"])
+        self.sgd.load_state_dict(state["sgd"])
+        self.architect.optimizer.load_state_dict(state["adam"])
+        self.train.load_state_dict(state["train"])
+        self.validation.load_state_dict(state["validation"])
+        torch.set_rng_state(state["random"])
+        self.rows, self.gates = state["rows"], list(state["gates"])
+
+
+def derive(run, s, gates):
+    """Write and print the genotype of the last gates (2, edges, operations). Returns the exit code."""
+    best = {cell: max(strongest(values), key=lambda found: found[1])
+            for cell, values in zip(genotypes.Genotype._fields, gates)}
+    short = [f"{cell} cell: {gate:.4f}, {edge.op} from state {edge.source} to node {edge.node}"
+             for cell, (edge, gate) in best.items() if gate < s.threshold]
+    if short:
+        lower = math.floor(100 * min(gate for _, gate in best.values())) / 100
+        run.log(f"no gate of a cell reaches --threshold {s.threshold}; the nearest is, {'; '.join(short)}. Search longer, "
+                "with a larger --w01 or --arch_learning_rate, or derive again from the gates recorded:\n"
+                f"python train_search.py --resume {run.folder} --threshold {lower}")
+        return 1
+    genotype = discretize(*gates, s.threshold, s.edges_per_node, s.ops_per_edge)
+    for cell, edges in zip(genotype._fields, genotype):
+        if not edges:
+            run.log(f"the {cell} cell is empty")
+    genotypes.save(genotype, run.path("genotype.json"))
+    run.log(f"{genotype}\npython train_eval.py --arch {run.path('genotype.json')} --dataset {s.dataset}"
+            + (f" --data {s.data}" if s.data != OTHER["data"] else "")
+            + (f" --image_size {s.image_size}" if s.image_size != OTHER["image_size"] else ""))
+    return 0
+
+
+def search():
+    given = flags().parse_args()
+    if "resume" in given:
+        run = Run.open(given["resume"], "train_search")
+        settings, why = resumed_settings(run, given, MAY_CHANGE), None
+        state = run.load("checkpoint.pt")
+        if settings["epochs"] < len(state["rows"]):
+            raise UserError(f"--epochs {settings['epochs']}: the run has done {len(state['rows'])} already")
+        if settings["epochs"] == len(state["rows"]):
+            return derive(run, argparse.Namespace(**settings), state["gates"][-1])
+        device = choose_device(settings["device"])
+        dataset = data.load(settings["dataset"], settings["data"], settings["image_size"])
+    else:
+        run = state = None
+        device = choose_device(given.get("device", "auto"))
+        dataset, why = data.load_asked(given, device)
+        settings = {**OTHER, **RECIPE, **data.RECIPES[dataset.name].search,
+                    **(SOFTMAX if given.get("gate") == "softmax" else {}), **given, "dataset": dataset.name}
+        count = len(dataset.labels)
+        train_count = len(data.split(count, settings["train_portion"], 0)[0])
+        data.check_batch(settings["batch_size"], min(train_count, count - train_count))
+    s = argparse.Namespace(**settings)
+    task = Search(s, dataset, device)
+    run = run or Run.create(s.runs, s.name, "train_search", settings)
+    if why:
+        run.log(f"dataset: {why}")
+    run.log(f"run: {run.folder}  dataset: {s.dataset}, {len(task.train.labels)} + {len(task.validation.labels)} pictures "
+            f"{tuple(dataset.images.shape[1:])}  supernet: {sum(w.numel() for w in task.network.weights()):,} weights  "
+            f"device: {device}")
+    if state is not None:
+        task.load_state_dict(state)
+    return run.go_on(task, s.epochs) or derive(run, s, task.gates[-1])
+
+
+if __name__ == "__main__":
+    main(search)
