@@ -10,6 +10,8 @@ Eq. 8   alpha minimises L_val(w*(alpha), alpha) + w01 * L01
 Alphas and gates of one cell type are a matrix: a row an edge, ordered by the node that it enters, then by the
 state that it leaves; a column an operation, in the order of genotypes.PRIMITIVES.
 """
+from contextlib import contextmanager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch.func import functional_call
@@ -35,15 +37,31 @@ def zero_one_loss_l1(gates):
     return -(gates - 0.5).abs().mean()
 
 
+@contextmanager
+def frozen(parameters):
+    """Within it the `parameters` need no gradient, so that none of the work for one is done."""
+    parameters = list(parameters)
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
 class Architect:
     """The optimiser of alpha (Eq. 8): Adam on L_val + w01 * L01.
 
-    network: has .alphas, a list of parameters; .gates(), their gates; and .weights(), its other parameters.
+    network: a model_search.Network, or what has its .alphas, .gates(), .weights() and .recompute.
+    autocast: makes the context of the forward passes. loss_scale: gives the factor that keeps float16 gradients
+    above zero; with it, a step whose gradients are not finite is left out.
     """
 
     def __init__(self, network, learning_rate=3e-3, betas=(0.9, 0.999), weight_decay=1e-3, w01=10.0,
-                 penalty=zero_one_loss):
+                 penalty=zero_one_loss, autocast=nullcontext, loss_scale=None):
         self.network, self.w01, self.penalty = network, w01, penalty
+        self.autocast, self.loss_scale = autocast, loss_scale
         self.optimizer = torch.optim.Adam(network.alphas, learning_rate, betas, weight_decay=weight_decay)
 
     def step(self, images, labels):
@@ -51,9 +69,12 @@ class Architect:
 
         Returns the validation loss and the penalty, two scalar tensors.
         """
-        loss = F.cross_entropy(self.network(images), labels)
-        penalty = self.penalty(torch.cat(self.network.gates()))
-        self._descend(torch.autograd.grad(loss + self.w01 * penalty, list(self.network.alphas)))
+        with frozen(self.network.weights()):
+            with self.autocast():
+                logits = self.network(images)
+            loss, penalty = F.cross_entropy(logits, labels), self.penalty(torch.cat(self.network.gates()))
+            gradients = self._gradients(loss + self.w01 * penalty, list(self.network.alphas))
+        self._descend(gradients)
         return loss.detach(), penalty.detach()
 
     def step_unrolled(self, images, labels, train_images, train_labels, optimizer, radius=1e-2):
@@ -79,7 +100,7 @@ class Architect:
         weights = {name: w for name, w in self.network.named_parameters() if not name.startswith("alphas.")}
         group = optimizer.param_groups[0]
         loss = self._loss(weights, train_images, train_labels)
-        gradients = torch.autograd.grad(loss, list(weights.values()))
+        gradients = self._gradients(loss, list(weights.values()))
         moved = {}
         for (name, w), g in zip(weights.items(), gradients):
             velocity = optimizer.state[w].get("momentum_buffer") if w in optimizer.state else None
@@ -90,22 +111,32 @@ class Architect:
 
         loss = self._loss(moved, images, labels)
         penalty = self.penalty(torch.cat(self.network.gates()))
-        result = torch.autograd.grad(loss + self.w01 * penalty, alphas + list(moved.values()))
+        result = self._gradients(loss + self.w01 * penalty, alphas + list(moved.values()))
         direct, r = result[:len(alphas)], result[len(alphas):]
         eps = radius / torch.cat([v.flatten() for v in r]).norm()
         ends = []
         for sign in (1, -1):
             nearby = {name: w.detach() + sign * eps * v for (name, w), v in zip(weights.items(), r)}
-            ends.append(torch.autograd.grad(self._loss(nearby, train_images, train_labels), alphas))
+            ends.append(self._gradients(self._loss(nearby, train_images, train_labels), alphas))
         gradients = [d - group["lr"] * (plus - minus) / (2 * eps) for d, plus, minus in zip(direct, *ends)]
         return gradients, loss.detach(), penalty.detach()
 
     def _loss(self, weights, images, labels):
         """Cross entropy of the network with `weights` (name -> tensor) in place of its own."""
         buffers = {name: b.clone() for name, b in self.network.named_buffers()}  # batch norm writes into them
-        return F.cross_entropy(functional_call(self.network, {**weights, **buffers}, images), labels)
+        recompute, self.network.recompute = self.network.recompute, False  # later, these weights are in place no more
+        with self.autocast():
+            logits = functional_call(self.network, {**weights, **buffers}, images)
+        self.network.recompute = recompute
+        return F.cross_entropy(logits, labels)
+
+    def _gradients(self, loss, inputs):
+        scale = self.loss_scale() if self.loss_scale else 1.0
+        return [gradient / scale for gradient in torch.autograd.grad(loss * scale, inputs)]
 
     def _descend(self, gradients):
+        if self.loss_scale and not all(gradient.isfinite().all() for gradient in gradients):
+            return
         for alpha, gradient in zip(self.network.alphas, gradients):
             alpha.grad = gradient
         self.optimizer.step()

@@ -3,7 +3,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from operations import BatchNorm, FactorizedReduce, Identity, ReLUConvBN, channels_last, drop_path, make
+from operations import (BatchNorm, ConvBN, FactorizedReduce, Identity, channels_last, drop_path, make, recompute)
 
 
 class Cell(nn.Module):
@@ -11,18 +11,16 @@ class Cell(nn.Module):
 
     def __init__(self, edges, channels_0, channels_1, channels, reduction, after_reduction):
         super().__init__()
-        preprocess = FactorizedReduce if after_reduction else ReLUConvBN
+        preprocess = FactorizedReduce if after_reduction else ConvBN
         self.preprocess_0 = preprocess(channels_0, channels)
-        self.preprocess_1 = ReLUConvBN(channels_1, channels)
+        self.preprocess_1 = ConvBN(channels_1, channels)
         self.edges = sorted(edges, key=lambda edge: edge.node)
         self.ops = nn.ModuleList(make(edge.op, channels, 2 if reduction and edge.source < 2 else 1)
                                  for edge in self.edges)
         self.nodes = sorted({edge.node for edge in edges})
         self.out_channels = len(self.nodes) * channels
 
-    def forward(self, state_0, state_1, drop_path_prob):  # -> (B, out_channels, H, W)
-        if isinstance(self.preprocess_0, FactorizedReduce):
-            state_0 = F.relu(state_0)
+    def forward(self, state_0, state_1, drop_path_prob):  # two rectified states -> (B, out_channels, H, W)
         states = {0: self.preprocess_0(state_0), 1: self.preprocess_1(state_1)}
         rectified = {}  # ReLU of a state, once for all its edges
         for edge, op in zip(self.edges, self.ops):
@@ -53,8 +51,7 @@ class AuxiliaryHead(nn.Module):
             nn.Conv2d(128, 768, 2, bias=False), BatchNorm(768) if last_bn else nn.Identity(), nn.ReLU())
         self.classifier = nn.Linear(768, num_classes)
 
-    def forward(self, x):  # (B, C, H, W) -> (B, num_classes)
-        x = F.relu(x)
+    def forward(self, x):  # (B, C, H, W), rectified -> (B, num_classes)
         if x.shape[2] == x.shape[3] == 5 + self.pool_stride:
             x = F.avg_pool2d(x, 5, self.pool_stride)
         else:
@@ -68,7 +65,7 @@ class _Network(nn.Module):
     def __init__(self, genotype, stem_0, stem_1, stem_channels, init_channels, num_classes, layers, head):
         """head: None or the arguments of AuxiliaryHead after its number of channels."""
         super().__init__()
-        self.drop_path_prob = 0.0
+        self.drop_path_prob, self.recompute = 0.0, False  # recompute: see operations.recompute
         self.stem_0, self.stem_1 = stem_0, stem_1
         channels, widths, after_reduction = init_channels, [stem_channels] * 2, not isinstance(stem_1, nn.Identity)
         self.cells, self.auxiliary, self.auxiliary_layer = nn.ModuleList(), None, 2 * layers // 3
@@ -85,12 +82,15 @@ class _Network(nn.Module):
     def forward(self, images):
         """(B, in_channels, H, W) -> logits (B, num_classes), and the auxiliary head's while training, or None."""
         state = channels_last(self.stem_0(images))
-        states, auxiliary_logits = [state, self.stem_1(state)], None
+        # two cells take each state, and both start with a ReLU
+        states, auxiliary_logits = [F.relu(state), F.relu(self.stem_1(state))], None
         for layer, cell in enumerate(self.cells):
-            states = [states[1], cell(*states, self.drop_path_prob)]
+            inputs = (*states, self.drop_path_prob)
+            output = recompute(cell, *inputs) if self.recompute and self.training else cell(*inputs)
+            states = [states[1], F.relu(output)]
             if layer == self.auxiliary_layer and self.auxiliary is not None and self.training:
-                auxiliary_logits = self.auxiliary(states[1])
-        return self.classifier(states[1].mean((2, 3))), auxiliary_logits
+                auxiliary_logits = self.auxiliary(states[1]).to(images.dtype)  # float32 under autocast, too
+        return self.classifier(output.mean((2, 3))).to(images.dtype), auxiliary_logits
 
 
 class NetworkCIFAR(_Network):

@@ -4,34 +4,47 @@ Written edge by edge, a cell of 4 nodes is 14 edges of 7 operations. Here it is 
 states: the k edges that leave a state share their input, so their k copies of an operation are one operation on
 k times the channels. ReLU, and pooling with its batch norm, have no parameters and are the same for all k.
 """
+from functools import reduce
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 import fair_darts
 from genotypes import PRIMITIVES
-from operations import BatchNorm, FactorizedReduce, ReLUConvBN, channels_last, make
+from operations import (CONVOLUTIONS, AvgPool, BatchNorm, ConvBN, FactorizedReduce, MaxPool, channels_last,
+                        recompute)
 
 
 class MixedOperation(nn.Module):
-    """Eq. 6 on all edges that leave one state: x -> sum over o of gate[e, o] * o_e(x), for each edge e."""
+    """Eq. 6 on all k edges that leave one state: x -> sum over o of gate[e, o] * o_e(x), for each edge e."""
 
     def __init__(self, channels, stride, edges):
         super().__init__()
-        self.ops = nn.ModuleDict({op: make(op, channels, stride, edges, affine=False) for op in PRIMITIVES})
-        self.pool_bn = nn.ModuleDict({op: BatchNorm(channels, affine=False) for op in PRIMITIVES if "pool" in op})
+        self.pools = nn.ModuleDict({"max_pool_3x3": MaxPool(stride), "avg_pool_3x3": AvgPool(stride)})
+        self.pool_bn = nn.ModuleDict({op: BatchNorm(channels, affine=False) for op in self.pools})
+        self.convolutions = nn.ModuleDict({kind: conv(channels, [3, 5], stride, edges, affine=False)
+                                           for kind, conv in CONVOLUTIONS.items()})
+        self.reduce = FactorizedReduce(channels, channels, edges, affine=False) if stride == 2 else None
 
-    def forward(self, x, gates):  # (B, C, H, W), (k, 7) -> k times (B, C, H', W')
+    def forward(self, x, gates, sums):
+        """x: (B, C, H, W); gates: (k, 7); sums: (k, B, H', W', C), what the nodes that the k edges enter have
+        received so far -> the same with the mixtures added."""
+        column = {op: PRIMITIVES.index(op) for op in PRIMITIVES}
         rectified = F.relu(x)
-        own, shared = 0, []  # operations with weights of each edge's own; those that are the same for every edge
-        for index, (name, op) in enumerate(self.ops.items()):
-            if op.rectified:
-                own = own + op(rectified, gates[:, index])
-            else:
-                y = op(x)
-                shared.append((index, self.pool_bn[name](y) if name in self.pool_bn else y))
-        outputs = own.chunk(len(gates), 1)
-        return [sum((row[index] * y for index, y in shared), out) for row, out in zip(gates, outputs)]
+        # the same for every edge: pooling and, at stride 1, the skip connection
+        shared = {op: self.pool_bn[op](pool(x)) for op, pool in self.pools.items()}
+        if self.reduce is None:
+            shared["skip_connect"] = x
+        maps = torch.stack([y.permute(0, 2, 3, 1) for y in shared.values()])  # (3, B, H', W', C)
+        mixed = torch.addmm(sums.flatten(1), gates[:, [column[op] for op in shared]], maps.flatten(1))
+        # of each edge's own weights
+        own = [conv(rectified, torch.cat([gates[:, column[f"{kind}_{n}x{n}"]] for n in (3, 5)]))
+               for kind, conv in self.convolutions.items()]
+        if self.reduce is not None:
+            own.append(self.reduce(rectified, gates[:, column["skip_connect"]]))
+        edges = reduce(torch.add, own).permute(0, 2, 3, 1).unflatten(3, (len(gates), -1)).permute(3, 0, 1, 2, 4)
+        return mixed.view_as(edges) + edges
 
 
 class Cell(nn.Module):
@@ -39,24 +52,27 @@ class Cell(nn.Module):
 
     def __init__(self, nodes, channels_0, channels_1, channels, reduction, after_reduction):
         super().__init__()
-        self.nodes = nodes
-        preprocess = FactorizedReduce if after_reduction else ReLUConvBN
+        self.nodes, self.reduction = nodes, reduction
+        preprocess = FactorizedReduce if after_reduction else ConvBN
         self.preprocess_0 = preprocess(channels_0, channels, affine=False)
-        self.preprocess_1 = ReLUConvBN(channels_1, channels, affine=False)
+        self.preprocess_1 = ConvBN(channels_1, channels, affine=False)
         self.mixed, self.rows = nn.ModuleList(), []
         for source in range(nodes + 1):
             targets = range(max(2, source + 1), nodes + 2)
             self.mixed.append(MixedOperation(channels, 2 if reduction and source < 2 else 1, len(targets)))
-            self.rows.append([node * (node - 1) // 2 - 1 + source for node in targets])  # node n: n rows, after 2 + ...
+            self.rows.append([node * (node - 1) // 2 - 1 + source for node in targets])  # 2 + ... + (node - 1) + source
 
-    def forward(self, state_0, state_1, gates):  # gates: (14, 7) -> (B, nodes * channels, H, W)
-        if isinstance(self.preprocess_0, FactorizedReduce):
-            state_0 = F.relu(state_0)
-        states = [self.preprocess_0(state_0), self.preprocess_1(state_1)] + [0] * self.nodes
-        for source, mixed in enumerate(self.mixed):
-            outputs = mixed(states[source], gates[self.rows[source]])
-            for node, output in enumerate(outputs, max(2, source + 1)):
-                states[node] = states[node] + output
+    def forward(self, state_0, state_1, gates):  # two rectified states; (14, 7) -> (B, nodes * C, H', W')
+        states = [self.preprocess_0(state_0), self.preprocess_1(state_1)]
+        b, c, h, w = states[1].shape
+        if self.reduction:
+            h, w = (h + 1) // 2, (w + 1) // 2
+        sums = states[1].new_zeros(self.nodes, b, h, w, c)  # of the nodes that are not complete
+        for source, (mixed, rows) in enumerate(zip(self.mixed, self.rows)):
+            sums = mixed(states[source], gates[rows], sums)
+            if source > 0:  # the next node has all its edges
+                states.append(channels_last(sums[0].permute(0, 3, 1, 2)))
+                sums = sums[1:]
         return torch.cat(states[2:], 1)
 
 
@@ -66,11 +82,12 @@ class Network(nn.Module):
     Cells layers // 3 and 2 * layers // 3 are reduction cells: half the size, twice the channels.
     .alphas: [normal, reduce], each a Parameter (14, 7) for 4 nodes; zero, so that every sigmoid is 0.5, or for
     softmax 0.001 * normal, as in DARTS.
+    .recompute: whether a cell's activations are computed again in the backward pass rather than kept.
     """
 
     def __init__(self, init_channels=16, num_classes=10, layers=8, nodes=4, in_channels=3, gate="sigmoid"):
         super().__init__()
-        self.gate = gate
+        self.gate, self.recompute = gate, False
         edges = nodes * (nodes + 3) // 2
         scale = 1e-3 if gate == "softmax" else 0
         self.alphas = nn.ParameterList([scale * torch.randn(edges, len(PRIMITIVES)) for _ in range(2)])
@@ -83,7 +100,6 @@ class Network(nn.Module):
             reduction = layer in (layers // 3, 2 * layers // 3)
             channels *= 2 if reduction else 1
             self.cells.append(Cell(nodes, *widths, channels, reduction, after_reduction))
-            self.cells[-1].kind = int(reduction)
             widths, after_reduction = [widths[1], nodes * channels], reduction
         self.classifier = nn.Linear(widths[1], num_classes)
 
@@ -97,7 +113,9 @@ class Network(nn.Module):
 
     def forward(self, images):
         gates = self.gates()
-        states = [channels_last(self.stem(images))] * 2
+        states = [F.relu(channels_last(self.stem(images)))] * 2  # two cells take each state, and both start with a ReLU
         for cell in self.cells:
-            states = [states[1], cell(*states, gates[cell.kind])]
-        return self.classifier(states[1].mean((2, 3)))
+            inputs = (*states, gates[cell.reduction])
+            output = recompute(cell, *inputs) if self.recompute and self.training else cell(*inputs)
+            states = [states[1], F.relu(output)]
+        return self.classifier(output.mean((2, 3))).to(images.dtype)  # float32 under autocast, too

@@ -1,62 +1,186 @@
 """The candidate operations of a cell and their building blocks, for the supernet and for derived networks.
 
-A convolution operation starts with a ReLU. Whoever calls it applies that ReLU, once for all operations that
-leave the same state: `rectified` tells which operations expect it.
+A convolution operation starts with a ReLU. Whoever calls it applies that ReLU, once for all that take the same
+input: `rectified` tells which operations expect it.
 
 Search and evaluation share these classes. In the supernet (`edges` = k > 1) an operation serves the k edges
 that leave one state at once: it holds the weights of all k edges, stacked along the channels, and its batch
 norms have no affine parameters. In a derived network k = 1 and batch norm is affine.
 """
+from contextlib import contextmanager, nullcontext
+from functools import reduce
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 class BatchNorm(nn.BatchNorm2d):
     """Batch norm whose scale may be given: gate * BN(x) is BN with weight = gate, with no further pass."""
+    recomputing = False  # of the class: a second forward pass on the same batch leaves the running statistics alone
 
     def forward(self, x, gates=None):  # x: (B, k*C, H, W); gates: (k,), one factor for every C channels
         weight = self.weight
         if gates is not None:  # must be contiguous: with a strided one, channels_last gradients are wrong on CPU
             weight = gates.repeat_interleave(self.num_features // len(gates))
         return F.batch_norm(x, self.running_mean, self.running_var, weight, self.bias, self.training,
-                            self.momentum, self.eps)
+                            0.0 if BatchNorm.recomputing else self.momentum, self.eps)
+
+
+class Depthwise(torch.autograd.Function):
+    """Depthwise convolution of x (B, C, H, W), which is first repeated until it has a channel for every filter.
+
+    weight: (k*C, 1, K, K), K odd; the first `narrow` filters have an outer border of zeros, which needs no gradient.
+    Only x itself is kept for the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, stride, narrow):
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.narrow = stride, narrow
+        return F.conv2d(repeat(x, len(weight)), weight, None, stride, weight.shape[2] // 2, 1, len(weight))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        dx = dw = None
+        if ctx.needs_input_grad[0]:
+            shape = (len(x), len(weight), *x.shape[2:])
+            unread = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+            dx = convolution_backward(gradient, unread, weight, ctx.stride)[0]
+            dx = reduce(torch.add, dx.split(x.shape[1], 1))
+        if ctx.needs_input_grad[1]:
+            dw = filter_gradient(gradient, x, weight, ctx.stride, ctx.narrow)
+        return dx, dw, None, None
+
+
+def convolution_backward(gradient, x, weight, stride, of_weight=False):
+    """(dx, None) or (None, dweight) of a depthwise convolution that keeps the size at stride 1."""
+    padding = [weight.shape[2] // 2, weight.shape[3] // 2]
+    return torch.ops.aten.convolution_backward(gradient, x, weight, None, [stride] * 2, padding, [1, 1], False, [0, 0],
+                                               len(weight), [not of_weight, of_weight, False])[:2]
+
+
+def filter_gradient(gradient, x, weight, stride, narrow):
+    """dweight of `Depthwise`. On the CPU it is ten times as fast for filters of at most 3 columns and of no more rows
+    than the output: so rows of zeros are added, and the columns of a 5x5 filter are computed apart, 0 from the input
+    shifted right, 1 to 3 from the input, 4 from the input shifted left."""
+    count, kernel = len(weight), weight.shape[2]
+    if x.device.type != "cpu":
+        return convolution_backward(gradient, repeat(x, count), weight, stride, of_weight=True)[1]
+    missing = max(0, kernel - gradient.shape[2])
+    if missing:
+        x, gradient = F.pad(x, (0, 0, 0, missing * stride)), F.pad(gradient, (0, 0, 0, missing))
+    inner = convolution_backward(gradient, repeat(x, count), weight[..., kernel // 2 - 1:kernel // 2 + 2], stride, True)[1]
+    if kernel == 3:
+        return inner
+    wide, gradient = weight[narrow:, :, :, :3], channels_last(gradient[:, narrow:])
+    if x.shape[1] == count:
+        x = x[:, narrow:]
+    first, last = [convolution_backward(gradient, repeat(F.pad(x, shift), len(wide)), wide, stride, True)[1]
+                   for shift in ((1, -1), (-1, 1))]
+    return torch.cat([F.pad(first[..., :1], [0] * 6 + [narrow, 0]), inner,
+                      F.pad(last[..., 2:], [0] * 6 + [narrow, 0])], 3)
+
+
+def repeat(x, channels):
+    """x (B, C, H, W) repeated along its channels: (B, channels, H, W)."""
+    b, c, h, w = x.shape
+    if c == channels:
+        return x
+    copies = x.permute(0, 2, 3, 1)[:, :, :, None].expand(b, h, w, channels // c, c)
+    return channels_last(copies.reshape(b, h, w, channels).permute(0, 3, 1, 2))
 
 
 class SeparableConv(nn.Module):
-    """Depthwise convolution, pointwise convolution, batch norm."""
+    """Depthwise convolution, pointwise convolution, batch norm; for one kernel size or two, the smaller first.
+
+    A 3x3 filter is a 5x5 one with a border of zeros: so both sizes are one depthwise convolution. The channels of
+    the one follow those of the other, and for each size those of one edge follow those of another.
+    """
     rectified = True
 
-    def __init__(self, channels, kernel, stride, dilation=1, edges=1, affine=True):
+    def __init__(self, channels, kernels, stride, edges=1, affine=True):
         super().__init__()
-        self.edges = edges
-        padding = dilation * (kernel - 1) // 2
-        self.depthwise = nn.Conv2d(edges * channels, edges * channels, kernel, stride, padding, dilation,
-                                   groups=edges * channels, bias=False)
-        self.pointwise = nn.Conv2d(edges * channels, edges * channels, 1, groups=edges, bias=False)
-        self.bn = BatchNorm(edges * channels, affine=affine)
+        self.stride, self.kernels, width = stride, kernels, len(kernels) * edges * channels
+        self.depthwise = nn.ModuleList(nn.Conv2d(edges * channels, edges * channels, kernel, groups=edges * channels,
+                                                 bias=False) for kernel in kernels)
+        self.pointwise = nn.Conv2d(width, width, 1, groups=len(kernels) * edges, bias=False)
+        self.bn = BatchNorm(width, affine=affine)
 
-    def forward(self, x, gates=None):  # (B, C or k*C, H, W) -> (B, k*C, H', W')
-        if x.shape[1] < self.depthwise.in_channels:
-            x = x.repeat(1, self.edges, 1, 1)
-        return self.bn(self.pointwise(self.depthwise(x)), gates)
+    def forward(self, x, gates=None, dilation=1):  # (B, C or n*k*C, H, W) -> (B, n*k*C, H', W'), n kernel sizes
+        weight, narrow, largest = self.depthwise[-1].weight, 0, self.kernels[-1]
+        if len(self.kernels) == 2:
+            border = [(largest - self.kernels[0]) // 2] * 4
+            weight, narrow = torch.cat([F.pad(self.depthwise[0].weight, border), weight]), len(weight)
+        if torch.is_autocast_enabled(x.device.type):  # which does not look into Depthwise
+            x, weight = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, weight))
+        if dilation == 1:
+            y = Depthwise.apply(x, weight, self.stride, narrow)
+        else:
+            y = F.conv2d(repeat(x, len(weight)), weight, None, self.stride, dilation * (largest // 2), dilation,
+                         len(weight))
+        return self.bn(self.pointwise(y), gates)
 
 
 class SepConv(nn.Module):
     """sep_conv: (ReLU, depthwise, pointwise, BN) twice, the first with the stride."""
     rectified = True
 
-    def __init__(self, channels, kernel, stride, edges=1, affine=True):
+    def __init__(self, channels, kernels, stride, edges=1, affine=True):
         super().__init__()
-        self.first = SeparableConv(channels, kernel, stride, edges=edges, affine=affine)
-        self.second = SeparableConv(channels, kernel, 1, edges=edges, affine=affine)
+        self.first = SeparableConv(channels, kernels, stride, edges, affine)
+        self.second = SeparableConv(channels, kernels, 1, edges, affine)
 
     def forward(self, x, gates=None):
-        return self.second(F.relu(self.first(x)), gates)
+        return add_kernels(self.second(F.relu(self.first(x), inplace=True), gates), len(self.first.kernels))
 
 
-class ReLUConvBN(nn.Module):
-    """1x1 convolution between ReLU and batch norm: gives a cell's input its number of channels."""
+class DilConv(nn.Module):
+    """dil_conv: ReLU, depthwise with dilation 2, pointwise, BN.
+
+    With dilation 2, the pixels of odd and of even rows and columns never meet: it is the plain convolution of these
+    four phases, stacked in the batch, with a much faster gradient. With stride 2 only one phase is asked for.
+    """
+    rectified = True
+
+    def __init__(self, channels, kernels, stride, edges=1, affine=True):
+        super().__init__()
+        self.stride = stride
+        self.conv = SeparableConv(channels, kernels, 1, edges, affine)
+
+    def forward(self, x, gates=None):
+        count = len(self.conv.kernels)
+        if self.stride == 2:
+            return add_kernels(self.conv(channels_last(x[:, :, ::2, ::2]), gates), count)
+        if x.shape[2] % 2 or x.shape[3] % 2:  # phases of different sizes: as it is written
+            return add_kernels(self.conv(x, gates, dilation=2), count)
+        return from_phases(add_kernels(self.conv(to_phases(x), gates), count))
+
+
+def add_kernels(x, count):
+    """The sum over the kernel sizes. (B, count*C, H, W) -> (B, C, H, W)"""
+    return reduce(torch.add, x.chunk(count, 1))
+
+
+def to_phases(x):
+    """(B, C, 2*H, 2*W) -> (4*B, C, H, W), the pixels of odd and of even rows and columns apart."""
+    b, c, h, w = x.shape
+    phases = x.permute(0, 2, 3, 1).reshape(b, h // 2, 2, w // 2, 2, c).permute(2, 4, 0, 1, 3, 5)
+    return channels_last(phases.reshape(4 * b, h // 2, w // 2, c).permute(0, 3, 1, 2))
+
+
+def from_phases(x):
+    """The inverse of to_phases."""
+    b, c, h, w = x.shape
+    pixels = x.permute(0, 2, 3, 1).reshape(2, 2, b // 4, h, w, c).permute(2, 3, 0, 4, 1, 5)
+    return channels_last(pixels.reshape(b // 4, 2 * h, 2 * w, c).permute(0, 3, 1, 2))
+
+
+class ConvBN(nn.Module):
+    """1x1 convolution and batch norm, after a ReLU: gives a cell's input the cell's number of channels."""
+    rectified = True
 
     def __init__(self, in_channels, out_channels, affine=True):
         super().__init__()
@@ -64,7 +188,7 @@ class ReLUConvBN(nn.Module):
         self.bn = BatchNorm(out_channels, affine=affine)
 
     def forward(self, x):
-        return self.bn(self.conv(F.relu(x)))
+        return self.bn(self.conv(x))
 
 
 class FactorizedReduce(nn.Module):
@@ -107,16 +231,30 @@ class Identity(nn.Identity):
     rectified = False
 
 
-def make(op, channels, stride, edges=1, affine=True):
-    """The operation named `op` on `channels` channels; at stride 2 it halves height and width, rounded up."""
+CONVOLUTIONS = {"sep_conv": SepConv, "dil_conv": DilConv}  # followed by _3x3 or _5x5
+
+
+def make(op, channels, stride):
+    """The operation named `op` of a derived network; at stride 2 it halves height and width, rounded up."""
     if op == "skip_connect":
-        return Identity() if stride == 1 else FactorizedReduce(channels, channels, edges, affine)
+        return Identity() if stride == 1 else FactorizedReduce(channels, channels)
     if op in ("max_pool_3x3", "avg_pool_3x3"):
         return (MaxPool if op == "max_pool_3x3" else AvgPool)(stride)
-    kernel = int(op[-1])
-    if op.startswith("sep_conv"):
-        return SepConv(channels, kernel, stride, edges, affine)
-    return SeparableConv(channels, kernel, stride, 2, edges, affine)
+    return CONVOLUTIONS[op[:8]](channels, [int(op[-1])], stride)
+
+
+@contextmanager
+def _recomputing():
+    BatchNorm.recomputing = True
+    try:
+        yield
+    finally:
+        BatchNorm.recomputing = False
+
+
+def recompute(module, *inputs):
+    """module(*inputs), whose activations are not kept but computed once more in the backward pass."""
+    return checkpoint(module, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _recomputing()))
 
 
 def drop_path(x, probability):
@@ -126,5 +264,6 @@ def drop_path(x, probability):
 
 
 def channels_last(x):
-    """`x` in the memory format in which convolutions are fastest (MPS: batch norm's gradient is wrong in it)."""
-    return x if x.device.type == "mps" else x.contiguous(memory_format=torch.channels_last)
+    """`x` in the memory format in which convolutions are fastest; on MPS, where batch norm's gradient is wrong in
+    it, in the usual one."""
+    return x.contiguous(memory_format=torch.contiguous_format if x.device.type == "mps" else torch.channels_last)

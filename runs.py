@@ -5,6 +5,7 @@ checkpoint.pt, and the script's own results. Files are written to a temporary na
 """
 import argparse
 import csv
+import ctypes
 import io
 import json
 import math
@@ -106,6 +107,8 @@ def choose_device(name="auto"):
         device = torch.device(name)
         if available[device.type]:
             torch.empty(0, device=device)
+            if device.type == "cpu" and sys.platform == "linux":
+                _keep_freed_memory()
             return device
     except (RuntimeError, KeyError):
         pass
@@ -131,6 +134,38 @@ def resumed_settings(run, given, may_change):
             raise UserError(f"--{name} {value} contradicts the run {run.folder!r}, which has {settings[name]}: leave "
                             "the flag out, or start a new run")
     return {**settings, **given}
+
+
+def _keep_freed_memory():
+    """Have glibc keep freed memory, which it else returns to the system and gets back page by page at every step."""
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(trim_threshold, 2 ** 31 - 1)
+        mallopt(mmap_max, 0)
+
+
+class Precision:
+    """Where the forward pass computes in 16 bits (`amp`): in bfloat16, or where there is none in float16, whose small
+    gradients a scaler keeps above zero. Parameters, gates and losses stay float32."""
+
+    def __init__(self, device, amp):
+        self.device, self.amp = device, amp
+        half = amp and device.type == "cuda" and not torch.cuda.is_bf16_supported()
+        self.dtype = torch.float16 if half else torch.bfloat16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=half)
+        self.loss_scale = self.scaler.get_scale if half else None
+
+    def autocast(self):
+        return torch.autocast(self.device.type, self.dtype, enabled=self.amp)
+
+    def descend(self, loss, optimizer, parameters, largest_norm):
+        """A step of `optimizer` on `loss`, the gradients of `parameters` clipped to a norm of `largest_norm`."""
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(parameters, largest_norm)
+        self.scaler.step(optimizer)
+        self.scaler.update()
 
 
 class Run:

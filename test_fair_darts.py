@@ -126,9 +126,15 @@ class OracleNetwork(nn.Module):
             for (node, source), edge in zip(cell.pairs, cell.edges):
                 first = max(2, source + 1)  # the first node that `source` enters
                 count = cell.pairs[-1][0] - first + 1
+                mixed, stacked = other.mixed[source], []
                 for op, module in zip(PRIMITIVES, edge):
-                    stacked = list(map(of, other.mixed[source].ops[op].parameters()))
-                    couples += zip(module.parameters(), (w.chunk(count)[node - first] for w in stacked))
+                    if op == "skip_connect" and mixed.reduce is not None:
+                        stacked = [of(w).chunk(count) for w in mixed.reduce.parameters()]
+                    elif "conv_" in op:  # kernel sizes 3 and 5 in one module
+                        size = (int(op[-1]) - 3) // 2
+                        stacked = [of(w).chunk(count) if w.shape[2] > 1 else of(w).chunk(2)[size].chunk(count)
+                                   for w in mixed.convolutions[op[:8]].parameters() if w.shape[2] in (1, int(op[-1]))]
+                    couples += zip(module.parameters(), (w[node - first] for w in stacked))
         return couples
 
     def forward(self, images):
@@ -210,7 +216,8 @@ def batch(size, count=4, channels=3, classes=10, seed=0):
     ("sigmoid", 7, 1, 2, "contiguous"), ("sigmoid", 16, 3, 8, "channels_last")])
 def test_supernet_equals_the_edge_by_edge_oracle(gate, size, nodes, layers, memory_format, monkeypatch):
     if memory_format == "contiguous":
-        monkeypatch.setattr(model_search, "channels_last", lambda x: x)
+        for module in (model_search, operations):
+            monkeypatch.setattr(module, "channels_last", lambda x: x.contiguous())
     torch.manual_seed(1)
     arguments = dict(init_channels=4, num_classes=10, layers=layers, nodes=nodes, in_channels=3, gate=gate)
     network = model_search.Network(**arguments).double()
@@ -238,6 +245,118 @@ def test_supernet_equals_the_edge_by_edge_oracle(gate, size, nodes, layers, memo
     network.eval()
     oracle.eval()
     assert close(network(images), oracle(images))
+
+
+@pytest.mark.parametrize("kernel, stride, size, narrow, copies", [
+    (3, 1, 8, 0, 1), (3, 2, 7, 0, 2), (5, 1, 9, 0, 1), (5, 2, 8, 0, 3), (5, 1, 7, 6, 2), (5, 2, 15, 6, 2), (5, 1, 2, 0, 1),
+    (5, 2, 3, 3, 2), (3, 1, 1, 0, 2), (5, 1, 1, 6, 2)])
+def test_depthwise_equals_conv2d(kernel, stride, size, narrow, copies):
+    torch.manual_seed(0)
+    x = torch.randn(3, 6 if copies == 1 or narrow == 6 else 3, size, size, dtype=torch.float64, requires_grad=True)
+    count = copies * x.shape[1]
+    weight = torch.randn(count, 1, kernel, kernel, dtype=torch.float64)
+    if narrow:
+        weight[:narrow] = F.pad(weight[:narrow, :, 1:-1, 1:-1], [1] * 4)
+    weight.requires_grad_()
+    expected = F.conv2d(torch.cat([x] * copies, 1), weight, None, stride, kernel // 2, 1, count)
+    got = operations.Depthwise.apply(x, weight, stride, narrow)
+    target = torch.randn_like(expected)
+    dx, dw = torch.autograd.grad((expected * target).sum(), (x, weight))
+    own_dx, own_dw = torch.autograd.grad((got * target).sum(), (x, weight))
+    assert close(got, expected) and close(own_dx, dx)
+    assert close(own_dw[narrow:], dw[narrow:])
+    if narrow:
+        assert close(own_dw[:narrow, :, 1:-1, 1:-1], dw[:narrow, :, 1:-1, 1:-1])
+
+
+def test_phases_and_their_inverse():
+    x = torch.randn(2, 3, 6, 8)
+    phases = operations.to_phases(x)
+    assert torch.equal(phases[2 * 2:2 * 3], x[:, :, 1::2, ::2])  # phase (1, 0) of both pictures
+    assert torch.equal(operations.from_phases(phases), x)
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_recompute_changes_nothing(unrolled):
+    """Losses, alphas, weights and batch-norm statistics, bit for bit, over several two-level steps."""
+    results = []
+    for recompute in (False, True):
+        network = small_network()
+        network.recompute = recompute
+        sgd = torch.optim.SGD(network.weights(), 0.1, momentum=0.9)
+        architect = fair_darts.Architect(network, 0.1)
+        losses = []
+        for step in range(3):
+            (images, labels), (train_images, train_labels) = batch(8, 6, 1, 3, step), batch(8, 6, 1, 3, 10 + step)
+            if unrolled:
+                losses += architect.step_unrolled(images, labels, train_images, train_labels, sgd)
+            else:
+                losses += architect.step(images, labels)
+            sgd.zero_grad()
+            with fair_darts.frozen(network.alphas):
+                loss = F.cross_entropy(network(train_images), train_labels)
+                loss.backward()
+            sgd.step()
+            losses.append(loss.detach())
+        results.append((torch.stack(losses), network.state_dict()))
+    assert torch.equal(results[0][0], results[1][0])
+    assert all(torch.equal(value, results[1][1][name]) for name, value in results[0][1].items())
+    assert any("running_var" in name and not torch.equal(value, small_network().state_dict()[name])
+               for name, value in results[0][1].items())
+
+
+def test_recompute_repeats_drop_path():
+    results = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        network = model_eval.NetworkCIFAR(genotypes.FairDARTS_a, 4, 10, 3)
+        network.recompute, network.drop_path_prob = recompute, 0.5
+        images, labels = batch(32)
+        logits, auxiliary = network(images.float())
+        (F.cross_entropy(logits, labels) + F.cross_entropy(auxiliary, labels)).backward()
+        results.append([logits, *(w.grad for w in network.parameters()), *network.buffers()])
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+def test_recompute_keeps_less():
+    import benchmark
+    torch.manual_seed(0)
+    network = model_search.Network(4, layers=3)
+    oracle, (images, labels) = OracleNetwork(network, 4, layers=3), batch(16)
+    kept = {}
+    for name, net in (("plain", oracle), ("ours", network), ("recompute", network)):
+        network.recompute = name == "recompute"
+        kept[name] = benchmark.saved_bytes(lambda: F.cross_entropy(net(images.float()), labels))
+    assert kept["ours"] < 0.7 * kept["plain"] and kept["recompute"] < 0.25 * kept["plain"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_steps_stay_near_float32(dtype):
+    results = []
+    for amp in (False, True):
+        network = small_network().float()
+        precision = runs.Precision(torch.device("cpu"), amp)
+        if amp and dtype == torch.float16:  # what a GPU without bfloat16 gets
+            precision.dtype, precision.scaler = dtype, torch.amp.GradScaler("cpu", init_scale=128.0)
+            precision.loss_scale = precision.scaler.get_scale
+        sgd = torch.optim.SGD(network.weights(), 0.01, momentum=0.9)
+        architect = fair_darts.Architect(network, 0.02, autocast=precision.autocast, loss_scale=precision.loss_scale)
+        losses = []
+        for step in range(5):
+            images, labels = batch(8, 32, 1, 3, step)
+            loss, penalty = architect.step(images.float(), labels)
+            with fair_darts.frozen(network.alphas):
+                sgd.zero_grad()
+                with precision.autocast():
+                    logits, gates = network(images.float()), torch.cat(network.gates())
+                train_loss = F.cross_entropy(logits, labels)
+                precision.descend(train_loss, sgd, network.weights(), 5.0)
+            assert {t.dtype for t in (loss, penalty, logits, gates, train_loss, *network.parameters())} == {torch.float32}
+            losses += [loss, train_loss.detach()]
+        results.append((torch.stack(losses), torch.cat(network.gates()).detach()))
+    assert results[1][0].isfinite().all() and not torch.equal(results[0][0], results[1][0])
+    assert (results[0][0] - results[1][0]).abs().max() < 0.1
+    assert (results[0][1] - results[1][1]).abs().mean() < 0.01
 
 
 def test_gate_gradient_with_channels_last_input():

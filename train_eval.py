@@ -17,14 +17,15 @@ from torch.utils.flop_counter import FlopCounterMode
 import data
 import genotypes
 from model_eval import NetworkCIFAR
-from runs import (Parser, Run, UserError, add_flags, choose_device, cosine, main, number, one_of, progress,
+from runs import (Parser, Precision, Run, UserError, add_flags, choose_device, cosine, main, number, one_of, progress,
                   resumed_settings)
 
 # The published recipe on CIFAR-10. data.RECIPES has what other sets change; flags override both.
 RECIPE = dict(epochs=600, batch_size=96, init_channels=36, layers=20, learning_rate=0.025, momentum=0.9,
               weight_decay=3e-4, grad_clip=5.0, auxiliary=True, auxiliary_weight=0.4, cutout=True, cutout_length=16,
               drop_path_prob=0.2)
-OTHER = dict(arch=None, dataset=None, data="data", image_size=32, seed=0, device="auto", runs="runs", name=None)
+OTHER = dict(arch=None, dataset=None, data="data", image_size=32, seed=0, device="auto", amp=False,
+             recompute=False, compile=False, runs="runs", name=None)
 MAY_CHANGE = {"epochs", "device", "data"}
 
 
@@ -51,6 +52,9 @@ def flags():
         drop_path_prob=(number(float, 0, 0.999), "share of dropped paths in the last epoch, rising from 0"),
         seed=(number(int, 0, 2**31), "of every random draw"),
         device=(str, "auto, cpu, cuda, cuda:1, mps"),
+        amp=(bool, "forward passes in bfloat16, or in float16 where a GPU has no bfloat16"),
+        recompute=(bool, "compute activations again in the backward pass: far less memory, more time"),
+        compile=(bool, "torch.compile: minutes to start, for long trainings"),
         runs=(str, "folder in which runs are kept"),
         name=(str, "the run's folder in it; without it, one named after the dataset and the time"))
     parser.add_argument("--resume", metavar="RUN", help="folder of a run to go on with")
@@ -90,7 +94,10 @@ class Training:
     """Everything a training changes as it goes: network, optimiser, batches, records."""
 
     def __init__(self, s, dataset, device):
-        self.settings, self.network = s, build(s, dataset, device)
+        self.settings, self.network, self.precision = s, build(s, dataset, device), Precision(device, s.amp)
+        self.network.recompute = s.recompute
+        if s.compile:
+            self.network.compile()
         self.sgd = torch.optim.SGD(self.network.parameters(), s.learning_rate, s.momentum,
                                    weight_decay=s.weight_decay)
         images, labels, mean, std, *test_set = (t.to(device) for t in (
@@ -124,15 +131,13 @@ class Training:
 
     def step(self):
         images, labels = self.train.next()
-        logits, auxiliary_logits = self.network(images)
-        loss = F.cross_entropy(logits, labels)
-        total = loss
+        with self.precision.autocast():
+            logits, auxiliary_logits = self.network(images)
+        loss = total = F.cross_entropy(logits, labels)
         if auxiliary_logits is not None:
             total = loss + self.settings.auxiliary_weight * F.cross_entropy(auxiliary_logits, labels)
         self.sgd.zero_grad()
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.grad_clip)
-        self.sgd.step()
+        self.precision.descend(total, self.sgd, self.network.parameters(), self.settings.grad_clip)
         return loss.detach(), (logits.argmax(1) == labels).sum()
 
     def best(self):
@@ -150,12 +155,13 @@ class Training:
 
     def state_dict(self):
         return {"network": self.network.state_dict(), "sgd": self.sgd.state_dict(), "train": self.train.state_dict(),
-                "random": torch.get_rng_state(), "rows": self.rows}
+                "scaler": self.precision.scaler.state_dict(), "random": torch.get_rng_state(), "rows": self.rows}
 
     def load_state_dict(self, state):
         self.network.load_state_dict(state["network"])
         self.sgd.load_state_dict(state["sgd"])
         self.train.load_state_dict(state["train"])
+        self.precision.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"])
         self.rows = state["rows"]
 

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 
 import data
 import genotypes
-from fair_darts import Architect, discretize, dominant_operations, strongest, zero_one_loss, zero_one_loss_l1
+from fair_darts import (Architect, discretize, dominant_operations, frozen, strongest, zero_one_loss,
+                        zero_one_loss_l1)
 from model_search import Network
-from runs import (Parser, Run, UserError, add_flags, choose_device, cosine, main, number, one_of, progress,
+from runs import (Parser, Precision, Run, UserError, add_flags, choose_device, cosine, main, number, one_of, progress,
                   resumed_settings)
 
 # The published recipe on CIFAR-10. data.RECIPES has what other sets change; flags override both.
@@ -31,7 +32,8 @@ RECIPE = dict(epochs=50, batch_size=128, init_channels=16, layers=8, nodes=4, tr
 # What DARTS does otherwise. Its rule (Eq. 3) is argmax, with no threshold.
 SOFTMAX = dict(batch_size=64, learning_rate=0.025, arch_learning_rate=3e-4, arch_beta1=0.5, w01=0.0, threshold=0.0)
 OTHER = dict(gate="sigmoid", zero_one_loss="l2", unrolled=False, edges_per_node=2, ops_per_edge=1, dataset=None,
-             data="data", image_size=32, seed=0, device="auto", runs="runs", name=None)
+             data="data", image_size=32, seed=0, device="auto", amp=False, recompute=False, compile=False, runs="runs",
+             name=None)
 MAY_CHANGE = {"epochs", "threshold", "edges_per_node", "ops_per_edge", "device", "data"}
 
 
@@ -66,6 +68,9 @@ def flags():
         arch_weight_decay=(rate, "of the alphas"),
         seed=(number(int, 0, 2**31), "of every random draw"),
         device=(str, "auto, cpu, cuda, cuda:1, mps"),
+        amp=(bool, "forward passes in bfloat16, or in float16 where a GPU has no bfloat16"),
+        recompute=(bool, "compute activations again in the backward pass: far less memory, more time"),
+        compile=(bool, "torch.compile: minutes to start, for long searches"),
         runs=(str, "folder in which runs are kept"),
         name=(str, "the run's folder in it; without it, one named after the dataset and the time"))
     parser.add_argument("--resume", metavar="RUN", help="folder of a run to go on with")
@@ -81,9 +86,13 @@ class Search:
         self.network = Network(s.init_channels, len(dataset.classes), s.layers, s.nodes, dataset.images.shape[1],
                                s.gate).to(device)
         self.sgd = torch.optim.SGD(self.network.weights(), s.learning_rate, s.momentum, weight_decay=s.weight_decay)
+        self.precision = Precision(device, s.amp)
+        self.network.recompute = s.recompute
+        if s.compile:
+            self.network.compile()
         penalty = {"l2": zero_one_loss, "l1": zero_one_loss_l1}[s.zero_one_loss]
         self.architect = Architect(self.network, s.arch_learning_rate, (s.arch_beta1, 0.999), s.arch_weight_decay,
-                                   s.w01, penalty)
+                                   s.w01, penalty, self.precision.autocast, self.precision.loss_scale)
         images, labels, mean, std = (t.to(device) for t in (dataset.images, dataset.labels, dataset.mean, dataset.std))
         recipe = data.RECIPES[dataset.name]
         halves = [half.to(device) for half in data.split(len(labels), s.train_portion, s.seed)]
@@ -124,12 +133,12 @@ class Search:
             val_loss, penalty = self.architect.step_unrolled(*self.validation.next(), images, labels, self.sgd)
         else:
             val_loss, penalty = self.architect.step(*self.validation.next())
-        logits = self.network(images)
-        loss = F.cross_entropy(logits, labels)
         self.sgd.zero_grad()
-        loss.backward(inputs=self.network.weights())  # the alphas' gradients would be of no use
-        torch.nn.utils.clip_grad_norm_(self.network.weights(), self.settings.grad_clip)
-        self.sgd.step()
+        with frozen(self.network.alphas):
+            with self.precision.autocast():
+                logits = self.network(images)
+            loss = F.cross_entropy(logits, labels)
+            self.precision.descend(loss, self.sgd, self.network.weights(), self.settings.grad_clip)
         self.hits = (logits.argmax(1) == labels).sum()
         return loss.detach(), val_loss, penalty
 
@@ -158,7 +167,7 @@ class Search:
         return {"network": self.network.state_dict(), "sgd": self.sgd.state_dict(),
                 "adam": self.architect.optimizer.state_dict(), "train": self.train.state_dict(),
                 "validation": self.validation.state_dict(), "random": torch.get_rng_state(), "rows": self.rows,
-                "gates": torch.stack(self.gates)}
+                "scaler": self.precision.scaler.state_dict(), "gates": torch.stack(self.gates)}
 
     def load_state_dict(self, state):
         self.network.load_state_dict(state["network"])
@@ -166,6 +175,7 @@ class Search:
         self.architect.optimizer.load_state_dict(state["adam"])
         self.train.load_state_dict(state["train"])
         self.validation.load_state_dict(state["validation"])
+        self.precision.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"])
         self.rows, self.gates = state["rows"], list(state["gates"])
 
