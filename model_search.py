@@ -27,9 +27,10 @@ class MixedOperation(nn.Module):
                                            for kind, conv in CONVOLUTIONS.items()})
         self.reduce = FactorizedReduce(channels, channels, edges, affine=False) if stride == 2 else None
 
-    def forward(self, x, gates, sums):
+    def forward(self, x, gates, sums, recomputed=False):
         """x: (B, C, H, W); gates: (k, 7); sums: (k, B, H', W', C), what the nodes that the k edges enter have
-        received so far -> the same with the mixtures added."""
+        received so far -> the same with the mixtures added. recomputed: the convolutions, which hold most activations,
+        do not keep them for the backward pass."""
         column = {op: PRIMITIVES.index(op) for op in PRIMITIVES}
         rectified = F.relu(x)
         # the same for every edge: pooling and, at stride 1, the skip connection
@@ -39,8 +40,10 @@ class MixedOperation(nn.Module):
         maps = torch.stack([y.permute(0, 2, 3, 1) for y in shared.values()])  # (3, B, H', W', C)
         mixed = torch.addmm(sums.flatten(1), gates[:, [column[op] for op in shared]], maps.flatten(1))
         # of each edge's own weights
-        own = [conv(rectified, torch.cat([gates[:, column[f"{kind}_{n}x{n}"]] for n in (3, 5)]))
-               for kind, conv in self.convolutions.items()]
+        own = []
+        for kind, conv in self.convolutions.items():
+            inputs = rectified, torch.cat([gates[:, column[f"{kind}_{n}x{n}"]] for n in (3, 5)])
+            own.append(recompute(conv, *inputs) if recomputed else conv(*inputs))
         if self.reduce is not None:
             own.append(self.reduce(rectified, gates[:, column["skip_connect"]]))
         edges = reduce(torch.add, own).permute(0, 2, 3, 1).unflatten(3, (len(gates), -1)).permute(3, 0, 1, 2, 4)
@@ -62,16 +65,17 @@ class Cell(nn.Module):
             self.mixed.append(MixedOperation(channels, 2 if reduction and source < 2 else 1, len(targets)))
             self.rows.append([node * (node - 1) // 2 - 1 + source for node in targets])  # 2 + ... + (node - 1) + source
 
-    def forward(self, state_0, state_1, gates):  # two rectified states; (14, 7) -> (B, nodes * C, H', W')
+    def forward(self, state_0, state_1, gates, recomputed=False):
+        """Two rectified states, gates (14, 7) -> (B, nodes * C, H', W')"""
         states = [self.preprocess_0(state_0), self.preprocess_1(state_1)]
         b, c, h, w = states[1].shape
         if self.reduction:
             h, w = (h + 1) // 2, (w + 1) // 2
         sums = states[1].new_zeros(self.nodes, b, h, w, c)  # of the nodes that are not complete
         for source, (mixed, rows) in enumerate(zip(self.mixed, self.rows)):
-            sums = mixed(states[source], gates[rows], sums)
+            sums = mixed(states[source], gates[rows], sums, recomputed)
             if source > 0:  # the next node has all its edges
-                states.append(channels_last(sums[0].permute(0, 3, 1, 2)))
+                states.append(channels_last(sums[0].permute(0, 3, 1, 2).clone()))  # a view would keep all sums alive
                 sums = sums[1:]
         return torch.cat(states[2:], 1)
 
@@ -82,7 +86,7 @@ class Network(nn.Module):
     Cells layers // 3 and 2 * layers // 3 are reduction cells: half the size, twice the channels.
     .alphas: [normal, reduce], each a Parameter (14, 7) for 4 nodes; zero, so that every sigmoid is 0.5, or for
     softmax 0.001 * normal, as in DARTS.
-    .recompute: whether a cell's activations are computed again in the backward pass rather than kept.
+    .recompute: whether most activations are computed again in the backward pass rather than kept.
     """
 
     def __init__(self, init_channels=16, num_classes=10, layers=8, nodes=4, in_channels=3, gate="sigmoid"):
@@ -115,7 +119,6 @@ class Network(nn.Module):
         gates = self.gates()
         states = [F.relu(channels_last(self.stem(images)))] * 2  # two cells take each state, and both start with a ReLU
         for cell in self.cells:
-            inputs = (*states, gates[cell.reduction])
-            output = recompute(cell, *inputs) if self.recompute and self.training else cell(*inputs)
+            output = cell(*states, gates[cell.reduction], self.recompute and self.training)
             states = [states[1], F.relu(output)]
         return self.classifier(output.mean((2, 3))).to(images.dtype)  # float32 under autocast, too
