@@ -31,7 +31,7 @@ class MixedOperation(nn.Module):
         """x: (B, C, H, W); gates: (k, 7); sums: (k, B, H', W', C), what the nodes that the k edges enter have
         received so far -> the same with the mixtures added. recomputed: the convolutions, which hold most activations,
         do not keep them for the backward pass."""
-        column = {op: PRIMITIVES.index(op) for op in PRIMITIVES}
+        column = {op: index for index, op in enumerate(PRIMITIVES)}
         rectified = F.relu(x)
         # the same for every edge: pooling and, at stride 1, the skip connection
         shared = {op: self.pool_bn[op](pool(x)) for op, pool in self.pools.items()}

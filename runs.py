@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import sys
 import time
 import warnings
@@ -49,7 +50,7 @@ def number(kind, low, high=float("inf"), open_ends=False):
     def parse(text):
         try:
             value = kind(text)
-            if low < value < high or (not open_ends and value in (low, high)):
+            if math.isfinite(value) and (low < value < high or (not open_ends and value in (low, high))):
                 return value
         except ValueError:
             pass
@@ -255,7 +256,8 @@ class Run:
                 self.save("checkpoint.pt", task.state_dict())
                 self.log(f"epoch {epoch + 1}/{epochs}  {task.line()}  {task.rows[-1]['seconds']:.1f} s")
         except KeyboardInterrupt:
-            self.log(f"stopped after {len(task.rows)} whole epochs; go on: "
-                     f"python {self.config['script']}.py --resume {self.folder}")
+            self.log(f"stopped after {len(task.rows)} whole epochs; " + (
+                f"go on: python {self.config['script']}.py --resume {shlex.quote(self.folder)}" if task.rows else
+                "there is nothing to go on with"))
             return 130
         return 0

@@ -7,8 +7,10 @@ The oracle of the supernet is Eq. 6 written literally: 14 edges of 7 operations,
 import csv
 import json
 import math
+import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -903,6 +905,26 @@ def test_evaluation_runs_repeats_and_resumes(tmp_path, monkeypatch, capsys):
     assert len(table(tmp_path / "a")) == 3 and table(tmp_path / "a")[:2] == rows
 
 
+def test_interrupted_search_goes_on(tmp_path):
+    """Ctrl-C in a real process: exit code 130 and the command that goes on, to the result of a run never stopped."""
+    def start(*arguments):
+        return subprocess.Popen([sys.executable, "train_search.py", *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+
+    long = [*SMALL_SEARCH, "--epochs", 4, "--arch_learning_rate", 0.2, "--runs", tmp_path, "--name"]
+    process, lines = start(*long, "a"), []
+    for text in process.stdout:
+        lines.append(text)
+        if text.startswith("epoch 2/4"):
+            process.send_signal(signal.SIGINT)
+    assert process.wait() == 130 and "go on: python train_search.py --resume" in lines[-1]
+    for arguments in (lines[-1].split()[-2:], [*long, "b"]):
+        process = start(*arguments)
+        process.communicate()
+        assert process.returncode == 0
+    assert table(tmp_path / "a") == table(tmp_path / "b") and len(table(tmp_path / "a")) == 4
+    assert genotypes.load(str(tmp_path / "a/genotype.json")) == genotypes.load(str(tmp_path / "b/genotype.json"))
+
+
 def test_scripts_on_a_picture_folder(pictures, tmp_path):
     """Real processes, as a user starts them: search, then the command that it prints."""
     def start(*command):
@@ -938,6 +960,7 @@ REFUSED = [
     (train_search, ["--epochs", "many"], "whole number"), (train_search, ["--gate", "sigmoyd"], "mean 'sigmoid'"),
     (train_search, ["--w10", "10"], "did you mean '--w01'"), (train_search, ["extra"], "unexpected argument 'extra'"),
     (train_search, ["--epochs"], "expected one argument"), (train_search, ["--w01", "-1"], "--w01"),
+    (train_search, ["--w01", "inf"], "a number from 0 up, got 'inf'"),
     (train_search, ["--resume", "nowhere"], "not the folder of a run"),
     (train_search, ["--device", "tpu"], "this machine has:"), (train_search, ["--device", "cuda:99"], "machine has:")]
 
@@ -979,6 +1002,25 @@ def test_refusals_of_folders_and_runs(pictures, tmp_path, monkeypatch, capsys):
     assert "--layers 5 contradicts" in refused(train_eval, "--resume", tmp_path / "runs" / "eval", "--layers", 5)
     (tmp_path / "runs" / "eval" / "best.pt").write_bytes(b"junk")
     assert "best.pt cannot be read" in refused(train_eval, "--evaluate", tmp_path / "runs" / "eval")
+
+
+@pytest.mark.parametrize("name, shape, channels", [
+    ("cifar10", (50, 32, 32, 3), 3), ("cifar100", (50, 32, 32, 3), 3), ("svhn", (50, 3, 32, 32), 3),
+    ("fashionmnist", (50, 28, 28), 1)])
+def test_downloaded_sets_as_torchvision_holds_them(name, shape, channels, monkeypatch):
+    pixels, labels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), np.arange(50) % 10
+
+    def read(make, root, train):
+        values = labels if name == "svhn" else labels.tolist()
+        kind = torch.from_numpy(pixels) if name == "fashionmnist" else pixels
+        return SimpleNamespace(data=kind, **{"labels" if name == "svhn" else "targets": values})
+
+    monkeypatch.setattr(data, "_quietly", read)
+    d = data.load(name)
+    assert d.images.shape == (50, channels, shape[2], shape[2]) and d.images.dtype == torch.uint8
+    assert d.labels.dtype == torch.int64 and torch.equal(d.test_labels, torch.from_numpy(labels))
+    expected = pixels[7] if name == "svhn" else pixels[7].transpose(2, 0, 1) if channels == 3 else pixels[7][None]
+    assert np.array_equal(d.images[7].numpy(), expected)
 
 
 def test_default_dataset_and_missing_downloads(tmp_path, monkeypatch):

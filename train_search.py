@@ -11,6 +11,7 @@ Leaves in the run's folder: genotype.json, gates.npz (normal, reduce: (epochs, e
 import argparse
 import io
 import math
+import shlex
 import time
 
 import numpy as np
@@ -110,10 +111,10 @@ class Search:
         sums = torch.zeros(4, device=self.train.images.device)  # validation loss, penalty, training loss, hits
         steps = progress(len(self.train), epoch, s.epochs)
         for _ in steps:
-            loss, *others = self.step()
-            sums += torch.stack([*others, loss, self.hits])
+            figures = self.step()
+            sums += torch.stack(figures)
             if not steps.disable:
-                steps.set_postfix(loss=f"{loss:.3f}")
+                steps.set_postfix(loss=f"{figures[2]:.3f}")
         val_loss, penalty, train_loss, hits = (sums / len(self.train)).tolist()
         normal, reduce = (g.detach().cpu() for g in self.network.gates())
         self.gates.append(torch.stack([normal, reduce]))
@@ -127,7 +128,9 @@ class Search:
             learning_rate=self.sgd.param_groups[0]["lr"], seconds=round(time.time() - start, 2)))
 
     def step(self):
-        """Alpha on a batch of the validation half, then the weights on one of the training half."""
+        """Alpha on a batch of the validation half, then the weights on one of the training half.
+
+        Returns validation loss, penalty, training loss and how many of the training pictures were right."""
         images, labels = self.train.next()
         if self.settings.unrolled:
             val_loss, penalty = self.architect.step_unrolled(*self.validation.next(), images, labels, self.sgd)
@@ -139,8 +142,7 @@ class Search:
                 logits = self.network(images)
             loss = F.cross_entropy(logits, labels)
             self.precision.descend(loss, self.sgd, self.network.weights(), self.settings.grad_clip)
-        self.hits = (logits.argmax(1) == labels).sum()
-        return loss.detach(), val_loss, penalty
+        return val_loss, penalty, loss.detach(), (logits.argmax(1) == labels).sum()
 
     @torch.no_grad()
     def test(self):
@@ -190,16 +192,18 @@ def derive(run, s, gates):
         lower = math.floor(100 * min(gate for _, gate in best.values())) / 100
         run.log(f"no gate of a cell reaches --threshold {s.threshold}; the nearest is, {'; '.join(short)}. Search longer, "
                 "with a larger --w01 or --arch_learning_rate, or derive again from the gates recorded:\n"
-                f"python train_search.py --resume {run.folder} --threshold {lower}")
+                f"python train_search.py --resume {shlex.quote(run.folder)} --threshold {lower}")
         return 1
     genotype = discretize(*gates, s.threshold, s.edges_per_node, s.ops_per_edge)
     for cell, edges in zip(genotype._fields, genotype):
         if not edges:
             run.log(f"the {cell} cell is empty")
     genotypes.save(genotype, run.path("genotype.json"))
-    run.log(f"{genotype}\npython train_eval.py --arch {run.path('genotype.json')} --dataset {s.dataset}"
-            + (f" --data {s.data}" if s.data != OTHER["data"] else "")
-            + (f" --image_size {s.image_size}" if s.image_size != OTHER["image_size"] else ""))
+    command = ["python", "train_eval.py", "--arch", run.path("genotype.json"), "--dataset", s.dataset]
+    for name in ("data", "image_size"):
+        if getattr(s, name) != OTHER[name]:
+            command += ["--" + name, str(getattr(s, name))]
+    run.log(f"{genotype}\n{shlex.join(command)}")
     return 0
 
 
