@@ -260,7 +260,8 @@ def recompute(module, *inputs):
 def drop_path(x, probability):
     """`x` with whole samples of the batch set to zero at random, the others scaled so that the mean stays."""
     keep = 1 - probability
-    return x * (torch.rand(len(x), 1, 1, 1, device=x.device, dtype=x.dtype) < keep).to(x.dtype) / keep
+    kept = torch.rand(len(x), 1, 1, 1) < keep  # drawn on the CPU, whose generator is part of every checkpoint
+    return x * kept.to(x.device, x.dtype) / keep
 
 
 def channels_last(x):

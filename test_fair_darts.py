@@ -877,6 +877,17 @@ def test_search_without_a_gate_at_the_threshold(tmp_path, monkeypatch, capsys):
     assert len(genotypes.load(str(tmp_path / "a" / "genotype.json")).normal) == 4
 
 
+def test_empty_cell_is_not_written(tmp_path, capsys):
+    """Gates above the threshold, but only on an edge that leaves a node which nothing enters."""
+    run = runs.Run(str(tmp_path), {})
+    s = SimpleNamespace(threshold=0.85, edges_per_node=2, ops_per_edge=1)
+    gates = torch.stack([gates_with(("sep_conv_3x3", 2, 0, 0.9)), gates_with(("sep_conv_3x3", 5, 4, 0.9))])
+    assert train_search.derive(run, s, gates) == 1
+    out = capsys.readouterr().out
+    assert "reduce cell is empty" in out and "--threshold 0.75" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
+
+
 def test_softmax_and_unrolled_search(tmp_path, monkeypatch):
     assert call(train_search, monkeypatch, *SMALL_SEARCH, "--runs", tmp_path, "--name", "a", "--gate", "softmax",
                 "--epochs", 1, "--unrolled", "--batch_size", 300) == 0

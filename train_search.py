@@ -195,9 +195,12 @@ def derive(run, s, gates):
                 f"python train_search.py --resume {shlex.quote(run.folder)} --threshold {lower}")
         return 1
     genotype = discretize(*gates, s.threshold, s.edges_per_node, s.ops_per_edge)
-    for cell, edges in zip(genotype._fields, genotype):
+    for cell, edges in genotype._asdict().items():
         if not edges:
-            run.log(f"the {cell} cell is empty")
+            run.log(f"the {cell} cell is empty: all its edges whose gate reaches --threshold {s.threshold} leave nodes that "
+                    "nothing enters. Derive again with a lower one:\n"
+                    f"python train_search.py --resume {shlex.quote(run.folder)} --threshold {max(0.01, s.threshold - 0.1):.2f}")
+            return 1
     genotypes.save(genotype, run.path("genotype.json"))
     command = ["python", "train_eval.py", "--arch", run.path("genotype.json"), "--dataset", s.dataset]
     for name in ("data", "image_size"):
