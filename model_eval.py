@@ -63,11 +63,12 @@ class _Network(nn.Module):
     """The chain of cells that both networks share, on the two states that a stem makes of the pictures."""
 
     def __init__(self, genotype, stem_0, stem_1, stem_channels, init_channels, num_classes, layers, head):
-        """head: None or the arguments of AuxiliaryHead after its number of channels."""
+        """stem_1: halves what stem_0 made, after a ReLU, or None; head: None or the arguments of AuxiliaryHead after
+        its number of channels."""
         super().__init__()
         self.drop_path_prob, self.recompute = 0.0, False  # recompute: see operations.recompute
         self.stem_0, self.stem_1 = stem_0, stem_1
-        channels, widths, after_reduction = init_channels, [stem_channels] * 2, not isinstance(stem_1, nn.Identity)
+        channels, widths, after_reduction = init_channels, [stem_channels] * 2, stem_1 is not None
         self.cells, self.auxiliary, self.auxiliary_layer = nn.ModuleList(), None, 2 * layers // 3
         for layer in range(layers):
             reduction = layer in (layers // 3, 2 * layers // 3)
@@ -81,9 +82,10 @@ class _Network(nn.Module):
 
     def forward(self, images):
         """(B, in_channels, H, W) -> logits (B, num_classes), and the auxiliary head's while training, or None."""
-        state = channels_last(self.stem_0(images))
-        # two cells take each state, and both start with a ReLU
-        states, auxiliary_logits = [F.relu(state), F.relu(self.stem_1(state))], None
+        states = [F.relu(channels_last(self.stem_0(images)))] * 2  # two cells take each state, and both start with a ReLU
+        if self.stem_1 is not None:
+            states[1] = F.relu(self.stem_1(states[0]))
+        auxiliary_logits = None
         for layer, cell in enumerate(self.cells):
             inputs = (*states, self.drop_path_prob)
             output = recompute(cell, *inputs) if self.recompute and self.training else cell(*inputs)
@@ -99,7 +101,7 @@ class NetworkCIFAR(_Network):
     def __init__(self, genotype, init_channels=36, num_classes=10, layers=20, auxiliary=True, in_channels=3):
         stem = nn.Sequential(nn.Conv2d(in_channels, 3 * init_channels, 3, padding=1, bias=False),
                              BatchNorm(3 * init_channels))
-        super().__init__(genotype, stem, nn.Identity(), 3 * init_channels, init_channels, num_classes, layers,
+        super().__init__(genotype, stem, None, 3 * init_channels, init_channels, num_classes, layers,
                          (num_classes, 3, True) if auxiliary else None)
 
 
@@ -112,5 +114,5 @@ class NetworkImageNet(_Network):
 
         half, full = init_channels // 2, init_channels
         super().__init__(genotype, nn.Sequential(*conv_bn(3, half), nn.ReLU(), *conv_bn(half, full)),
-                         nn.Sequential(nn.ReLU(), *conv_bn(full, full)), full, init_channels, num_classes, layers,
+                         nn.Sequential(*conv_bn(full, full)), full, init_channels, num_classes, layers,
                          (num_classes, 2, False) if auxiliary else None)

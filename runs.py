@@ -26,6 +26,10 @@ class UserError(Exception):
     """Something the user can mend: one line that says what is wrong, what was given and what would work."""
 
 
+# The flags that both scripts have: what a run is, apart from what it computes
+RUN_DEFAULTS = dict(seed=0, device="auto", amp=False, recompute=False, compile=False, runs="runs", name=None)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with errors of one line, which suggest the nearest flag; flags not given stay out of the result."""
 
@@ -84,6 +88,19 @@ def add_flags(parser, defaults, by_dataset, **kinds):
             parser.add_argument("--" + name, type=kind, metavar="X", help=text)
 
 
+def add_run_flags(parser):
+    """The flags of RUN_DEFAULTS, and --resume."""
+    add_flags(parser, RUN_DEFAULTS, {},
+        seed=(number(int, 0, 2**31), "of every random draw"),
+        device=(str, "auto, cpu, cuda, cuda:1, mps"),
+        amp=(bool, "forward passes in bfloat16, or in float16 where a GPU has no bfloat16"),
+        recompute=(bool, "compute activations again in the backward pass: far less memory, more time"),
+        compile=(bool, "torch.compile: minutes to start, for long runs"),
+        runs=(str, "folder in which runs are kept"),
+        name=(str, "the run's folder in it; without it, one named after the dataset and the time"))
+    parser.add_argument("--resume", metavar="RUN", help="folder of a run to go on with")
+
+
 def main(function):
     """Call a script's `function`, with every user error as one line on stderr and exit code 2."""
     def warn(message, *_):
@@ -135,6 +152,15 @@ def resumed_settings(run, given, may_change):
             raise UserError(f"--{name} {value} contradicts the run {run.folder!r}, which has {settings[name]}: leave "
                             "the flag out, or start a new run")
     return {**settings, **given}
+
+
+def resume(script, given, may_change):
+    """The run that the flags `given` resume, its settings and its checkpoint. Raises UserError."""
+    run = Run.open(given["resume"], script)
+    settings, state = resumed_settings(run, given, may_change), run.load("checkpoint.pt")
+    if settings["epochs"] < len(state["rows"]):
+        raise UserError(f"--epochs {settings['epochs']}: the run has done {len(state['rows'])} already")
+    return run, settings, state
 
 
 def _keep_freed_memory():
@@ -233,10 +259,10 @@ class Run:
         torch.save(state, buffer)
         self.write(name, buffer.getvalue())
 
-    def load(self, name, device="cpu"):
-        """What `save` wrote; code in the file is never run. Raises UserError."""
+    def load(self, name):
+        """What `save` wrote, on the CPU; code in the file is never run. Raises UserError."""
         try:
-            return torch.load(self.path(name), map_location=device, weights_only=True)
+            return torch.load(self.path(name), map_location="cpu", weights_only=True)
         except FileNotFoundError:
             raise UserError(f"{self.folder!r} has no {name}: the run stopped before its first epoch was done") from None
         except Exception as error:  # torch raises many kinds for a damaged or a foreign file

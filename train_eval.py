@@ -8,6 +8,7 @@
 Leaves in the run's folder: best.pt (the weights of the best test accuracy), metrics.csv.
 """
 import argparse
+import shlex
 import time
 
 import torch
@@ -17,15 +18,14 @@ from torch.utils.flop_counter import FlopCounterMode
 import data
 import genotypes
 from model_eval import NetworkCIFAR
-from runs import (Parser, Precision, Run, UserError, add_flags, choose_device, cosine, main, number, one_of, progress,
-                  resumed_settings)
+from runs import (RUN_DEFAULTS, Parser, Precision, Run, UserError, add_flags, add_run_flags, choose_device, cosine, main,
+                  number, one_of, progress, resume, resumed_settings)
 
 # The published recipe on CIFAR-10. data.RECIPES has what other sets change; flags override both.
 RECIPE = dict(epochs=600, batch_size=96, init_channels=36, layers=20, learning_rate=0.025, momentum=0.9,
               weight_decay=3e-4, grad_clip=5.0, auxiliary=True, auxiliary_weight=0.4, cutout=True, cutout_length=16,
               drop_path_prob=0.2)
-OTHER = dict(arch=None, dataset=None, data="data", image_size=32, seed=0, device="auto", amp=False,
-             recompute=False, compile=False, runs="runs", name=None)
+OTHER = dict(arch=None, dataset=None, data="data", image_size=32, **RUN_DEFAULTS)
 MAY_CHANGE = {"epochs", "device", "data"}
 
 
@@ -49,15 +49,8 @@ def flags():
         auxiliary_weight=(rate, "weight of its loss"),
         cutout=(bool, "a random square of each picture blanked"),
         cutout_length=(positive, "its side, in pixels"),
-        drop_path_prob=(number(float, 0, 0.999), "share of dropped paths in the last epoch, rising from 0"),
-        seed=(number(int, 0, 2**31), "of every random draw"),
-        device=(str, "auto, cpu, cuda, cuda:1, mps"),
-        amp=(bool, "forward passes in bfloat16, or in float16 where a GPU has no bfloat16"),
-        recompute=(bool, "compute activations again in the backward pass: far less memory, more time"),
-        compile=(bool, "torch.compile: minutes to start, for long trainings"),
-        runs=(str, "folder in which runs are kept"),
-        name=(str, "the run's folder in it; without it, one named after the dataset and the time"))
-    parser.add_argument("--resume", metavar="RUN", help="folder of a run to go on with")
+        drop_path_prob=(number(float, 0, 0.999), "share of dropped paths in the last epoch, rising from 0"))
+    add_run_flags(parser)
     parser.add_argument("--evaluate", metavar="RUN", help="folder of a run to test, without training")
     return parser
 
@@ -185,11 +178,7 @@ def train():
     if "evaluate" in given:
         return evaluate(given)
     if "resume" in given:
-        run = Run.open(given["resume"], "train_eval")
-        settings, why = resumed_settings(run, given, MAY_CHANGE), None
-        state = run.load("checkpoint.pt")
-        if settings["epochs"] < len(state["rows"]):
-            raise UserError(f"--epochs {settings['epochs']}: the run has done {len(state['rows'])} already")
+        (run, settings, state), why = resume("train_eval", given, MAY_CHANGE), None
         device = choose_device(settings["device"])
         dataset = data.load(settings["dataset"], settings["data"], settings["image_size"])
     else:
@@ -218,7 +207,7 @@ def train():
         return code
     best = task.best()
     run.log(f"best test accuracy {best['test_accuracy']:.2f}% in epoch {best['epoch']}; test it again: "
-            f"python train_eval.py --evaluate {run.folder}")
+            f"python train_eval.py --evaluate {shlex.quote(run.folder)}")
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ import genotypes
 from fair_darts import (Architect, discretize, dominant_operations, frozen, strongest, zero_one_loss,
                         zero_one_loss_l1)
 from model_search import Network
-from runs import (Parser, Precision, Run, UserError, add_flags, choose_device, cosine, main, number, one_of, progress,
-                  resumed_settings)
+from runs import (RUN_DEFAULTS, Parser, Precision, Run, add_flags, add_run_flags, choose_device, cosine, main, number,
+                  one_of, progress, resume)
 
 # The published recipe on CIFAR-10. data.RECIPES has what other sets change; flags override both.
 RECIPE = dict(epochs=50, batch_size=128, init_channels=16, layers=8, nodes=4, train_portion=0.5,
@@ -33,8 +33,7 @@ RECIPE = dict(epochs=50, batch_size=128, init_channels=16, layers=8, nodes=4, tr
 # What DARTS does otherwise. Its rule (Eq. 3) is argmax, with no threshold.
 SOFTMAX = dict(batch_size=64, learning_rate=0.025, arch_learning_rate=3e-4, arch_beta1=0.5, w01=0.0, threshold=0.0)
 OTHER = dict(gate="sigmoid", zero_one_loss="l2", unrolled=False, edges_per_node=2, ops_per_edge=1, dataset=None,
-             data="data", image_size=32, seed=0, device="auto", amp=False, recompute=False, compile=False, runs="runs",
-             name=None)
+             data="data", image_size=32, **RUN_DEFAULTS)
 MAY_CHANGE = {"epochs", "threshold", "edges_per_node", "ops_per_edge", "device", "data"}
 
 
@@ -66,15 +65,8 @@ def flags():
         grad_clip=(number(float, 0, open_ends=True), "largest norm of the weights' gradient"),
         arch_learning_rate=(rate, "of the alphas (Adam)"),
         arch_beta1=(share, "Adam's first beta; the second is 0.999"),
-        arch_weight_decay=(rate, "of the alphas"),
-        seed=(number(int, 0, 2**31), "of every random draw"),
-        device=(str, "auto, cpu, cuda, cuda:1, mps"),
-        amp=(bool, "forward passes in bfloat16, or in float16 where a GPU has no bfloat16"),
-        recompute=(bool, "compute activations again in the backward pass: far less memory, more time"),
-        compile=(bool, "torch.compile: minutes to start, for long searches"),
-        runs=(str, "folder in which runs are kept"),
-        name=(str, "the run's folder in it; without it, one named after the dataset and the time"))
-    parser.add_argument("--resume", metavar="RUN", help="folder of a run to go on with")
+        arch_weight_decay=(rate, "of the alphas"))
+    add_run_flags(parser)
     return parser
 
 
@@ -213,11 +205,7 @@ def derive(run, s, gates):
 def search():
     given = flags().parse_args()
     if "resume" in given:
-        run = Run.open(given["resume"], "train_search")
-        settings, why = resumed_settings(run, given, MAY_CHANGE), None
-        state = run.load("checkpoint.pt")
-        if settings["epochs"] < len(state["rows"]):
-            raise UserError(f"--epochs {settings['epochs']}: the run has done {len(state['rows'])} already")
+        (run, settings, state), why = resume("train_search", given, MAY_CHANGE), None
         if settings["epochs"] == len(state["rows"]):
             return derive(run, argparse.Namespace(**settings), state["gates"][-1])
         device = choose_device(settings["device"])
