@@ -4,6 +4,7 @@
     cifar10 cifar100 svhn fashionmnist  by torchvision, downloaded into the data folder
     folder                            your pictures: <data>/train/<class>/*, <data>/test/<class>/*
 """
+import functools
 import os
 from collections import namedtuple
 
@@ -174,23 +175,32 @@ def normalize(images, mean, std):
 def random_crop_flip(images, padding, flip, generator):
     """Each picture padded with black by `padding`, cropped at a place of its own, mirrored half of the time if
     `flip`. (B, C, H, W) -> (B, C, H, W)"""
-    n, channels, height, width = images.shape
-    top, left = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator)
-    rows, columns = top + torch.arange(height), left + torch.arange(width)  # (B, H), (B, W)
-    if flip:
-        columns = torch.where(torch.rand(n, 1, generator=generator) < 0.5, columns.flip(1), columns)
-    pixels = rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]  # (B, H, W): places in the padded picture
-    pixels = pixels.view(n, 1, -1).to(images.device).expand(n, channels, -1)
+    crops = _crops(*images.shape[2:], padding, flip, images.device)
+    chosen = torch.randint(len(crops), (len(images),), generator=generator).to(images.device)
+    pixels = crops.index_select(0, chosen)[:, None].expand(-1, images.shape[1], -1)  # (B, C, H * W)
     return F.pad(images, [padding] * 4).flatten(2).gather(2, pixels).view(images.shape)
+
+
+@functools.lru_cache
+def _crops(height, width, padding, flip, device):
+    """Every crop that may be drawn, as the places of its pixels in the padded picture: (crops, H * W)"""
+    places = torch.arange((height + 2 * padding) * (width + 2 * padding), device=device)
+    crops = places.view(-1, width + 2 * padding).unfold(0, height, 1).unfold(1, width, 1).flatten(0, 1)
+    return torch.cat([crops, crops.flip(2)] if flip else [crops]).flatten(1)
 
 
 def cutout(images, length, generator):
     """Set a square of `length` pixels around a random pixel of each picture to 0, in place (DeVries & Taylor, 2017)."""
-    n, _, height, width = images.shape
-    inside = [(torch.arange(size) - torch.randint(0, size, (n, 1), generator=generator) + length // 2)
-              for size in (height, width)]  # (B, H), (B, W): within 0 .. length - 1 in the square
-    rows, columns = [((distance >= 0) & (distance < length)).to(images.device) for distance in inside]
-    return images.mul_(~(rows[:, :, None] & columns[:, None, :])[:, None])
+    rows, columns = [_intervals(size, length, images.device).index_select(0, torch.randint(
+        size, (len(images),), generator=generator).to(images.device)) for size in images.shape[2:]]
+    return images.mul_((1 - rows[:, :, None] * columns[:, None, :])[:, None])
+
+
+@functools.lru_cache
+def _intervals(size, length, device):
+    """(size, size): row i is 1 on the `length` places around i, 0 elsewhere."""
+    distance = torch.arange(size, device=device) - torch.arange(size, device=device)[:, None] + length // 2
+    return ((distance >= 0) & (distance < length)).float()
 
 
 class Batches:
