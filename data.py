@@ -5,7 +5,9 @@
     folder                            your pictures: <data>/train/<class>/*, <data>/test/<class>/*
 """
 import functools
+import hashlib
 import os
+import warnings
 from collections import namedtuple
 
 import torch
@@ -31,12 +33,12 @@ RECIPES = {
 }
 
 
-def load(name, root="data", image_size=32):
-    """The Dataset `name` on the CPU; `image_size` counts for "folder" alone. Raises UserError."""
+def load(name, root="data", image_size=32, skip_bad_images=False):
+    """The Dataset `name` on the CPU; `image_size` and `skip_bad_images` count for "folder" alone. Raises UserError."""
     if name == "digits":
         parts = _digits()
     elif name == "folder":
-        parts = _folder(root, image_size)
+        parts = _folder(root, image_size, skip_bad_images)
     else:
         parts = _torchvision(name, root)
     images = parts[0]
@@ -52,13 +54,22 @@ def load_asked(given, device):
     it can be had and digits otherwise, and the reason. Raises UserError."""
     root, ask = given.get("data", "data"), "--dataset {} asks for the other".format
     if "dataset" in given:
-        return load(given["dataset"], root, given.get("image_size", 32)), None
+        return load(given["dataset"], root, given.get("image_size", 32), given.get("skip_bad_images", False)), None
     if device.type == "cpu":
         return load("digits"), f"digits, since there is no GPU; {ask('cifar10')}"
     try:
         return load("cifar10", root), f"cifar10, since there is a GPU; {ask('digits')}"
     except UserError as error:
         return load("digits"), f"digits, since {error}; {ask('cifar10')}"
+
+
+def fingerprint(dataset):
+    """A text that any change of the pictures, their labels, their order or the classes changes."""
+    digest = hashlib.sha256(repr(dataset.classes).encode())
+    for tensor in (dataset.images, dataset.labels, dataset.test_images, dataset.test_labels):
+        digest.update(repr(tensor.shape).encode())
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()[:16]
 
 
 def _digits():
@@ -99,15 +110,15 @@ def _quietly(make, root, train):
         return make(root, train=train, download=True)
 
 
-def _folder(root, size):
-    train, test = (_pictures(os.path.join(root, part), size) for part in ("train", "test"))
+def _folder(root, size, skip):
+    train, test = (_pictures(os.path.join(root, part), size, skip) for part in ("train", "test"))
     for name in sorted(set(train[2]) ^ set(test[2])):
         raise UserError(f"{root}: class {name!r} is in only one of train/ and test/")
     channels = 1 if train[3] and test[3] else 3
     return train[0][:, :channels], train[1], test[0][:, :channels], test[1], train[2]
 
 
-def _pictures(folder, size):
+def _pictures(folder, size, skip):
     """All pictures of an image folder, resized so that the shorter side is `size`, then cropped to a square.
 
     Returns images (N, 3, size, size), labels, class names, whether all are grey.
@@ -119,29 +130,43 @@ def _pictures(folder, size):
         raise UserError(f"there is no folder {folder!r}: --data must name a folder that holds train/<class>/* and "
                         "test/<class>/*")
     try:
-        listing = ImageFolder(folder, loader=_open_picture)
+        listing = ImageFolder(folder)
     except FileNotFoundError as error:
         raise UserError(_line(error)) from None
     if len(listing.classes) < 2:
         raise UserError(f"{folder}: only one class, {listing.classes[0]!r}; a folder for each of two or more classes "
                         "is needed")
-    images, labels, grey = [], [], True
-    for index, (path, _) in enumerate(listing.samples):
+    images, labels, grey, bad = [], [], True, []
+    for path, label in listing.samples:
         try:
-            picture, label = listing[index]
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read as a picture ({_line(error)})") from None
+            picture = _open_picture(path)
+            images.append(fit(picture.convert("RGB")))
+        except Exception as error:  # a damaged file makes Pillow raise nearly anything
+            bad.append(f"{os.path.relpath(path, folder)} ({_line(error) or type(error).__name__})")
+            continue
         grey = grey and picture.mode in ("1", "L", "LA")
-        images.append(fit(picture.convert("RGB")))
         labels.append(label)
+    if bad:
+        found = (f"{folder}: {len(bad)} of {len(listing.samples)} files cannot be used as pictures: "
+                 + ", ".join(bad[:5]) + ", ..." * (len(bad) > 5))
+        if not skip:
+            raise UserError(found + "; mend or remove them, or leave them out with --skip_bad_images")
+        warnings.warn(found + "; left out")
+    for name, count in zip(listing.classes, torch.bincount(torch.tensor(labels, dtype=torch.long), minlength=len(listing.classes))):
+        if not count:
+            raise UserError(f"{folder}: class {name!r} has no picture that can be used")
     return torch.stack(images), torch.tensor(labels), listing.classes, grey
 
 
 def _open_picture(path):
     from PIL import Image
-    with open(path, "rb") as file:
-        picture = Image.open(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        picture = Image.open(path)
+    with picture:
         picture.load()
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(f"mode {picture.mode}: more than 8 bits a channel")
     return picture
 
 

@@ -136,10 +136,15 @@ def get(text):
                         "a path to a genotype.json or a 'Genotype(...)' text works too")
 
 
+def to_json(genotype):
+    """`genotype` as the text of a JSON file: {"normal": [[op, node, source], ...], "reduce": ...}."""
+    return json.dumps(genotype._asdict(), indent=1)
+
+
 def save(genotype, path):
-    """Write `genotype` to `path` as JSON: {"normal": [[op, node, source], ...], "reduce": ...}."""
+    """Write `genotype` to `path` as JSON, whole or not at all."""
     with open(path + ".part", "w") as file:
-        json.dump(genotype._asdict(), file, indent=1)
+        file.write(to_json(genotype))
     os.replace(path + ".part", path)
 
 

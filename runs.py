@@ -1,17 +1,20 @@
 """What surrounds both scripts: one run on disk, command lines, errors that a user can mend, the device.
 
-A run is a folder:  config.json (settings, command line, versions), log.txt, metrics.csv (a row an epoch),
-checkpoint.pt, and the script's own results. Files are written to a temporary name, then renamed.
+A run is a folder:  config.json (settings, command lines, versions, the dataset's fingerprint), log.txt, metrics.csv (a row
+an epoch), checkpoint.pt, and the script's own results. Every file is written whole or not at all. One process writes.
 """
 import argparse
+import contextlib
 import csv
 import ctypes
+import hashlib
 import io
 import json
 import math
 import os
 import platform
 import shlex
+import signal
 import sys
 import time
 import warnings
@@ -21,13 +24,21 @@ from tqdm import tqdm
 
 from genotypes import GenotypeError, nearest
 
+try:
+    import fcntl
+except ImportError:  # Windows: there, nobody keeps two processes from writing one run
+    fcntl = None
+
+VERSION = 1  # of what a run's files hold; raised when old ones can no longer be read
+
 
 class UserError(Exception):
     """Something the user can mend: one line that says what is wrong, what was given and what would work."""
 
 
 # The flags that both scripts have: what a run is, apart from what it computes
-RUN_DEFAULTS = dict(seed=0, device="auto", amp=False, recompute=False, compile=False, runs="runs", name=None)
+RUN_DEFAULTS = dict(seed=0, device="auto", amp=False, recompute=False, compile=False, checkpoint_minutes=10.0, runs="runs",
+                    name=None)
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,6 +47,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description):
         super().__init__(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
                          formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.settings = set()  # the flags that make up a run
 
     def error(self, message):
         raise UserError(message + "; --help lists all flags")
@@ -73,11 +85,19 @@ def one_of(names):
     return parse
 
 
+def folder_name(text):
+    """A type for argparse: the name of one folder, not a path."""
+    if text in ("", ".", "..") or os.path.basename(text) != text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"expected the name of a folder, got {text!r}; --runs says where it goes")
+    return text
+
+
 def add_flags(parser, defaults, by_dataset, **kinds):
     """One flag for each of `kinds`: name=(type, help); the help shows the default, and what it is for a dataset.
 
     defaults: {flag: value}; by_dataset: {dataset: {flag: value}}.
     """
+    parser.settings.update(kinds)
     for name, (kind, text) in kinds.items():
         notes = [] if defaults[name] is None else [f"default {defaults[name]}"]
         notes += [f"{dataset} {values[name]}" for dataset, values in by_dataset.items() if name in values]
@@ -96,8 +116,9 @@ def add_run_flags(parser):
         amp=(bool, "forward passes in bfloat16, or in float16 where a GPU has no bfloat16"),
         recompute=(bool, "compute activations again in the backward pass: far less memory, more time"),
         compile=(bool, "torch.compile: minutes to start, for long runs"),
+        checkpoint_minutes=(number(float, 0), "between checkpoints inside an epoch; every epoch ends with one"),
         runs=(str, "folder in which runs are kept"),
-        name=(str, "the run's folder in it; without it, one named after the dataset and the time"))
+        name=(folder_name, "the run's folder in it; without it, one named after the dataset and the time"))
     parser.add_argument("--resume", metavar="RUN", help="folder of a run to go on with")
 
 
@@ -108,12 +129,20 @@ def main(function):
     warnings.showwarning = warn
     try:
         sys.exit(function())
+    except KeyboardInterrupt:
+        print("\nstopped at once", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except (UserError, GenotypeError) as error:
         message = str(error)
     except OSError as error:  # an unwritable folder, a full disk
-        message = f"{error.filename or ''}: {error.strerror or error}".lstrip(": ")
+        message = reason(error)
     print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def reason(error):
+    """What an OSError says, in one line."""
+    return f"{error.filename or ''}: {error.strerror or error}".lstrip(": ")
 
 
 def choose_device(name="auto"):
@@ -139,28 +168,38 @@ def cosine(epoch, epochs, high, low=0.0):
     return low + (high - low) * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
 
-def progress(steps, epoch, epochs):
-    """range(steps) with a progress bar, where stdout is a terminal."""
-    return tqdm(range(steps), f"epoch {epoch + 1}/{epochs}", leave=False, disable=not sys.stdout.isatty())
-
-
-def resumed_settings(run, given, may_change):
+def resumed_settings(run, parser, given, may_change):
     """The run's settings with the flags `given`, which may differ in `may_change` alone. Raises UserError."""
-    settings = run.config["settings"]
+    settings = check_settings(run, parser)
     for name, value in given.items():
         if name in settings and name not in may_change and value != settings[name]:
             raise UserError(f"--{name} {value} contradicts the run {run.folder!r}, which has {settings[name]}: leave "
                             "the flag out, or start a new run")
-    return {**settings, **given}
+    if given.get("epochs", math.inf) < settings["epochs"]:
+        raise UserError(f"--epochs {given['epochs']}: the run has {settings['epochs']}, which can only be raised")
+    return {**settings, **{name: value for name, value in given.items() if name in settings}}
 
 
-def resume(script, given, may_change):
-    """The run that the flags `given` resume, its settings and its checkpoint. Raises UserError."""
-    run = Run.open(given["resume"], script)
-    settings, state = resumed_settings(run, given, may_change), run.load("checkpoint.pt")
-    if settings["epochs"] < len(state["rows"]):
-        raise UserError(f"--epochs {settings['epochs']}: the run has done {len(state['rows'])} already")
-    return run, settings, state
+def check_settings(run, parser):
+    """The settings in the run's config.json, each as the flag of its name reads it. Raises UserError."""
+    kept, arguments, file = run.config["settings"], [], run.path("config.json")
+    for name, value in kept.items():
+        if isinstance(value, bool):
+            arguments.append(f"--{'' if value else 'no-'}{name}")
+        elif value is not None:
+            arguments.append(f"--{name}={value}")
+    lacking, unknown = parser.settings - set(kept), set(kept) - parser.settings
+    if lacking or unknown:
+        raise UserError(f"{file}: " + " and ".join(
+            f"{what} {', '.join(sorted(names))}" for what, names in (("it lacks", lacking), ("it has", unknown)) if names)
+            + "; it is of another version of this code, or was edited")
+    try:
+        settings = {"name": None, **parser.parse_args(arguments)}
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    if set(settings) != parser.settings:
+        raise UserError(f"{file}: {', '.join(sorted(parser.settings - set(settings)))} must have a value")
+    return settings
 
 
 def _keep_freed_memory():
@@ -187,31 +226,114 @@ class Precision:
         return torch.autocast(self.device.type, self.dtype, enabled=self.amp)
 
     def descend(self, loss, optimizer, parameters, largest_norm):
-        """A step of `optimizer` on `loss`, the gradients of `parameters` clipped to a norm of `largest_norm`."""
+        """A step of `optimizer` on `loss`, the gradients of `parameters` clipped to a norm of `largest_norm`. Returns the
+        norm before; 0 where a scaler leaves out steps that are not finite."""
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(parameters, largest_norm)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, largest_norm)
         self.scaler.step(optimizer)
         self.scaler.update()
+        return torch.zeros_like(norm) if self.scaler.is_enabled() else norm
+
+
+class Stopped(Exception):
+    """SIGINT or SIGTERM has asked the run to end."""
+
+
+class Stopping:
+    """Within it, SIGINT and SIGTERM are kept in `.signal` until the step in progress is done; a second SIGINT ends the
+    process at once. While `.idle`, when nothing is being changed, they raise Stopped."""
+
+    def __enter__(self):
+        self.signal, self.idle = None, False
+        self.former = {number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def receive(self, number, frame):
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+        if self.idle:
+            raise Stopped
+
+    def __exit__(self, *_):
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
+
+
+class Task:
+    """What a run does, step by step, and everything that it changes as it goes.
+
+    A subclass has .parts(), {name: part with a state_dict}; .begin(epoch), which sets the rates; .step(), which returns
+    the loss, the figures that an epoch averages, and what must be finite beside them; .finish(means), which makes a row
+    of metrics and changes nothing; .line(row), which describes it; .save_results(run).
+    """
+
+    def __init__(self, settings, steps):
+        self.settings, self.steps = settings, steps  # in an epoch
+        self.rows, self.done, self.sums, self.seconds = [], 0, 0.0, 0.0  # done, sums, seconds: of the epoch in progress
+
+    def state_dict(self):
+        return {"random": torch.get_rng_state(), "rows": self.rows, "done": self.done, "sums": self.sums,
+                "seconds": self.seconds, **{name: part.state_dict() for name, part in self.parts().items()}}
+
+    def load_state_dict(self, state):
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
+        torch.set_rng_state(state["random"])
+        self.rows, self.done, self.sums, self.seconds = (state[key] for key in ("rows", "done", "sums", "seconds"))
+
+    def advance(self):
+        """A step, counted and summed up. Returns the loss. Raises UserError where anything is not finite."""
+        start = time.monotonic()
+        loss, figures, others = self.step()
+        if not torch.stack([loss, *figures, *others]).isfinite().all():
+            raise UserError(
+                f"the loss or a gradient is not finite (loss {loss.item()}) in epoch {len(self.rows) + 1}, step {self.done + 1}; "
+                "the last checkpoint is of before and stays. Start a new run with a lower --learning_rate"
+                + " or --arch_learning_rate" * hasattr(self.settings, "arch_learning_rate")
+                + (", or without --amp" if self.settings.amp else ""))
+        self.sums = self.sums + torch.stack(figures).cpu()
+        self.done += 1
+        self.seconds += time.monotonic() - start
+        return loss
+
+    def measure(self):
+        """The row of metrics of an epoch whose steps are done; changes nothing."""
+        start = time.monotonic()
+        row = self.finish((self.sums / self.steps).tolist())
+        return {**row, "seconds": round(self.seconds + time.monotonic() - start, 2)}
+
+    def close(self, row):
+        """Ends the epoch."""
+        self.rows.append(row)
+        self.done, self.sums, self.seconds = 0, 0.0, 0.0
 
 
 class Run:
-    """The folder of one run. `config`: its settings and where they came from, a dict of JSON values."""
+    """The folder of one run. `config`: its settings and where they came from, a dict of JSON values.
+
+    `with run:` keeps every other process from writing it, until it ends or the process dies.
+    """
 
     def __init__(self, folder, config):
-        self.folder, self.config = folder, config
+        self.folder, self.config, self.descriptor = folder, config, None
 
     @classmethod
-    def create(cls, root, name, script, settings):
-        """A new folder <root>/<name>, or one named after script, dataset and time. Raises UserError, OSError."""
-        name = name or time.strftime(f"{script}-{settings['dataset']}-%Y%m%d-%H%M%S")
-        folder = os.path.join(root, name)
-        if os.path.exists(folder):
+    def create(cls, script, settings, fingerprint):
+        """A new folder, settings["name"] or named after script, dataset and time, in settings["runs"]. Raises UserError,
+        OSError."""
+        name = settings["name"] or time.strftime(f"{script}-{settings['dataset']}-%Y%m%d-%H%M%S")
+        folder = os.path.join(settings["runs"], name)
+        if os.path.lexists(folder):
             raise UserError(f"{folder!r} exists already: give another --name, or --resume {folder} to go on with it")
-        os.makedirs(folder)
-        run = cls(folder, {"script": script, "settings": settings, "command": sys.argv, "torch": torch.__version__,
-                           "python": platform.python_version(), "machine": platform.platform()})
-        run.write("config.json", json.dumps(run.config, indent=1))
+        run = cls(folder + ".part", {
+            "script": script, "version": VERSION, "settings": settings, "fingerprint": fingerprint, "commands": [sys.argv],
+            "torch": torch.__version__, "python": platform.python_version(), "machine": platform.platform()})
+        os.makedirs(run.folder, exist_ok=True)
+        run.write_config()
+        os.rename(run.folder, folder)
+        run.folder = folder
         return run
 
     @classmethod
@@ -220,30 +342,67 @@ class Run:
         try:
             with open(os.path.join(folder, "config.json")) as file:
                 config = json.load(file)
-            made_by, _ = config["script"], config["settings"]
-        except (OSError, ValueError, KeyError, TypeError):
+            made_by, version, settings, _, commands = (
+                config[key] for key in ("script", "version", "settings", "fingerprint", "commands"))
+            if not isinstance(settings, dict) or not isinstance(commands, list):
+                raise TypeError
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{folder!r} is not the folder of a run: it has no readable config.json") from None
         if made_by != script:
             raise UserError(f"{folder!r} is a run of {made_by}.py, not of {script}.py")
+        if version != VERSION:
+            raise UserError(f"{folder!r} was made by version {version} of this code, which is {VERSION}")
         return cls(folder, config)
+
+    def __enter__(self):
+        if fcntl is not None:
+            self.descriptor = os.open(self.folder, os.O_RDONLY)
+            try:
+                fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self.__exit__()
+                raise UserError(f"another process is writing the run {self.folder!r}: wait for it, or stop it") from None
+        return self
+
+    def __exit__(self, *_):
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+
+    def check_fingerprint(self, fingerprint):
+        """Raises UserError where the dataset is not the one that the run began with."""
+        if fingerprint != self.config["fingerprint"]:
+            raise UserError(f"the dataset is not the one that the run {self.folder!r} began with: its fingerprint is "
+                            f"{fingerprint}, not {self.config['fingerprint']}; name the right folder by --data")
 
     def path(self, name):
         return os.path.join(self.folder, name)
 
     def write(self, name, content):
-        """Write the file `name` whole or not at all. content: text or bytes."""
+        """Write the file `name` whole or not at all. content: text or bytes. Raises OSError."""
         part = self.path(name + ".part")
-        with open(part, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, self.path(name))
+        try:
+            with open(part, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, self.path(name))
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.remove(part)
+            raise
+
+    def write_config(self):
+        self.write("config.json", json.dumps(self.config, indent=1))
 
     def log(self, line):
         """Print a line and keep it in log.txt."""
         print(line, flush=True)
-        with open(self.path("log.txt"), "a") as file:
-            file.write(line + "\n")
+        try:
+            with open(self.path("log.txt")) as file:
+                former = file.read()
+        except FileNotFoundError:
+            former = ""
+        self.write("log.txt", former + line + "\n")
 
     def write_metrics(self, rows):
         """metrics.csv from a list of dicts with the same keys."""
@@ -254,36 +413,90 @@ class Run:
         self.write("metrics.csv", text.getvalue())
 
     def save(self, name, state):
-        """Write tensors and plain values as a torch file."""
+        """Write tensors and plain values as a torch file, followed by its SHA-256, which torch.load ignores."""
         buffer = io.BytesIO()
-        torch.save(state, buffer)
-        self.write(name, buffer.getvalue())
+        torch.save({"script": self.config["script"], "version": VERSION, **state}, buffer)
+        self.write(name, buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
 
-    def load(self, name):
-        """What `save` wrote, on the CPU; code in the file is never run. Raises UserError."""
+    def load(self, name, keys):
+        """What `save` wrote, on the CPU, with at least these `keys`; code in the file is never run. Raises UserError,
+        FileNotFoundError."""
+        with open(self.path(name), "rb") as file:
+            content = file.read()
+        refusal = f"{self.path(name)} cannot be read: "
+        if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+            raise UserError(refusal + "it is cut off, damaged or not of this code, for its checksum is wrong")
         try:
-            return torch.load(self.path(name), map_location="cpu", weights_only=True)
+            state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds
+            raise UserError(refusal + str(error).strip().split("\n")[0][:200]) from None
+        if not isinstance(state, dict):
+            raise UserError(refusal + f"expected a dictionary, found {type(state).__name__}")
+        lacking = [key for key in ("script", "version", *keys) if key not in state]
+        if lacking:
+            raise UserError(refusal + "it lacks " + ", ".join(lacking))
+        if (state["script"], state["version"]) != (self.config["script"], VERSION):
+            raise UserError(refusal + f"it is of {state['script']}.py, version {state['version']}, not of "
+                            f"{self.config['script']}.py, version {VERSION}")
+        return state
+
+    def load_checkpoint(self):
+        """The state in checkpoint.pt, or None before there is one. Raises UserError."""
+        try:
+            return self.load("checkpoint.pt", ("rows", "done"))
         except FileNotFoundError:
-            raise UserError(f"{self.folder!r} has no {name}: the run stopped before its first epoch was done") from None
-        except Exception as error:  # torch raises many kinds for a damaged or a foreign file
-            raise UserError(f"{self.path(name)} cannot be read: {str(error).split(chr(10))[0][:200]}") from None
+            return None
 
-    def go_on(self, task, epochs):
-        """Run the epochs that `task` has not done yet; after each, save it and log a line. Returns the exit code.
-
-        task: has .rows, the metrics of each epoch done; .epoch(n), which does one and adds its row; .line(), which
-        describes it; .state_dict(); and .save_results(run).
-        """
+    def restore(self, task, state):
+        """Bring a task or a network to a `state` that was loaded. Raises UserError."""
         try:
-            for epoch in range(len(task.rows), epochs):
-                task.epoch(epoch)
-                task.save_results(self)
-                self.write_metrics(task.rows)
-                self.save("checkpoint.pt", task.state_dict())
-                self.log(f"epoch {epoch + 1}/{epochs}  {task.line()}  {task.rows[-1]['seconds']:.1f} s")
-        except KeyboardInterrupt:
-            self.log(f"stopped after {len(task.rows)} whole epochs; " + (
-                f"go on: python {self.config['script']}.py --resume {shlex.quote(self.folder)}" if task.rows else
-                "there is nothing to go on with"))
-            return 130
+            task.load_state_dict(state)
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+            lacks = "it lacks " * isinstance(error, KeyError)
+            raise UserError(f"what {self.folder!r} holds does not fit its settings: {lacks}"
+                            + " ".join(str(error).split())[:200]) from None
+
+    def go_on(self, task, settings):
+        """Run `task` to its last epoch, saving and logging as it goes. Returns the exit code. Raises UserError."""
+        if settings != self.config["settings"]:  # resumed with other flags
+            self.config["settings"] = settings
+            self.config["commands"].append(sys.argv)
+            self.write_config()
+        command = f"python {self.config['script']}.py --resume {shlex.quote(self.folder)}"
+        try:
+            with Stopping() as stop:
+                try:
+                    while len(task.rows) < settings["epochs"]:
+                        self.epoch(task, stop)
+                except Stopped:
+                    self.save("checkpoint.pt", task.state_dict())
+                    self.log(f"stopped in epoch {len(task.rows) + 1} after step {task.done} of {task.steps}; go on:\n{command}")
+                    return 128 + stop.signal
+        except OSError as error:
+            raise UserError(f"{reason(error)}; the checkpoint before it is whole, go on with: {command}") from None
         return 0
+
+    def epoch(self, task, stop):
+        """The rest of the epoch in which `task` is, with a progress bar where stdout is a terminal."""
+        settings, saved = self.config["settings"], time.monotonic()
+        title = f"epoch {len(task.rows) + 1}/{settings['epochs']}"
+        task.begin(len(task.rows))
+        with tqdm(total=task.steps, initial=task.done, desc=title, leave=False, disable=not sys.stdout.isatty()) as bar:
+            while task.done < task.steps:
+                loss = task.advance()
+                bar.update()
+                if not bar.disable:
+                    bar.set_postfix(loss=f"{loss:.3f}")
+                if stop.signal:
+                    raise Stopped
+                if time.monotonic() - saved >= 60 * settings["checkpoint_minutes"]:
+                    self.save("checkpoint.pt", task.state_dict())
+                    saved = time.monotonic()
+        stop.idle = True
+        row = task.measure()
+        stop.idle = False
+        task.close(row)
+        task.save_results(self)
+        self.write_metrics(task.rows)
+        self.save("checkpoint.pt", task.state_dict())
+        self.log(f"{title}  {task.line(row)}  {row['seconds']:.1f} s")

@@ -5,11 +5,20 @@
 The oracle of the supernet is Eq. 6 written literally: 14 edges of 7 operations, each a module of its own, in NCHW.
 """
 import csv
+import errno
+import hashlib
+import io
 import json
 import math
+import os
+import random
+import resource
+import shutil
 import signal
 import subprocess
 import sys
+import time
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -620,6 +629,36 @@ def test_bad_genotype_files_are_refused(content, tmp_path):
         genotypes.get(str(path))
 
 
+def test_any_text_gives_a_genotype_or_a_genotype_error(tmp_path):
+    """2,500 texts and 500 files: published genotypes with pieces replaced, dropped or doubled, and noise."""
+    dice, path = random.Random(0), tmp_path / "genotype.json"
+    pieces = ["(", ")", "[", "]", ",", "'", "=", "*", "-", "{}", "None", "0", "9" * 5000, "1e999", "Edge", "range(9)", "normal",
+              "reduce_concat=", "node=7", "\0", "\n", "\ud800", "é", "lambda: 0", "**{}", "(" * 300, "-1", "skip_connect",
+              "NaN", "Genotype(", '"', ":", "true"]
+    read = 0
+    for trial in range(3000):
+        text = str(dice.choice(list(genotypes.PUBLISHED.values())))
+        if trial >= 2500:
+            text = genotypes.to_json(genotypes.get(text))
+        elif trial % 5 == 0:
+            text = "".join(dice.choice(pieces) for _ in range(dice.randrange(9)))
+        for _ in range(dice.randrange(4)):
+            start = dice.randrange(len(text) + 1)
+            text = text[:start] + dice.choice(pieces) * dice.randrange(2) + text[start + dice.choice([0, 1, 5, 40]):]
+        if trial >= 2500:
+            path.write_bytes(text.encode(errors="surrogatepass"))
+            text = str(path)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                genotype = genotypes.get(text)
+            assert isinstance(genotype, Genotype) and genotypes.get(str(genotype)) == genotype
+            read += 1
+        except genotypes.GenotypeError as error:
+            assert "\n" not in str(error)
+    assert 300 < read < 2000
+
+
 # ---------------------------------------------------------------- derived networks: published figures
 
 # parameters with the auxiliary head at 36 channels, 20 cells, 10 classes; MACs of convolutions and linear layers
@@ -916,26 +955,6 @@ def test_evaluation_runs_repeats_and_resumes(tmp_path, monkeypatch, capsys):
     assert len(table(tmp_path / "a")) == 3 and table(tmp_path / "a")[:2] == rows
 
 
-def test_interrupted_search_goes_on(tmp_path):
-    """Ctrl-C in a real process: exit code 130 and the command that goes on, to the result of a run never stopped."""
-    def start(*arguments):
-        return subprocess.Popen([sys.executable, "train_search.py", *map(str, arguments)], stdout=subprocess.PIPE, text=True)
-
-    long = [*SMALL_SEARCH, "--epochs", 4, "--arch_learning_rate", 0.2, "--runs", tmp_path, "--name"]
-    process, lines = start(*long, "a"), []
-    for text in process.stdout:
-        lines.append(text)
-        if text.startswith("epoch 2/4"):
-            process.send_signal(signal.SIGINT)
-    assert process.wait() == 130 and "go on: python train_search.py --resume" in lines[-1]
-    for arguments in (lines[-1].split()[-2:], [*long, "b"]):
-        process = start(*arguments)
-        process.communicate()
-        assert process.returncode == 0
-    assert table(tmp_path / "a") == table(tmp_path / "b") and len(table(tmp_path / "a")) == 4
-    assert genotypes.load(str(tmp_path / "a/genotype.json")) == genotypes.load(str(tmp_path / "b/genotype.json"))
-
-
 def test_scripts_on_a_picture_folder(pictures, tmp_path):
     """Real processes, as a user starts them: search, then the command that it prints."""
     def start(*command):
@@ -955,24 +974,48 @@ def test_scripts_on_a_picture_folder(pictures, tmp_path):
     assert max(float(row["test_accuracy"]) for row in rows) > 80
 
 
-# a flag of either script and what its refusal must say
+# a script, its arguments and what its refusal must say
+EVAL, DIGITS = ["--arch", "FairDARTS_a"], ["--dataset", "digits"]
 REFUSED = [
     (train_eval, ["--arch", "FairDARTS_h"], "did you mean 'FairDARTS_"), (train_eval, [], "--arch is missing"),
-    (train_eval, ["--arch", "nowhere.json"], "unknown architecture 'nowhere.json'"),
-    (train_eval, ["--arch", "FairDARTS_a", "--dataset", "cifar11"], "unknown 'cifar11'; did you mean 'cifar10'"),
-    (train_eval, ["--arch", "FairDARTS_a", "--dataset", "digits", "--batch_size", "2000"], "--batch_size 1437 or less"),
-    (train_eval, ["--arch", "FairDARTS_a", "--drop_path_prob", "1"], "--drop_path_prob"),
-    (train_eval, ["--evaluate", "nowhere"], "not the folder of a run"),
-    (train_search, ["--dataset", "digit"], "did you mean 'digits'"),
+    (train_eval, ["--arch", "nowhere.json"], "unknown architecture 'nowhere.json'"), (train_eval, ["--arch", ""], "unknown"),
+    (train_eval, ["--arch", "Genotype(normal=[], reduce=[])"], "normal cell: it has no edge"),
+    (train_eval, ["--arch", "__import__('os').mkdir('x')"], "unknown architecture"),
+    (train_eval, ["--arch", "Genotype(normal=open('x', 'w'), reduce=[])"], "cannot read"), (train_eval, ["--arch"], "--arch"),
+    (train_eval, [*EVAL, "--dataset", "cifar11"], "unknown 'cifar11'; did you mean 'cifar10'"),
+    (train_eval, [*EVAL, *DIGITS, "--batch_size", "2000"], "--batch_size 1437 or less"),
+    (train_eval, [*EVAL, "--batch_size", "1"], "from 2 up"), (train_eval, [*EVAL, "--drop_path_prob", "1"], "--drop_path_prob"),
+    (train_eval, [*EVAL, "--drop_path_prob", "-0.1"], "from 0 to 0.999"), (train_eval, [*EVAL, "--layers", "0"], "from 1 up"),
+    (train_eval, [*EVAL, "--init_channels", "x"], "whole number"), (train_eval, [*EVAL, "--cutout_length", "0"], "from 1 up"),
+    (train_eval, [*EVAL, "--auxiliary=yes"], "--auxiliary"), (train_eval, [*EVAL, "--auxilary"], "did you mean '--auxiliary'"),
+    (train_eval, [*EVAL, "--auxiliary_weight", "heavy"], "a number"), (train_eval, [*EVAL, "--epochs", "1.5"], "whole number"),
+    (train_eval, [*EVAL, "--momentum", "nan"], "'nan'"), (train_eval, [*EVAL, "--weight_decay", "-1"], "from 0 up"),
+    (train_eval, [*EVAL, "--grad_clip", "0"], "above 0"), (train_eval, [*EVAL, "--image_size", "4"], "from 8 up"),
+    (train_eval, [*EVAL, "--dataset", "folder"], "there is no folder 'data/train'"),
+    (train_eval, [*EVAL, "--w01", "10"], "unknown argument '--w01'"), (train_eval, [*EVAL, "--seed", "-1"], "from 0"),
+    (train_eval, [*EVAL, "--learning_rate", "1e400"], "1e400"), (train_eval, [*EVAL, "--device", "gpu"], "this machine has:"),
+    (train_eval, ["--evaluate", "nowhere"], "not the folder of a run"), (train_eval, ["--evaluate"], "expected one argument"),
+    (train_eval, ["--resume", "nowhere"], "not the folder of a run"),
+    (train_eval, [*EVAL, *DIGITS, "--name", "a/b"], "the name of a folder, got 'a/b'"),
+    (train_eval, [*EVAL, *DIGITS, "--name", ".."], "the name of a folder"),
+    (train_search, ["--dataset", "digit"], "did you mean 'digits'"), (train_search, ["--dataset", "DIGITS"], "did you mean"),
     (train_search, ["--dataset", "folder", "--data", "nowhere"], "there is no folder 'nowhere/train'"),
-    (train_search, ["--dataset", "digits", "--batch_size", "719"], "--batch_size 718 or less"),
-    (train_search, ["--threshold", "0"], "above 0 and below 1, got '0'"), (train_search, ["--threshold", "1.5"], "1.5"),
+    (train_search, [*DIGITS, "--batch_size", "719"], "--batch_size 718 or less"),
+    (train_search, [*DIGITS, "--train_portion", "0.999"], "--batch_size 2 or less"),
+    (train_search, ["--train_portion", "1"], "above 0 and below 1"), (train_search, ["--train_portion", "0"], "above 0"),
+    (train_search, ["--threshold", "-0.1"], "from 0 to 1, got '-0.1'"), (train_search, ["--threshold", "1.5"], "1.5"),
     (train_search, ["--threshold", "nan"], "nan"), (train_search, ["--epochs", "-3"], "from 1 up, got '-3'"),
-    (train_search, ["--epochs", "many"], "whole number"), (train_search, ["--gate", "sigmoyd"], "mean 'sigmoid'"),
+    (train_search, ["--epochs", "many"], "whole number"), (train_search, ["--epochs", "0"], "from 1 up"),
+    (train_search, ["--gate", "sigmoyd"], "mean 'sigmoid'"), (train_search, ["--gate", ""], "choose from sigmoid, softmax"),
     (train_search, ["--w10", "10"], "did you mean '--w01'"), (train_search, ["extra"], "unexpected argument 'extra'"),
     (train_search, ["--epochs"], "expected one argument"), (train_search, ["--w01", "-1"], "--w01"),
-    (train_search, ["--w01", "inf"], "a number from 0 up, got 'inf'"),
-    (train_search, ["--resume", "nowhere"], "not the folder of a run"),
+    (train_search, ["--w01", "inf"], "a number from 0 up, got 'inf'"), (train_search, ["--nodes", "5"], "from 1 to 4"),
+    (train_search, ["--zero_one_loss", "l3"], "choose from l2, l1"), (train_search, ["--arch_beta1", "1"], "below 1"),
+    (train_search, ["--checkpoint_minutes", "-1"], "from 0 up"), (train_search, ["--edges_per_node", "0"], "from 1 up"),
+    (train_search, ["--unrolled", "yes"], "unexpected argument 'yes'"), (train_search, ["--arch", "x"], "unknown argument"),
+    (train_search, ["--epoch", "3"], "did you mean '--epochs'"), (train_search, ["--=3"], "unknown argument"),
+    (train_search, ["--resume", "nowhere"], "not the folder of a run"), (train_search, ["--resume", ""], "not the folder"),
+    (train_search, [*DIGITS, "--runs", "/dev/null", "--name", "x"], "/dev/null"),
     (train_search, ["--device", "tpu"], "this machine has:"), (train_search, ["--device", "cuda:99"], "machine has:")]
 
 
@@ -1000,19 +1043,298 @@ def test_refusals_of_folders_and_runs(pictures, tmp_path, monkeypatch, capsys):
     (tmp_path / "one" / "train" / "dog").mkdir()
     assert "dog" in refused(train_search, *folder)  # an empty class
     (tmp_path / "one" / "train" / "dog" / "a.png").write_text("no picture")
-    assert "a.png: cannot be read as a picture" in refused(train_search, *folder)
+    assert "1 of 2 files cannot be used as pictures: dog/a.png (" in refused(train_search, *folder)
     Image.new("RGB", (8, 8)).save(tmp_path / "one" / "train" / "dog" / "a.png")
     assert "one class" in refused(train_search, *folder)  # test/ has cats only
     (tmp_path / "runs" / "old").mkdir(parents=True)
     assert "exists already" in refused(train_eval, *SMALL_EVAL, "--arch", "FairDARTS_a", "--name", "old")
-    monkeypatch.setattr(train_search.Search, "epoch", lambda self, epoch: None)
     assert call(train_eval, monkeypatch, *SMALL_EVAL, "--arch", "FairDARTS_a", "--name", "eval", "--runs",
                 tmp_path / "runs", "--epochs", 1) == 0
     capsys.readouterr()
-    assert "run of train_eval.py" in refused(train_search, "--resume", tmp_path / "runs" / "eval")
-    assert "--layers 5 contradicts" in refused(train_eval, "--resume", tmp_path / "runs" / "eval", "--layers", 5)
-    (tmp_path / "runs" / "eval" / "best.pt").write_bytes(b"junk")
-    assert "best.pt cannot be read" in refused(train_eval, "--evaluate", tmp_path / "runs" / "eval")
+    run = tmp_path / "runs" / "eval"
+    assert "run of train_eval.py" in refused(train_search, "--resume", run)
+    assert "--layers 5 contradicts" in refused(train_eval, "--resume", run, "--layers", 5)
+    assert "--arch Genotype(" in refused(train_eval, "--resume", run, "--arch", "FairDARTS_b")
+    assert "--arch FairDARTS_a" not in refused(train_eval, "--resume", run, "--arch", "FairDARTS_a", "--layers", 5)
+    (run / "best.pt").write_bytes(b"junk")
+    assert "best.pt cannot be read" in refused(train_eval, "--evaluate", run)
+    (run / "best.pt").unlink()
+    assert "has no best.pt" in refused(train_eval, "--evaluate", run)
+
+
+def test_bad_pictures_are_named_counted_and_left_out_on_request(pictures, tmp_path, monkeypatch, capsys):
+    root = tmp_path / "pictures"
+    shutil.copytree(pictures, root)
+    (root / "train" / "red" / "text.png").write_text("no picture")
+    (root / "train" / "red" / "empty.jpg").touch()
+    whole = (root / "train" / "blue" / "1.png").read_bytes()
+    (root / "train" / "blue" / "cut.png").write_bytes(whole[:len(whole) // 2])
+    Image.fromarray(np.full((9, 9), 40000, np.uint16)).save(root / "train" / "blue" / "deep.png")
+    search = ["--dataset", "folder", "--data", root, "--image_size", 8, "--init_channels", 2, "--layers", 3, "--nodes", 1,
+              "--batch_size", 8, "--epochs", 1, "--threshold", 0, "--runs", tmp_path / "runs", "--name", "a"]
+    assert call(train_search, monkeypatch, *search) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and "4 of 36 files cannot be used" in captured.err and captured.out == ""
+    for part in ("cut.png (", "deep.png (mode I;16", "empty.jpg (", "text.png (", "--skip_bad_images"):
+        assert part in captured.err
+    assert not (tmp_path / "runs").exists()
+    assert call(train_search, monkeypatch, *search, "--skip_bad_images") == 0
+    captured = capsys.readouterr()
+    assert "4 of 36 files" in captured.err and "16 + 16 pictures" in captured.out and "--skip_bad_images" in captured.out
+    for path in (root / "test" / "red").iterdir():
+        path.write_text("no picture")
+    assert call(train_search, monkeypatch, *search, "--skip_bad_images") == 2
+    assert "class 'red' has no picture that can be used" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- runs that cannot be lost
+
+LONG = {"search": ["train_search.py", *SMALL_SEARCH, "--arch_learning_rate", "0.2", "--epochs", "6"],
+        "eval": ["train_eval.py", *SMALL_EVAL, "--arch", "FairDARTS_a", "--epochs", "4", "--drop_path_prob", "0.3"]}
+
+
+def launch(*command):
+    return subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(process, start):
+    """The next line of the process that begins with `start`."""
+    return next(line for line in process.stdout if line.startswith(start))
+
+
+@pytest.fixture(scope="module")
+def whole_runs(tmp_path_factory):
+    """A search and an evaluation that nothing interrupts."""
+    root = tmp_path_factory.mktemp("whole")
+    for kind, command in LONG.items():
+        process = launch(*command, "--runs", root, "--name", kind)
+        process.communicate()
+        assert process.returncode == 0
+    return root
+
+
+def assert_same(kind, folder, whole):
+    assert table(folder) == table(whole) and len(table(folder)) in (4, 6)
+    for name in ("gates.npz", "genotype.json") if kind == "search" else ("best.pt",):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    states = [torch.load(f / "checkpoint.pt", weights_only=True) for f in (folder, whole)]
+    for state in states:
+        for row in state["rows"]:
+            del row["seconds"]
+    assert str(states[0].keys()) == str(states[1].keys()) and same(*states)
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if torch.is_tensor(a) else a == b
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_killed_at_ten_random_moments(kind, whole_runs, tmp_path, monkeypatch, capsys):
+    dice, folder, script = random.Random(kind), tmp_path / kind, LONG[kind][0]
+    process = launch(*LONG[kind], "--runs", tmp_path, "--name", kind, "--checkpoint_minutes", 0)
+    for kill in range(10):
+        wait_for(process, "run: ")
+        time.sleep(dice.uniform(0, 0.5))
+        if kill == 3:  # one run has one writer
+            assert call(train_search if kind == "search" else train_eval, monkeypatch, "--resume", folder) == 2
+            assert "another process is writing the run" in capsys.readouterr().err
+        assert process.poll() is None
+        process.kill()
+        process.wait()
+        process = launch(script, "--resume", folder)
+    out, err = process.communicate()
+    assert process.returncode == 0 and err == ""
+    assert_same(kind, folder, whole_runs / kind)
+
+
+@pytest.mark.parametrize("kind, number, code", [("search", signal.SIGINT, 130), ("eval", signal.SIGTERM, 143)])
+def test_signals_end_a_run_that_goes_on(kind, number, code, whole_runs, tmp_path):
+    folder = tmp_path / "a run"
+    process = launch(*LONG[kind], "--runs", tmp_path, "--name", "a run")
+    wait_for(process, "epoch 2/")
+    time.sleep(0.2)
+    process.send_signal(number)
+    out, err = process.communicate()
+    stopped, command = out.strip().split("\n")[-2:]
+    assert process.returncode == code and err == "" and stopped.startswith("stopped in epoch ")
+    assert command == f"python {LONG[kind][0]} --resume '{folder}'"
+    process = launch(LONG[kind][0], "--resume", folder)
+    process.communicate()
+    assert process.returncode == 0
+    assert_same(kind, folder, whole_runs / kind)
+
+
+def test_second_interrupt_stops_at_once():
+    with runs.Stopping() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    with runs.Stopping() as stop:
+        stop.idle = True
+        with pytest.raises(runs.Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class FullDisk(io.FileIO):
+    def write(self, content):
+        super().write(content[:len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device", self.name)
+
+
+@pytest.mark.parametrize("stage", ["open", "write", "fsync", "rename", "limit"])
+def test_failed_write_leaves_the_former_checkpoint(stage, tmp_path, monkeypatch, capsys):
+    search = [*SMALL_SEARCH, "--nodes", 1, "--batch_size", 300, "--threshold", 0, "--runs", tmp_path]
+    folder = tmp_path / "a"
+    assert call(train_search, monkeypatch, *search, "--name", "whole") == 0
+    full = OSError(errno.ENOSPC, "No space left on device", "checkpoint.pt")
+    with monkeypatch.context() as patch:
+        epoch = runs.Run.epoch
+
+        def second_epoch_fails(self, task, stop):
+            if len(task.rows) == 1:
+                def fail(*arguments):
+                    raise full
+                if stage == "open":
+                    patch.setattr(runs, "open", fail, raising=False)
+                elif stage == "write":
+                    patch.setattr(runs, "open", lambda path, mode="r": FullDisk(path, "w") if "w" in mode else open(path),
+                                  raising=False)
+                elif stage == "fsync":
+                    patch.setattr(os, "fsync", fail)
+                elif stage == "rename":
+                    patch.setattr(os, "replace", fail)
+                else:  # the kernel itself refuses, in the middle of the file
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))
+                    patch.setattr(runs.Run, "write_metrics", lambda *_: None)
+            return epoch(self, task, stop)
+
+        patch.setattr(runs.Run, "epoch", second_epoch_fails)
+        capsys.readouterr()
+        try:
+            assert call(train_search, monkeypatch, *search, "--name", "a") == 2
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"go on with: python train_search.py --resume {folder}" in error
+    assert ("File too large" if stage == "limit" else "No space left on device") in error
+    assert not list(folder.glob("*.part")) and len(runs.Run.open(str(folder), "train_search").load_checkpoint()["rows"]) == 1
+    assert call(train_search, monkeypatch, "--resume", folder) == 0
+    assert table(folder) == table(tmp_path / "whole")
+
+
+def test_what_is_not_finite_is_never_saved(tmp_path, monkeypatch, capsys):
+    search = [*SMALL_SEARCH, "--runs", tmp_path]
+    assert call(train_search, monkeypatch, *search, "--name", "wild", "--learning_rate", "1e30") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "not finite" in error and "lower --learning_rate" in error
+    assert not (tmp_path / "wild" / "checkpoint.pt").exists()
+    for name, script, command in (("loss", train_search, search), ("alpha", train_search, search),
+                                  ("gradient", train_eval, [*SMALL_EVAL, "--arch", "FairDARTS_a", "--runs", tmp_path])):
+        with monkeypatch.context() as patch:
+            cross_entropy = F.cross_entropy
+
+            def poisoned(logits, labels, **options):
+                loss = cross_entropy(logits, labels, **options)
+                if not (tmp_path / name / "checkpoint.pt").exists():
+                    return loss
+                if name == "loss":
+                    return loss * float("nan")
+                return (logits * 0).sum().sqrt() + loss  # a finite loss whose gradient is not
+
+            patch.setattr(F, "cross_entropy", poisoned)
+            assert call(script, patch, *command, "--name", name) == 2
+        error = capsys.readouterr().err
+        assert "not finite" in error and "in epoch 2, step 1;" in error
+        state = torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
+        assert len(state["rows"]) == 1 and all(w.isfinite().all() for w in state["network"].values())
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.mkdir, ("owned",)
+
+
+def test_bad_checkpoints_are_refused(tmp_path, monkeypatch, capsys):
+    assert call(train_search, monkeypatch, *SMALL_SEARCH, "--threshold", 0, "--runs", tmp_path, "--name", "a") == 0
+    assert call(train_eval, monkeypatch, *SMALL_EVAL, *EVAL, "--epochs", 1, "--runs", tmp_path, "--name", "b") == 0
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "a" / "checkpoint.pt"
+    whole = path.read_bytes()
+    state = torch.load(io.BytesIO(whole), weights_only=True)
+
+    def sealed(content):
+        return content + hashlib.sha256(content).digest()
+
+    def saved(content):
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        return buffer.getvalue()
+
+    dice, bad = random.Random(0), []
+    bad += [(whole[:len(whole) * cut // 20], "checksum") for cut in range(20)]
+    for _ in range(10):
+        flipped = bytearray(whole)
+        flipped[dice.randrange(len(whole))] ^= 1 << dice.randrange(8)
+        bad.append((bytes(flipped), "checksum"))
+    bad += [(saved(Malicious()), "checksum"), (sealed(saved(Malicious())), "cannot be read: Weights only load failed"),
+            (sealed(saved({**state, "rows": Malicious()})), "Weights only"), (sealed(b"junk"), "cannot be read"),
+            (sealed(saved([1, 2])), "expected a dictionary, found list"),
+            (sealed(saved({key: value for key, value in state.items() if key != "rows"})), "it lacks rows"),
+            (sealed(saved({key: value for key, value in state.items() if key != "adam"})), "it lacks 'adam'"),
+            (sealed(saved({**state, "version": 0})), "it is of train_search.py, version 0, not of train_search.py, version 1"),
+            (sealed(saved({**state, "network": {}})), "does not fit its settings"),
+            (sealed(saved({**state, "sgd": {"state": {}, "param_groups": []}})), "does not fit its settings"),
+            ((tmp_path / "b" / "checkpoint.pt").read_bytes(), "it is of train_eval.py")]
+    capsys.readouterr()
+    for content, message in bad:
+        path.write_bytes(content)
+        assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--epochs", 3) == 2
+        captured = capsys.readouterr()
+        assert captured.err.count("\n") == 1 and message in captured.err and captured.out == ""
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["a", "b"]  # no code ran
+    path.write_bytes(whole)
+    assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--epochs", 3) == 0
+    assert len(table(tmp_path / "a")) == 3
+
+
+def test_bad_configs_are_refused(tmp_path, monkeypatch, capsys):
+    search = [*SMALL_SEARCH, "--threshold", 0, "--runs", tmp_path, "--name", "a", "--epochs", 1]
+    assert call(train_search, monkeypatch, *search) == 0
+    path = tmp_path / "a" / "config.json"
+    config = json.loads(path.read_text())
+    settings = config["settings"]
+
+    def changed(**values):
+        return json.dumps({**config, "settings": {**settings, **values}})
+
+    capsys.readouterr()
+    for content, message in (
+            ("", "no readable config"), ("[]", "no readable config"), ("{}", "no readable config"), ("[" * 99999, "no readable"),
+            (json.dumps({**config, "settings": 3}), "no readable config"), (json.dumps({**config, "version": 99}), "version 99"),
+            (json.dumps({**config, "script": "train_eval"}), "a run of train_eval.py"),
+            (json.dumps({**config, "fingerprint": "0"}), "the dataset is not the one"),
+            (changed(epochs=None), "epochs must have a value"), (changed(epochs=-1), "from 1 up"), (changed(epochs=True), "--epochs"),
+            (changed(dataset="elsewhere"), "unknown 'elsewhere'"), (changed(help=True), "it has help"),
+            (changed(w01="ten"), "expected a number"), (changed(amp="yes"), "--amp"), (changed(gate=["sigmoid"]), "--gate"),
+            (changed(name="../b"), "the name of a folder"),
+            (json.dumps({**config, "settings": {k: v for k, v in settings.items() if k != "seed"}}), "it lacks seed")):
+        path.write_text(content)
+        assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--epochs", 2) == 2
+        captured = capsys.readouterr()
+        assert captured.err.count("\n") == 1 and message in captured.err and captured.out == "", content[:300]
+    path.write_text(json.dumps(config))
+    assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--epochs", 2, "--checkpoint_minutes", 1) == 0
+    capsys.readouterr()
+    config = json.loads(path.read_text())  # what may change is kept
+    assert config["settings"] == {**settings, "epochs": 2, "checkpoint_minutes": 1.0} and len(config["commands"]) == 2
+    assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--epochs", 1) == 2
+    assert "--epochs 1: the run has 2, which can only be raised" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name, shape, channels", [

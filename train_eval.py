@@ -9,7 +9,6 @@ Leaves in the run's folder: best.pt (the weights of the best test accuracy), met
 """
 import argparse
 import shlex
-import time
 
 import torch
 import torch.nn.functional as F
@@ -18,15 +17,15 @@ from torch.utils.flop_counter import FlopCounterMode
 import data
 import genotypes
 from model_eval import NetworkCIFAR
-from runs import (RUN_DEFAULTS, Parser, Precision, Run, UserError, add_flags, add_run_flags, choose_device, cosine, main,
-                  number, one_of, progress, resume, resumed_settings)
+from runs import (RUN_DEFAULTS, Parser, Precision, Run, Task, UserError, add_flags, add_run_flags, choose_device, cosine,
+                  main, number, one_of, resumed_settings)
 
 # The published recipe on CIFAR-10. data.RECIPES has what other sets change; flags override both.
 RECIPE = dict(epochs=600, batch_size=96, init_channels=36, layers=20, learning_rate=0.025, momentum=0.9,
               weight_decay=3e-4, grad_clip=5.0, auxiliary=True, auxiliary_weight=0.4, cutout=True, cutout_length=16,
               drop_path_prob=0.2)
-OTHER = dict(arch=None, dataset=None, data="data", image_size=32, **RUN_DEFAULTS)
-MAY_CHANGE = {"epochs", "device", "data"}
+OTHER = dict(arch=None, dataset=None, data="data", image_size=32, skip_bad_images=False, **RUN_DEFAULTS)
+MAY_CHANGE = {"epochs", "device", "data", "checkpoint_minutes"}
 
 
 def flags():
@@ -37,6 +36,7 @@ def flags():
         dataset=(one_of(data.RECIPES), f"one of {', '.join(data.RECIPES)}"),
         data=(str, "folder of the downloaded sets, or of your pictures"),
         image_size=(number(int, 8), "side to which your pictures are brought, in pixels"),
+        skip_bad_images=(bool, "leave out files that cannot be used as pictures"),
         epochs=(positive, "passes over the training set"),
         batch_size=(number(int, 2), "pictures in a step"),
         init_channels=(number(int, 2), "channels of the first cells"),
@@ -83,11 +83,11 @@ def test(network, images, labels, mean, std):
     return loss.item() / len(labels), 100 * hits.item() / len(labels)
 
 
-class Training:
-    """Everything a training changes as it goes: network, optimiser, batches, records."""
+class Training(Task):
+    """A training: the network, its optimiser, the batches."""
 
     def __init__(self, s, dataset, device):
-        self.settings, self.network, self.precision = s, build(s, dataset, device), Precision(device, s.amp)
+        self.network, self.precision = build(s, dataset, device), Precision(device, s.amp)
         self.network.recompute = s.recompute
         if s.compile:
             self.network.compile()
@@ -99,28 +99,17 @@ class Training:
         recipe = data.RECIPES[dataset.name]
         self.train = data.Batches(images, labels, mean, std, s.batch_size, recipe.padding, recipe.flip,
                                   s.cutout_length if s.cutout else 0, data.generator(s.seed, 2))
-        self.rows = []
+        super().__init__(s, len(self.train))
 
-    def epoch(self, epoch):
-        """One pass over the training set and one over the test set; adds a row of metrics."""
-        s, start = self.settings, time.time()
+    def parts(self):
+        return {"network": self.network, "sgd": self.sgd, "train": self.train, "scaler": self.precision.scaler}
+
+    def begin(self, epoch):
+        s = self.settings
         self.network.train()
         self.network.drop_path_prob = s.drop_path_prob * epoch / s.epochs
-        rate = cosine(epoch, s.epochs, s.learning_rate)
         for group in self.sgd.param_groups:
-            group["lr"] = rate
-        sums = torch.zeros(2, device=self.train.images.device)  # loss, hits
-        steps = progress(len(self.train), epoch, s.epochs)
-        for _ in steps:
-            loss, hits = self.step()
-            sums += torch.stack([loss, hits])
-            if not steps.disable:
-                steps.set_postfix(loss=f"{loss:.3f}")
-        train_loss, hits = (sums / len(self.train)).tolist()
-        test_loss, test_accuracy = test(self.network, *self.test_set)
-        self.rows.append(dict(epoch=epoch + 1, train_loss=train_loss, train_accuracy=100 * hits / s.batch_size,
-                              test_loss=test_loss, test_accuracy=test_accuracy, learning_rate=rate,
-                              drop_path_prob=self.network.drop_path_prob, seconds=round(time.time() - start, 2)))
+            group["lr"] = cosine(epoch, s.epochs, s.learning_rate)
 
     def step(self):
         images, labels = self.train.next()
@@ -130,84 +119,92 @@ class Training:
         if auxiliary_logits is not None:
             total = loss + self.settings.auxiliary_weight * F.cross_entropy(auxiliary_logits, labels)
         self.sgd.zero_grad()
-        self.precision.descend(total, self.sgd, self.network.parameters(), self.settings.grad_clip)
-        return loss.detach(), (logits.argmax(1) == labels).sum()
+        norm = self.precision.descend(total, self.sgd, self.network.parameters(), self.settings.grad_clip)
+        return loss.detach(), [loss.detach(), (logits.argmax(1) == labels).sum()], [total.detach(), norm]
+
+    def finish(self, means):
+        train_loss, hits = means
+        test_loss, test_accuracy = test(self.network, *self.test_set)
+        return dict(epoch=len(self.rows) + 1, train_loss=train_loss, train_accuracy=100 * hits / self.settings.batch_size,
+                    test_loss=test_loss, test_accuracy=test_accuracy, learning_rate=self.sgd.param_groups[0]["lr"],
+                    drop_path_prob=self.network.drop_path_prob)
 
     def best(self):
         """The row of the best test accuracy, the first of equals."""
         return max(self.rows, key=lambda row: row["test_accuracy"])
 
-    def line(self):
-        """The last epoch in a line."""
+    def line(self, row):
         return ("train loss {train_loss:.4f} acc {train_accuracy:.2f}%  test loss {test_loss:.4f} "
-                "acc {test_accuracy:.2f}%").format(**self.rows[-1])
+                "acc {test_accuracy:.2f}%").format(**row)
 
     def save_results(self, run):
         if self.best() is self.rows[-1]:
             run.save("best.pt", {"network": self.network.state_dict(), "epoch": len(self.rows)})
 
-    def state_dict(self):
-        return {"network": self.network.state_dict(), "sgd": self.sgd.state_dict(), "train": self.train.state_dict(),
-                "scaler": self.precision.scaler.state_dict(), "random": torch.get_rng_state(), "rows": self.rows}
 
-    def load_state_dict(self, state):
-        self.network.load_state_dict(state["network"])
-        self.sgd.load_state_dict(state["sgd"])
-        self.train.load_state_dict(state["train"])
-        self.precision.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["random"])
-        self.rows = state["rows"]
-
-
-def evaluate(given):
+def evaluate(parser, given):
     """Test the best weights of a run."""
     run = Run.open(given["evaluate"], "train_eval")
-    s = argparse.Namespace(**resumed_settings(run, given, {"device", "data"}))
-    device = choose_device(s.device)
-    dataset = data.load(s.dataset, s.data, s.image_size)
+    settings = resumed_settings(run, parser, given, {"device", "data"})
+    s, device = argparse.Namespace(**settings), choose_device(settings["device"])
+    dataset, _ = data.load_asked(settings, device)
+    run.check_fingerprint(data.fingerprint(dataset))
     network = build(s, dataset, device)
-    best = run.load("best.pt")
-    network.load_state_dict(best["network"])
+    try:
+        best = run.load("best.pt", ("network", "epoch"))
+    except FileNotFoundError:
+        raise UserError(f"{run.folder!r} has no best.pt: it stopped before its first epoch was done") from None
+    run.restore(network, best["network"])
     loss, accuracy = test(network, *(t.to(device) for t in (dataset.test_images, dataset.test_labels, dataset.mean,
                                                             dataset.std)))
     print(f"{run.folder}: weights of epoch {best['epoch']}  test loss {loss:.4f} acc {accuracy:.2f}%")
 
 
-def train():
-    given = flags().parse_args()
-    if "evaluate" in given:
-        return evaluate(given)
-    if "resume" in given:
-        (run, settings, state), why = resume("train_eval", given, MAY_CHANGE), None
-        device = choose_device(settings["device"])
-        dataset = data.load(settings["dataset"], settings["data"], settings["image_size"])
-    else:
-        if "arch" not in given:
-            raise UserError("--arch is missing: give a published name (FairDARTS_a), the path of a genotype.json or "
-                            "the text of a genotype")
-        genotype, run, state = genotypes.get(given["arch"]), None, None
-        device = choose_device(given.get("device", "auto"))
-        dataset, why = data.load_asked(given, device)
-        settings = {**OTHER, **RECIPE, **data.RECIPES[dataset.name].eval, **given, "dataset": dataset.name,
-                    "arch": str(genotype)}
-        data.check_batch(settings["batch_size"], len(dataset.labels))
-    s = argparse.Namespace(**settings)
-    task = Training(s, dataset, device)
-    run = run or Run.create(s.runs, s.name, "train_eval", settings)
-    if why:
-        run.log(f"dataset: {why}")
-    parameters, head, macs = count(task.network, dataset.images.shape[1:])
-    run.log(f"run: {run.folder}  dataset: {s.dataset}, {len(dataset.labels)} + {len(dataset.test_labels)} pictures "
-            f"{tuple(dataset.images.shape[1:])}  device: {device}\n{given.get('arch', s.arch)}: {parameters:,} parameters, "
-            f"{parameters - head:,} without the auxiliary head, {macs / 1e6:.2f} M MACs")
-    if state is not None:
-        task.load_state_dict(state)
-    code = run.go_on(task, s.epochs)
+def carry_out(run, task, settings, dataset):
+    """Train from where `task` is. Returns the exit code."""
+    shape = dataset.images.shape[1:]
+    parameters, head, macs = count(task.network, shape)
+    run.log(f"run: {run.folder}  dataset: {dataset.name}, {len(dataset.labels)} + {len(dataset.test_labels)} pictures "
+            f"{tuple(shape)}  device: {task.train.images.device}\n{parameters:,} parameters, {parameters - head:,} without the "
+            f"auxiliary head, {macs / 1e6:.2f} M MACs: {task.settings.arch}")
+    code = run.go_on(task, settings)
     if code:
         return code
     best = task.best()
     run.log(f"best test accuracy {best['test_accuracy']:.2f}% in epoch {best['epoch']}; test it again: "
             f"python train_eval.py --evaluate {shlex.quote(run.folder)}")
+    return 0
+
+
+def train():
+    parser = flags()
+    given = parser.parse_args()
+    if "arch" in given:
+        given["arch"] = str(genotypes.get(given["arch"]))
+    if "evaluate" in given:
+        return evaluate(parser, given)
+    if "resume" in given:
+        with Run.open(given["resume"], "train_eval") as run:
+            settings, state = resumed_settings(run, parser, given, MAY_CHANGE), run.load_checkpoint()
+            device = choose_device(settings["device"])
+            dataset, _ = data.load_asked(settings, device)
+            run.check_fingerprint(data.fingerprint(dataset))
+            task = Training(argparse.Namespace(**settings), dataset, device)
+            if state:
+                run.restore(task, state)
+            return carry_out(run, task, settings, dataset)
+    if "arch" not in given:
+        raise UserError("--arch is missing: give a published name (FairDARTS_a), the path of a genotype.json or "
+                        "the text of a genotype")
+    device = choose_device(given.get("device", "auto"))
+    dataset, why = data.load_asked(given, device)
+    settings = {**OTHER, **RECIPE, **data.RECIPES[dataset.name].eval, **given, "dataset": dataset.name}
+    data.check_batch(settings["batch_size"], len(dataset.labels))
+    task = Training(argparse.Namespace(**settings), dataset, device)
+    with Run.create("train_eval", settings, data.fingerprint(dataset)) as run:
+        if why:
+            run.log(f"dataset: {why}")
+        return carry_out(run, task, settings, dataset)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import argparse
 import io
 import math
 import shlex
-import time
 
 import numpy as np
 import torch
@@ -23,8 +22,8 @@ import genotypes
 from fair_darts import (Architect, discretize, dominant_operations, frozen, strongest, zero_one_loss,
                         zero_one_loss_l1)
 from model_search import Network
-from runs import (RUN_DEFAULTS, Parser, Precision, Run, add_flags, add_run_flags, choose_device, cosine, main, number,
-                  one_of, progress, resume)
+from runs import (RUN_DEFAULTS, Parser, Precision, Run, Task, add_flags, add_run_flags, choose_device, cosine, main,
+                  number, one_of, resumed_settings)
 
 # The published recipe on CIFAR-10. data.RECIPES has what other sets change; flags override both.
 RECIPE = dict(epochs=50, batch_size=128, init_channels=16, layers=8, nodes=4, train_portion=0.5,
@@ -33,8 +32,8 @@ RECIPE = dict(epochs=50, batch_size=128, init_channels=16, layers=8, nodes=4, tr
 # What DARTS does otherwise. Its rule (Eq. 3) is argmax, with no threshold.
 SOFTMAX = dict(batch_size=64, learning_rate=0.025, arch_learning_rate=3e-4, arch_beta1=0.5, w01=0.0, threshold=0.0)
 OTHER = dict(gate="sigmoid", zero_one_loss="l2", unrolled=False, edges_per_node=2, ops_per_edge=1, dataset=None,
-             data="data", image_size=32, **RUN_DEFAULTS)
-MAY_CHANGE = {"epochs", "threshold", "edges_per_node", "ops_per_edge", "device", "data"}
+             data="data", image_size=32, skip_bad_images=False, **RUN_DEFAULTS)
+MAY_CHANGE = {"epochs", "threshold", "edges_per_node", "ops_per_edge", "device", "data", "checkpoint_minutes"}
 
 
 def flags():
@@ -45,13 +44,14 @@ def flags():
         gate=(one_of(["sigmoid", "softmax"]), "sigmoid (Eq. 6), or softmax (Eq. 2) with DARTS's recipe"),
         w01=(rate, "weight of the zero-one loss (Eq. 8)"),
         zero_one_loss=(one_of(["l2", "l1"]), "l2 (Eq. 7) or l1 (Eq. 9)"),
-        threshold=(share, "gates from here up are kept (Sec. 4.2)"),
+        threshold=(number(float, 0, 1), "gates from here up are kept (Sec. 4.2); 0: argmax (Eq. 3)"),
         edges_per_node=(positive, "edges kept for each node, at most"),
         ops_per_edge=(positive, "operations kept on each edge, at most"),
         unrolled=(bool, "second-order steps on alpha, as in DARTS"),
         dataset=(one_of(data.RECIPES), f"one of {', '.join(data.RECIPES)}"),
         data=(str, "folder of the downloaded sets, or of your pictures"),
         image_size=(number(int, 8), "side to which your pictures are brought, in pixels"),
+        skip_bad_images=(bool, "leave out files that cannot be used as pictures"),
         train_portion=(share, "part of the training set that trains the weights"),
         epochs=(positive, "passes over that part"),
         batch_size=(number(int, 2), "pictures in a step"),
@@ -70,12 +70,11 @@ def flags():
     return parser
 
 
-class Search:
-    """Everything a search changes as it goes: network, optimisers, batches, records."""
+class Search(Task):
+    """A search: the network, the optimisers of weights and alphas, the batches of both halves, the gates of each epoch."""
 
     def __init__(self, s, dataset, device):
         torch.manual_seed(s.seed)
-        self.settings = s
         self.network = Network(s.init_channels, len(dataset.classes), s.layers, s.nodes, dataset.images.shape[1],
                                s.gate).to(device)
         self.sgd = torch.optim.SGD(self.network.weights(), s.learning_rate, s.momentum, weight_decay=s.weight_decay)
@@ -92,37 +91,21 @@ class Search:
         self.train, self.validation = [
             data.Batches(images[half], labels[half], mean, std, s.batch_size, recipe.padding, recipe.flip, 0,
                          data.generator(s.seed, stream)) for stream, half in enumerate(halves, 2)]
-        self.rows, self.gates = [], []
+        self.gates = []  # (2, edges, operations) of each epoch
+        super().__init__(s, len(self.train))
 
-    def epoch(self, epoch):
-        """One pass over the training half; adds a row of metrics and a slice of gates."""
-        s, start = self.settings, time.time()
+    def parts(self):
+        return {"network": self.network, "sgd": self.sgd, "adam": self.architect.optimizer, "train": self.train,
+                "validation": self.validation, "scaler": self.precision.scaler}
+
+    def begin(self, epoch):
+        s = self.settings
         self.network.train()
         for group in self.sgd.param_groups:
             group["lr"] = cosine(epoch, s.epochs, s.learning_rate, s.learning_rate_min)
-        sums = torch.zeros(4, device=self.train.images.device)  # validation loss, penalty, training loss, hits
-        steps = progress(len(self.train), epoch, s.epochs)
-        for _ in steps:
-            figures = self.step()
-            sums += torch.stack(figures)
-            if not steps.disable:
-                steps.set_postfix(loss=f"{figures[2]:.3f}")
-        val_loss, penalty, train_loss, hits = (sums / len(self.train)).tolist()
-        normal, reduce = (g.detach().cpu() for g in self.network.gates())
-        self.gates.append(torch.stack([normal, reduce]))
-        threshold = s.threshold or RECIPE["threshold"]
-        skips = [sum(edge.op == "skip_connect" for edge in dominant_operations(cell)) for cell in (normal, reduce)]
-        self.rows.append(dict(
-            epoch=epoch + 1, train_loss=train_loss, train_accuracy=100 * hits / s.batch_size, valid_loss=val_loss,
-            valid_accuracy=self.test(), penalty=penalty, gate_min=self.gates[-1].min().item(),
-            gate_max=self.gates[-1].max().item(), gates_above=int((self.gates[-1] >= threshold).sum()),
-            gates_below=int((self.gates[-1] <= 1 - threshold).sum()), skips_normal=skips[0], skips_reduce=skips[1],
-            learning_rate=self.sgd.param_groups[0]["lr"], seconds=round(time.time() - start, 2)))
 
     def step(self):
-        """Alpha on a batch of the validation half, then the weights on one of the training half.
-
-        Returns validation loss, penalty, training loss and how many of the training pictures were right."""
+        """Alpha on a batch of the validation half, then the weights on one of the training half."""
         images, labels = self.train.next()
         if self.settings.unrolled:
             val_loss, penalty = self.architect.step_unrolled(*self.validation.next(), images, labels, self.sgd)
@@ -133,8 +116,28 @@ class Search:
             with self.precision.autocast():
                 logits = self.network(images)
             loss = F.cross_entropy(logits, labels)
-            self.precision.descend(loss, self.sgd, self.network.weights(), self.settings.grad_clip)
-        return val_loss, penalty, loss.detach(), (logits.argmax(1) == labels).sum()
+            norm = self.precision.descend(loss, self.sgd, self.network.weights(), self.settings.grad_clip)
+        figures = [val_loss, penalty, loss.detach(), (logits.argmax(1) == labels).sum()]
+        return loss.detach(), figures, [norm, *(alpha.detach().sum() for alpha in self.network.alphas)]
+
+    def finish(self, means):
+        val_loss, penalty, train_loss, hits = means
+        gates = self.last_gates()
+        threshold = self.settings.threshold or RECIPE["threshold"]
+        skips = [sum(edge.op == "skip_connect" for edge in dominant_operations(cell)) for cell in gates]
+        return dict(
+            epoch=len(self.rows) + 1, train_loss=train_loss, train_accuracy=100 * hits / self.settings.batch_size,
+            valid_loss=val_loss, valid_accuracy=self.test(), penalty=penalty, gate_min=gates.min().item(),
+            gate_max=gates.max().item(), gates_above=int((gates >= threshold).sum()),
+            gates_below=int((gates <= 1 - threshold).sum()), skips_normal=skips[0], skips_reduce=skips[1],
+            learning_rate=self.sgd.param_groups[0]["lr"])
+
+    def last_gates(self):  # (2, edges, operations)
+        return torch.stack([g.detach().cpu() for g in self.network.gates()])
+
+    def close(self, row):
+        self.gates.append(self.last_gates())
+        super().close(row)
 
     @torch.no_grad()
     def test(self):
@@ -145,12 +148,11 @@ class Search:
                    for images, labels in data.in_order(v.images, v.labels, v.mean, v.std))
         return 100 * hits.item() / len(v.labels)
 
-    def line(self):
-        """The last epoch in a line."""
+    def line(self, row):
         return ("train loss {train_loss:.4f} acc {train_accuracy:.2f}%  valid loss {valid_loss:.4f} "
                 "acc {valid_accuracy:.2f}%  L01 {penalty:.4f}  gates {gate_min:.3f} to {gate_max:.3f}, {gates_above} "
                 "above, {gates_below} below  dominant skips: normal {skips_normal}, reduce {skips_reduce}"
-                ).format(**self.rows[-1])
+                ).format(**row)
 
     def save_results(self, run):
         gates, file = torch.stack(self.gates).numpy(), io.BytesIO()  # (epochs, 2, edges, operations)
@@ -158,20 +160,11 @@ class Search:
         run.write("gates.npz", file.getvalue())
 
     def state_dict(self):
-        return {"network": self.network.state_dict(), "sgd": self.sgd.state_dict(),
-                "adam": self.architect.optimizer.state_dict(), "train": self.train.state_dict(),
-                "validation": self.validation.state_dict(), "random": torch.get_rng_state(), "rows": self.rows,
-                "scaler": self.precision.scaler.state_dict(), "gates": torch.stack(self.gates)}
+        return {**super().state_dict(), "gates": self.gates}
 
     def load_state_dict(self, state):
-        self.network.load_state_dict(state["network"])
-        self.sgd.load_state_dict(state["sgd"])
-        self.architect.optimizer.load_state_dict(state["adam"])
-        self.train.load_state_dict(state["train"])
-        self.validation.load_state_dict(state["validation"])
-        self.precision.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["random"])
-        self.rows, self.gates = state["rows"], list(state["gates"])
+        super().load_state_dict(state)
+        self.gates = state["gates"]
 
 
 def derive(run, s, gates):
@@ -193,43 +186,57 @@ def derive(run, s, gates):
                     "nothing enters. Derive again with a lower one:\n"
                     f"python train_search.py --resume {shlex.quote(run.folder)} --threshold {max(0.01, s.threshold - 0.1):.2f}")
             return 1
-    genotypes.save(genotype, run.path("genotype.json"))
+    run.write("genotype.json", genotypes.to_json(genotype))
     command = ["python", "train_eval.py", "--arch", run.path("genotype.json"), "--dataset", s.dataset]
     for name in ("data", "image_size"):
         if getattr(s, name) != OTHER[name]:
             command += ["--" + name, str(getattr(s, name))]
+    if s.skip_bad_images:
+        command.append("--skip_bad_images")
     run.log(f"{genotype}\n{shlex.join(command)}")
     return 0
 
 
-def search():
-    given = flags().parse_args()
-    if "resume" in given:
-        (run, settings, state), why = resume("train_search", given, MAY_CHANGE), None
-        if settings["epochs"] == len(state["rows"]):
-            return derive(run, argparse.Namespace(**settings), state["gates"][-1])
-        device = choose_device(settings["device"])
-        dataset = data.load(settings["dataset"], settings["data"], settings["image_size"])
-    else:
-        run = state = None
-        device = choose_device(given.get("device", "auto"))
-        dataset, why = data.load_asked(given, device)
-        settings = {**OTHER, **RECIPE, **data.RECIPES[dataset.name].search,
-                    **(SOFTMAX if given.get("gate") == "softmax" else {}), **given, "dataset": dataset.name}
-        count = len(dataset.labels)
-        train_count = len(data.split(count, settings["train_portion"], 0)[0])
-        data.check_batch(settings["batch_size"], min(train_count, count - train_count))
-    s = argparse.Namespace(**settings)
-    task = Search(s, dataset, device)
-    run = run or Run.create(s.runs, s.name, "train_search", settings)
-    if why:
-        run.log(f"dataset: {why}")
-    run.log(f"run: {run.folder}  dataset: {s.dataset}, {len(task.train.labels)} + {len(task.validation.labels)} pictures "
+def carry_out(run, task, settings, dataset):
+    """Search from where `task` is. Returns the exit code."""
+    run.log(f"run: {run.folder}  dataset: {dataset.name}, {len(task.train.labels)} + {len(task.validation.labels)} pictures "
             f"{tuple(dataset.images.shape[1:])}  supernet: {sum(w.numel() for w in task.network.weights()):,} weights  "
-            f"device: {device}")
-    if state is not None:
-        task.load_state_dict(state)
-    return run.go_on(task, s.epochs) or derive(run, s, task.gates[-1])
+            f"device: {task.train.images.device}")
+    return run.go_on(task, settings) or derive(run, task.settings, task.gates[-1])
+
+
+def go_on(run, settings):
+    state = run.load_checkpoint()
+    s = argparse.Namespace(**settings)
+    if state and len(state["rows"]) == s.epochs:
+        return derive(run, s, state["gates"][-1])
+    device = choose_device(s.device)
+    dataset, _ = data.load_asked(settings, device)
+    run.check_fingerprint(data.fingerprint(dataset))
+    task = Search(s, dataset, device)
+    if state:
+        run.restore(task, state)
+    return carry_out(run, task, settings, dataset)
+
+
+def search():
+    parser = flags()
+    given = parser.parse_args()
+    if "resume" in given:
+        with Run.open(given["resume"], "train_search") as run:
+            return go_on(run, resumed_settings(run, parser, given, MAY_CHANGE))
+    device = choose_device(given.get("device", "auto"))
+    dataset, why = data.load_asked(given, device)
+    settings = {**OTHER, **RECIPE, **data.RECIPES[dataset.name].search,
+                **(SOFTMAX if given.get("gate") == "softmax" else {}), **given, "dataset": dataset.name}
+    count = len(dataset.labels)
+    train_count = len(data.split(count, settings["train_portion"], 0)[0])
+    data.check_batch(settings["batch_size"], min(train_count, count - train_count))
+    task = Search(argparse.Namespace(**settings), dataset, device)
+    with Run.create("train_search", settings, data.fingerprint(dataset)) as run:
+        if why:
+            run.log(f"dataset: {why}")
+        return carry_out(run, task, settings, dataset)
 
 
 if __name__ == "__main__":
