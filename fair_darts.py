@@ -8,7 +8,7 @@ Eq. 7   the zero-one loss L01 drives gates to 0 or 1;  Eq. 9: the L1 form that d
 Eq. 8   alpha minimises L_val(w*(alpha), alpha) + w01 * L01
 
 Alphas and gates of one cell type are a matrix: a row an edge, ordered by the node that it enters, then by the
-state that it leaves; a column an operation, in the order of genotypes.PRIMITIVES.
+state that it leaves; a column an operation, in the order of genotypes.PRIMITIVES or of the `primitives` given.
 """
 from contextlib import contextmanager, nullcontext
 
@@ -143,7 +143,7 @@ class Architect:
         self.optimizer.zero_grad()
 
 
-def strongest(gates, edges_per_node=2, ops_per_edge=1):
+def strongest(gates, edges_per_node=2, ops_per_edge=1, primitives=PRIMITIVES):
     """For each node, the `ops_per_edge` best operations of the edges whose best gate is highest.
 
     gates: (edges, operations) of one cell type. Returns [(Edge, gate)], by node, then source, then gate; among
@@ -156,23 +156,36 @@ def strongest(gates, edges_per_node=2, ops_per_edge=1):
         kept = best[:, 0].sort(descending=True, stable=True).indices[:edges_per_node]
         for source in sorted(kept.tolist()):
             for gate, op in zip(best[source, :ops_per_edge].tolist(), order[source, :ops_per_edge].tolist()):
-                found.append((Edge(PRIMITIVES[op], node, source), gate))
+                found.append((Edge(primitives[op], node, source), gate))
         first, node = first + node, node + 1
     return found
 
 
-def dominant_operations(gates):
+def dominant_operations(gates, primitives=PRIMITIVES):
     """The dominant operations of one cell type (Fig. 1, 2), as a list of Edge: two a node, 8 in a cell."""
-    return [edge for edge, _ in strongest(gates)]
+    return [edge for edge, _ in strongest(gates, primitives=primitives)]
 
 
-def discretize(normal, reduce, threshold=0.85, edges_per_node=2, ops_per_edge=1):
+def discretize(normal, reduce, threshold=0.85, edges_per_node=2, ops_per_edge=1, primitives=PRIMITIVES):
     """The Genotype of the gates of both cell types, each (edges, operations).
 
     Sec. 4.2: of the operations that `strongest` finds, those whose gate is at least `threshold` (the paper's
     sigma_threshold); then edges that leave a node which nothing enters are dropped. A cell may come out empty.
     threshold=0 is DARTS's rule (Eq. 3): argmax on the two best edges of each node.
     """
-    cells = [prune([edge for edge, gate in strongest(g, edges_per_node, ops_per_edge) if gate >= threshold])
+    cells = [prune([edge for edge, gate in strongest(g, edges_per_node, ops_per_edge, primitives) if gate >= threshold])
              for g in (normal, reduce)]
     return Genotype(*cells)
+
+
+def discrete_gates(edges, like, primitives=PRIMITIVES):
+    """The gates of one cell type as its genotype has them: 1 for each Edge of `edges`, 0 elsewhere; shaped as `like`."""
+    gates = torch.zeros_like(like)
+    for op, node, source in edges:
+        gates[edge_row(node, source), primitives.index(op)] = 1
+    return gates
+
+
+def edge_row(node, source):
+    """The row of alphas and gates that belongs to the edge from state `source` to node `node`."""
+    return node * (node - 1) // 2 - 1 + source  # 2 + ... + (node - 1) edges enter the nodes before

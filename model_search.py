@@ -12,48 +12,55 @@ import torch.nn.functional as F
 
 import fair_darts
 from genotypes import PRIMITIVES
-from operations import (CONVOLUTIONS, AvgPool, BatchNorm, ConvBN, FactorizedReduce, MaxPool, channels_last,
-                        recompute)
+from operations import CONVOLUTIONS, POOLINGS, BatchNorm, ConvBN, FactorizedReduce, channels_last, recompute
 
 
 class MixedOperation(nn.Module):
     """Eq. 6 on all k edges that leave one state: x -> sum over o of gate[e, o] * o_e(x), for each edge e."""
 
-    def __init__(self, channels, stride, edges):
+    def __init__(self, channels, stride, edges, primitives):
         super().__init__()
-        self.pools = nn.ModuleDict({"max_pool_3x3": MaxPool(stride), "avg_pool_3x3": AvgPool(stride)})
+        self.column = {op: index for index, op in enumerate(primitives)}
+        self.pools = nn.ModuleDict({op: pool(stride) for op, pool in POOLINGS.items() if op in primitives})
         self.pool_bn = nn.ModuleDict({op: BatchNorm(channels, affine=False) for op in self.pools})
-        self.convolutions = nn.ModuleDict({kind: conv(channels, [3, 5], stride, edges, affine=False)
-                                           for kind, conv in CONVOLUTIONS.items()})
-        self.reduce = FactorizedReduce(channels, channels, edges, affine=False) if stride == 2 else None
+        self.kernels, self.convolutions = {}, nn.ModuleDict()
+        for kind, conv in CONVOLUTIONS.items():
+            self.kernels[kind] = [n for n in (3, 5) if f"{kind}_{n}x{n}" in primitives]
+            if self.kernels[kind]:
+                self.convolutions[kind] = conv(channels, self.kernels[kind], stride, edges, affine=False)
+        reduced = stride == 2 and "skip_connect" in primitives
+        self.reduce = FactorizedReduce(channels, channels, edges, affine=False) if reduced else None
 
     def forward(self, x, gates, sums, recomputed=False):
-        """x: (B, C, H, W); gates: (k, 7); sums: (k, B, H', W', C), what the nodes that the k edges enter have
+        """x: (B, C, H, W); gates: (k, operations); sums: (k, B, H', W', C), what the nodes that the k edges enter have
         received so far -> the same with the mixtures added. recomputed: the convolutions, which hold most activations,
         do not keep them for the backward pass."""
-        column = {op: index for index, op in enumerate(PRIMITIVES)}
         rectified = F.relu(x)
         # the same for every edge: pooling and, at stride 1, the skip connection
         shared = {op: self.pool_bn[op](pool(x)) for op, pool in self.pools.items()}
-        if self.reduce is None:
+        if "skip_connect" in self.column and self.reduce is None:
             shared["skip_connect"] = x
-        maps = torch.stack([y.permute(0, 2, 3, 1) for y in shared.values()])  # (3, B, H', W', C)
-        mixed = torch.addmm(sums.flatten(1), gates[:, [column[op] for op in shared]], maps.flatten(1))
+        if shared:
+            maps = torch.stack([y.permute(0, 2, 3, 1) for y in shared.values()])  # (3, B, H', W', C)
+            weights = gates[:, [self.column[op] for op in shared]]
+            sums = torch.addmm(sums.flatten(1), weights, maps.flatten(1)).view_as(sums)
         # of each edge's own weights
         own = []
         for kind, conv in self.convolutions.items():
-            inputs = rectified, torch.cat([gates[:, column[f"{kind}_{n}x{n}"]] for n in (3, 5)])
+            columns = [self.column[f"{kind}_{n}x{n}"] for n in self.kernels[kind]]
+            inputs = rectified, torch.cat([gates[:, column] for column in columns])
             own.append(recompute(conv, *inputs) if recomputed else conv(*inputs))
         if self.reduce is not None:
-            own.append(self.reduce(rectified, gates[:, column["skip_connect"]]))
-        edges = reduce(torch.add, own).permute(0, 2, 3, 1).unflatten(3, (len(gates), -1)).permute(3, 0, 1, 2, 4)
-        return mixed.view_as(edges) + edges
+            own.append(self.reduce(rectified, gates[:, self.column["skip_connect"]]))
+        if not own:
+            return sums
+        return sums + reduce(torch.add, own).permute(0, 2, 3, 1).unflatten(3, (len(gates), -1)).permute(3, 0, 1, 2, 4)
 
 
 class Cell(nn.Module):
     """A searched cell: states 0 and 1 are its inputs, each node is the sum of all its incoming edges."""
 
-    def __init__(self, nodes, channels_0, channels_1, channels, reduction, after_reduction):
+    def __init__(self, nodes, channels_0, channels_1, channels, reduction, after_reduction, primitives):
         super().__init__()
         self.nodes, self.reduction = nodes, reduction
         preprocess = FactorizedReduce if after_reduction else ConvBN
@@ -62,8 +69,8 @@ class Cell(nn.Module):
         self.mixed, self.rows = nn.ModuleList(), []
         for source in range(nodes + 1):
             targets = range(max(2, source + 1), nodes + 2)
-            self.mixed.append(MixedOperation(channels, 2 if reduction and source < 2 else 1, len(targets)))
-            self.rows.append([node * (node - 1) // 2 - 1 + source for node in targets])  # 2 + ... + (node - 1) + source
+            self.mixed.append(MixedOperation(channels, 2 if reduction and source < 2 else 1, len(targets), primitives))
+            self.rows.append([fair_darts.edge_row(node, source) for node in targets])
 
     def forward(self, state_0, state_1, gates, recomputed=False):
         """Two rectified states, gates (14, 7) -> (B, nodes * C, H', W')"""
@@ -85,16 +92,17 @@ class Network(nn.Module):
 
     Cells layers // 3 and 2 * layers // 3 are reduction cells: half the size, twice the channels.
     .alphas: [normal, reduce], each a Parameter (14, 7) for 4 nodes; zero, so that every sigmoid is 0.5, or for
-    softmax 0.001 * normal, as in DARTS.
+    softmax 0.001 * normal, as in DARTS. A column for each of `primitives`.
     .recompute: whether most activations are computed again in the backward pass rather than kept.
     """
 
-    def __init__(self, init_channels=16, num_classes=10, layers=8, nodes=4, in_channels=3, gate="sigmoid"):
+    def __init__(self, init_channels=16, num_classes=10, layers=8, nodes=4, in_channels=3, gate="sigmoid",
+                 primitives=PRIMITIVES):
         super().__init__()
         self.gate, self.recompute = gate, False
         edges = nodes * (nodes + 3) // 2
         scale = 1e-3 if gate == "softmax" else 0
-        self.alphas = nn.ParameterList([scale * torch.randn(edges, len(PRIMITIVES)) for _ in range(2)])
+        self.alphas = nn.ParameterList([scale * torch.randn(edges, len(primitives)) for _ in range(2)])
         channels = init_channels
         self.stem = nn.Sequential(nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False),
                                   BatchNorm(3 * channels))
@@ -103,7 +111,7 @@ class Network(nn.Module):
         for layer in range(layers):
             reduction = layer in (layers // 3, 2 * layers // 3)
             channels *= 2 if reduction else 1
-            self.cells.append(Cell(nodes, *widths, channels, reduction, after_reduction))
+            self.cells.append(Cell(nodes, *widths, channels, reduction, after_reduction, primitives))
             widths, after_reduction = [widths[1], nodes * channels], reduction
         self.classifier = nn.Linear(widths[1], num_classes)
 
@@ -115,8 +123,9 @@ class Network(nn.Module):
         """[normal, reduce]: the gates of the alphas, each (edges, operations)."""
         return [fair_darts.gates(alpha, self.gate) for alpha in self.alphas]
 
-    def forward(self, images):
-        gates = self.gates()
+    def forward(self, images, gates=None):
+        """gates: [normal, reduce], others than those of the alphas."""
+        gates = gates or self.gates()
         states = [F.relu(channels_last(self.stem(images)))] * 2  # two cells take each state, and both start with a ReLU
         for cell in self.cells:
             output = cell(*states, gates[cell.reduction], self.recompute and self.training)

@@ -18,14 +18,14 @@ from torch.utils.checkpoint import checkpoint
 
 class BatchNorm(nn.BatchNorm2d):
     """Batch norm whose scale may be given: gate * BN(x) is BN with weight = gate, with no further pass."""
-    recomputing = False  # of the class: a second forward pass on the same batch leaves the running statistics alone
+    frozen = False  # of the class: whether training passes leave the running statistics as they are
 
     def forward(self, x, gates=None):  # x: (B, k*C, H, W); gates: (k,), one factor for every C channels
         weight = self.weight
         if gates is not None:  # must be contiguous: with a strided one, channels_last gradients are wrong on CPU
             weight = gates.repeat_interleave(self.num_features // len(gates))
         return F.batch_norm(x, self.running_mean, self.running_var, weight, self.bias, self.training,
-                            0.0 if BatchNorm.recomputing else self.momentum, self.eps)
+                            0.0 if BatchNorm.frozen else self.momentum, self.eps)
 
 
 class Depthwise(torch.autograd.Function):
@@ -231,6 +231,7 @@ class Identity(nn.Identity):
     rectified = False
 
 
+POOLINGS = {"max_pool_3x3": MaxPool, "avg_pool_3x3": AvgPool}
 CONVOLUTIONS = {"sep_conv": SepConv, "dil_conv": DilConv}  # followed by _3x3 or _5x5
 
 
@@ -238,23 +239,24 @@ def make(op, channels, stride):
     """The operation named `op` of a derived network; at stride 2 it halves height and width, rounded up."""
     if op == "skip_connect":
         return Identity() if stride == 1 else FactorizedReduce(channels, channels)
-    if op in ("max_pool_3x3", "avg_pool_3x3"):
-        return (MaxPool if op == "max_pool_3x3" else AvgPool)(stride)
+    if op in POOLINGS:
+        return POOLINGS[op](stride)
     return CONVOLUTIONS[op[:8]](channels, [int(op[-1])], stride)
 
 
 @contextmanager
-def _recomputing():
-    BatchNorm.recomputing = True
+def frozen_statistics():
+    """Within it, batch norm normalises by the batch, and leaves its running statistics as they are."""
+    BatchNorm.frozen = True
     try:
         yield
     finally:
-        BatchNorm.recomputing = False
+        BatchNorm.frozen = False
 
 
 def recompute(module, *inputs):
     """module(*inputs), whose activations are not kept but computed once more in the backward pass."""
-    return checkpoint(module, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _recomputing()))
+    return checkpoint(module, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), frozen_statistics()))
 
 
 def drop_path(x, probability):

@@ -236,6 +236,21 @@ class Precision:
         return torch.zeros_like(norm) if self.scaler.is_enabled() else norm
 
 
+def write_whole(path, content):
+    """Write a file whole or not at all. content: text or bytes. Raises OSError."""
+    part = path + ".part"
+    try:
+        with open(part, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.remove(part)
+        raise
+
+
 class Stopped(Exception):
     """SIGINT or SIGTERM has asked the run to end."""
 
@@ -378,18 +393,7 @@ class Run:
         return os.path.join(self.folder, name)
 
     def write(self, name, content):
-        """Write the file `name` whole or not at all. content: text or bytes. Raises OSError."""
-        part = self.path(name + ".part")
-        try:
-            with open(part, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, self.path(name))
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.remove(part)
-            raise
+        write_whole(self.path(name), content)
 
     def write_config(self):
         self.write("config.json", json.dumps(self.config, indent=1))

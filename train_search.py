@@ -6,12 +6,14 @@
     python train_search.py --resume RUN                 # go on with a run that was stopped
     python train_search.py --resume RUN --threshold 0.8 # derive again from a run's gates, without searching
 
-Leaves in the run's folder: genotype.json, gates.npz (normal, reduce: (epochs, edges, operations)), metrics.csv.
+Leaves in the run's folder: genotype.json, metrics.csv, figures/, gates.npz (normal, reduce: (epochs, edges, operations);
+primitives: the operations' names).
 """
 import argparse
 import io
 import math
 import shlex
+import warnings
 
 import numpy as np
 import torch
@@ -19,21 +21,25 @@ import torch.nn.functional as F
 
 import data
 import genotypes
-from fair_darts import (Architect, discretize, dominant_operations, frozen, strongest, zero_one_loss,
+from fair_darts import (Architect, discrete_gates, discretize, dominant_operations, frozen, strongest, zero_one_loss,
                         zero_one_loss_l1)
 from model_search import Network
+from operations import frozen_statistics
 from runs import (RUN_DEFAULTS, Parser, Precision, Run, Task, add_flags, add_run_flags, choose_device, cosine, main,
                   number, one_of, resumed_settings)
 
 # The published recipe on CIFAR-10. data.RECIPES has what other sets change; flags override both.
 RECIPE = dict(epochs=50, batch_size=128, init_channels=16, layers=8, nodes=4, train_portion=0.5,
               learning_rate=0.005, learning_rate_min=0.001, momentum=0.9, weight_decay=3e-4, grad_clip=5.0,
-              arch_learning_rate=3e-3, arch_beta1=0.9, arch_weight_decay=1e-3, w01=10.0, threshold=0.85)
+              arch_learning_rate=3e-3, arch_beta1=0.9, arch_weight_decay=1e-3, w01=10.0, threshold=0.85,
+              primitives=",".join(genotypes.PRIMITIVES))
 # What DARTS does otherwise. Its rule (Eq. 3) is argmax, with no threshold.
 SOFTMAX = dict(batch_size=64, learning_rate=0.025, arch_learning_rate=3e-4, arch_beta1=0.5, w01=0.0, threshold=0.0)
-OTHER = dict(gate="sigmoid", zero_one_loss="l2", unrolled=False, edges_per_node=2, ops_per_edge=1, dataset=None,
+OTHER = dict(gate="sigmoid", zero_one_loss="l2", unrolled=False, edges_per_node=2, ops_per_edge=1, gap_every=5,
+             figures_every=10, dataset=None,
              data="data", image_size=32, skip_bad_images=False, **RUN_DEFAULTS)
-MAY_CHANGE = {"epochs", "threshold", "edges_per_node", "ops_per_edge", "device", "data", "checkpoint_minutes"}
+MAY_CHANGE = {"epochs", "threshold", "edges_per_node", "ops_per_edge", "device", "data", "checkpoint_minutes",
+              "gap_every", "figures_every"}
 
 
 def flags():
@@ -43,10 +49,13 @@ def flags():
     add_flags(parser, {**OTHER, **RECIPE}, others,
         gate=(one_of(["sigmoid", "softmax"]), "sigmoid (Eq. 6), or softmax (Eq. 2) with DARTS's recipe"),
         w01=(rate, "weight of the zero-one loss (Eq. 8)"),
+        primitives=(operation_names, "operations to choose from, separated by commas"),
         zero_one_loss=(one_of(["l2", "l1"]), "l2 (Eq. 7) or l1 (Eq. 9)"),
         threshold=(number(float, 0, 1), "gates from here up are kept (Sec. 4.2); 0: argmax (Eq. 3)"),
         edges_per_node=(positive, "edges kept for each node, at most"),
         ops_per_edge=(positive, "operations kept on each edge, at most"),
+        gap_every=(number(int, 0), "epochs between measurements of the discretisation gap; 0: never"),
+        figures_every=(number(int, 0), "epochs between drawings of the figures; 0: never"),
         unrolled=(bool, "second-order steps on alpha, as in DARTS"),
         dataset=(one_of(data.RECIPES), f"one of {', '.join(data.RECIPES)}"),
         data=(str, "folder of the downloaded sets, or of your pictures"),
@@ -70,13 +79,24 @@ def flags():
     return parser
 
 
+def operation_names(text):
+    """A type for argparse: distinct names out of PRIMITIVES, separated by commas; returned in the order of PRIMITIVES."""
+    names = text.split(",")
+    for name in names:
+        one_of(genotypes.PRIMITIVES)(name)
+    if len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"{next(n for n in names if names.count(n) > 1)!r} is named twice")
+    return ",".join(name for name in genotypes.PRIMITIVES if name in names)
+
+
 class Search(Task):
     """A search: the network, the optimisers of weights and alphas, the batches of both halves, the gates of each epoch."""
 
     def __init__(self, s, dataset, device):
         torch.manual_seed(s.seed)
+        self.primitives = s.primitives.split(",")
         self.network = Network(s.init_channels, len(dataset.classes), s.layers, s.nodes, dataset.images.shape[1],
-                               s.gate).to(device)
+                               s.gate, self.primitives).to(device)
         self.sgd = torch.optim.SGD(self.network.weights(), s.learning_rate, s.momentum, weight_decay=s.weight_decay)
         self.precision = Precision(device, s.amp)
         self.network.recompute = s.recompute
@@ -124,13 +144,14 @@ class Search(Task):
         val_loss, penalty, train_loss, hits = means
         gates = self.last_gates()
         threshold = self.settings.threshold or RECIPE["threshold"]
-        skips = [sum(edge.op == "skip_connect" for edge in dominant_operations(cell)) for cell in gates]
+        skips = [sum(edge.op == "skip_connect" for edge in dominant_operations(cell, self.primitives))
+                 for cell in gates]
         return dict(
             epoch=len(self.rows) + 1, train_loss=train_loss, train_accuracy=100 * hits / self.settings.batch_size,
             valid_loss=val_loss, valid_accuracy=self.test(), penalty=penalty, gate_min=gates.min().item(),
             gate_max=gates.max().item(), gates_above=int((gates >= threshold).sum()),
             gates_below=int((gates <= 1 - threshold).sum()), skips_normal=skips[0], skips_reduce=skips[1],
-            learning_rate=self.sgd.param_groups[0]["lr"])
+            **self.gap(), learning_rate=self.sgd.param_groups[0]["lr"])
 
     def last_gates(self):  # (2, edges, operations)
         return torch.stack([g.detach().cpu() for g in self.network.gates()])
@@ -139,25 +160,46 @@ class Search(Task):
         self.gates.append(self.last_gates())
         super().close(row)
 
-    @torch.no_grad()
     def test(self):
         """Accuracy of the supernet on the validation half, in percent."""
         self.network.eval()
+        return self.accuracy()
+
+    @torch.no_grad()
+    def accuracy(self, gates=None):
         v = self.validation
-        hits = sum((self.network(images).argmax(1) == labels).sum()
+        hits = sum((self.network(images, gates).argmax(1) == labels).sum()
                    for images, labels in data.in_order(v.images, v.labels, v.mean, v.std))
         return 100 * hits.item() / len(v.labels)
+
+    def gap(self):
+        """The discretisation gap (Insight 2): accuracies on the validation half, in percent, with the gates as they are and
+        with those of the genotype, 0 and 1; by batch statistics, since the running ones belong to the former gates. None
+        where it is not the epoch for it."""
+        s, epoch = self.settings, len(self.rows) + 1
+        if not s.gap_every or (epoch % s.gap_every and epoch != s.epochs):
+            return dict(soft_accuracy=None, discrete_accuracy=None)
+        gates = [g.detach() for g in self.network.gates()]
+        genotype = discretize(*gates, s.threshold, s.edges_per_node, s.ops_per_edge, self.primitives)
+        discrete = [discrete_gates(edges, g, self.primitives) for edges, g in zip(genotype, gates)]
+        self.network.train()
+        with frozen_statistics():
+            return dict(soft_accuracy=self.accuracy(gates), discrete_accuracy=self.accuracy(discrete))
 
     def line(self, row):
         return ("train loss {train_loss:.4f} acc {train_accuracy:.2f}%  valid loss {valid_loss:.4f} "
                 "acc {valid_accuracy:.2f}%  L01 {penalty:.4f}  gates {gate_min:.3f} to {gate_max:.3f}, {gates_above} "
                 "above, {gates_below} below  dominant skips: normal {skips_normal}, reduce {skips_reduce}"
+                + "  gap {soft_accuracy:.2f}% - {discrete_accuracy:.2f}%" * (row["soft_accuracy"] is not None)
                 ).format(**row)
 
     def save_results(self, run):
         gates, file = torch.stack(self.gates).numpy(), io.BytesIO()  # (epochs, 2, edges, operations)
-        np.savez(file, normal=gates[:, 0], reduce=gates[:, 1])
+        np.savez(file, normal=gates[:, 0], reduce=gates[:, 1], primitives=self.primitives)
         run.write("gates.npz", file.getvalue())
+        every, done = self.settings.figures_every, len(self.rows)
+        if every and done % every == 0 and done < self.settings.epochs:
+            draw_figures(run)
 
     def state_dict(self):
         return {**super().state_dict(), "gates": self.gates}
@@ -167,9 +209,19 @@ class Search(Task):
         self.gates = state["gates"]
 
 
+def draw_figures(run):
+    """Draw what is recorded so far. Whatever goes wrong, the search goes on."""
+    try:
+        import visualize
+        visualize.draw_run(run.folder)
+    except Exception as error:
+        warnings.warn(f"no figures: {type(error).__name__}: {error}")
+
+
 def derive(run, s, gates):
     """Write and print the genotype of the last gates (2, edges, operations). Returns the exit code."""
-    best = {cell: max(strongest(values), key=lambda found: found[1])
+    primitives = s.primitives.split(",")
+    best = {cell: max(strongest(values, primitives=primitives), key=lambda found: found[1])
             for cell, values in zip(genotypes.Genotype._fields, gates)}
     short = [f"{cell} cell: {gate:.4f}, {edge.op} from state {edge.source} to node {edge.node}"
              for cell, (edge, gate) in best.items() if gate < s.threshold]
@@ -179,7 +231,7 @@ def derive(run, s, gates):
                 "with a larger --w01 or --arch_learning_rate, or derive again from the gates recorded:\n"
                 f"python train_search.py --resume {shlex.quote(run.folder)} --threshold {lower}")
         return 1
-    genotype = discretize(*gates, s.threshold, s.edges_per_node, s.ops_per_edge)
+    genotype = discretize(*gates, s.threshold, s.edges_per_node, s.ops_per_edge, primitives)
     for cell, edges in genotype._asdict().items():
         if not edges:
             run.log(f"the {cell} cell is empty: all its edges whose gate reaches --threshold {s.threshold} leave nodes that "
@@ -193,6 +245,8 @@ def derive(run, s, gates):
             command += ["--" + name, str(getattr(s, name))]
     if s.skip_bad_images:
         command.append("--skip_bad_images")
+    if s.figures_every:
+        draw_figures(run)
     run.log(f"{genotype}\n{shlex.join(command)}")
     return 0
 

@@ -1,0 +1,268 @@
+"""The paper's claims, put to the test: a grid of searches and trainings, one page of what came out.
+
+    python reproduce.py                  # --scale laptop: digits, two operations; under an hour on two cores
+    python reproduce.py --scale paper    # the published recipe on CIFAR-10, which needs a GPU and days
+
+Runs that are complete are used as they are, those that were stopped go on. Writes reproduction.md and figures/.
+"""
+import csv
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from tqdm import tqdm
+
+import train_eval
+import train_search
+import visualize
+from runs import Parser, UserError, main, number, one_of, reason, write_whole
+
+# What the searches are told apart by. Gates without a penalty have no reason to reach a threshold: argmax (Eq. 3), too.
+ARMS = {"softmax": ["--gate", "softmax", "--w01", "0", "--threshold", "0"],
+        "sigmoid": ["--gate", "sigmoid", "--w01", "0", "--threshold", "0"],
+        "l01": ["--gate", "sigmoid", "--w01", "10"],
+        "l1": ["--gate", "sigmoid", "--w01", "10", "--zero_one_loss", "l1"]}
+NAMES = {"softmax": "softmax", "sigmoid": "sigmoid", "l01": "sigmoid, L01", "l1": "sigmoid, L'01"}
+
+# search, train: flags that all arms share; threads: of one run, so many runs go on at once as the cores allow
+Scale = namedtuple("Scale", "search train seeds threads")
+SCALES = {
+    # chosen on seed 0 for finishing in time and for gates that reach the ends; the seeds reported are others
+    "laptop": Scale(["--dataset", "digits", "--primitives", "skip_connect,sep_conv_3x3", "--init_channels", "8", "--layers", "8",
+                     "--batch_size", "64", "--epochs", "50", "--learning_rate", "0.005", "--arch_learning_rate", "0.01",
+                     "--arch_beta1", "0.9", "--gap_every", "10", "--figures_every", "0"],
+                    ["--dataset", "digits", "--layers", "8", "--epochs", "20"], 3, 1),
+    "paper": Scale(["--dataset", "cifar10", "--gap_every", "5"], ["--dataset", "cifar10"], 3, None),
+}
+
+# accuracies: test accuracy of the trained networks, by seed, None where a search left no genotype
+Outcome = namedtuple("Outcome", "records accuracies")
+
+
+# ---------------------------------------------------------------- the runs
+
+def plan(scale, root):
+    """[(folder of the search, its flags, folder of the training, its flags)], seed by seed, so that a part is balanced."""
+    s = SCALES[scale]
+    for seed in range(1, s.seeds + 1):
+        for arm, flags in ARMS.items():
+            folder = os.path.join(root, f"{scale}-{arm}-{seed}")
+            yield (folder, [*s.search, *flags, "--seed", str(seed)],
+                   folder + "-eval", [*s.train, "--seed", str(seed), "--arch", os.path.join(folder, "genotype.json")])
+
+
+def complete(folder, parser, flags):
+    """Whether the run in `folder` has done all its epochs. Raises UserError where it is a run with other flags."""
+    try:
+        with open(os.path.join(folder, "config.json")) as file:
+            settings = json.load(file)["settings"]
+        for name, value in parser.parse_args(flags).items():
+            if settings[name] != value and name != "arch":
+                raise UserError(f"{folder!r} has --{name} {settings[name]}, not {value}: remove it, or give other --runs")
+        with open(os.path.join(folder, "metrics.csv")) as file:
+            return sum(1 for _ in csv.reader(file)) - 1 >= settings["epochs"]
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder!r} is not a run that can be used: {error}") from None
+
+
+def execute(script, folder, flags, threads):
+    """Start a run, or go on with it. Raises UserError where it fails."""
+    parser = (train_search if script == "train_search.py" else train_eval).flags()
+    if complete(folder, parser, flags):
+        return
+    here, environment = os.path.dirname(os.path.abspath(__file__)), dict(os.environ)
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    command = ["--resume", os.path.abspath(folder)] if os.path.exists(folder) else [
+        *flags, "--runs", os.path.dirname(os.path.abspath(folder)), "--name", os.path.basename(folder)]
+    done = subprocess.run([sys.executable, os.path.join(here, script), *command], env=environment, capture_output=True, text=True)
+    if not complete(folder, parser, flags):  # a search without a genotype is complete as well
+        raise UserError(f"{script} {' '.join(command)} ended with {done.returncode}: {done.stderr.strip() or done.stdout[-200:]}")
+
+
+def carry_out(item, threads):
+    search, search_flags, training, training_flags = item
+    execute("train_search.py", search, search_flags, threads)
+    if os.path.exists(os.path.join(search, "genotype.json")):
+        execute("train_eval.py", training, training_flags, threads)
+
+
+def collect(scale, root):
+    """{arm: Outcome} of runs that are complete."""
+    items = list(plan(scale, root))
+    outcomes = {}
+    for index, arm in enumerate(ARMS):
+        records, accuracies = [], []
+        for search, _, training, _ in items[index::len(ARMS)]:
+            records.append(visualize.read(search))
+            accuracies.append(best_accuracy(training) if os.path.isdir(training) else None)
+        outcomes[arm] = Outcome(records, accuracies)
+    return outcomes
+
+
+def best_accuracy(folder):
+    with open(os.path.join(folder, "metrics.csv"), newline="") as file:
+        return max(float(row["test_accuracy"]) for row in csv.DictReader(file))
+
+
+# ---------------------------------------------------------------- the claims
+
+def all_gates(record):
+    """(epochs, gates) of both cells."""
+    return np.concatenate([gates.reshape(len(gates), -1) for gates in record.gates.values()], 1)
+
+
+def skips(record, first, last):
+    """The mean count of dominant skips in the normal cell over the epochs first .. last - 1."""
+    counts = visualize.dominant_counts(record.gates["normal"], record.primitives)
+    return counts[first:last, record.primitives.index("skip_connect")].mean()
+
+
+def distance_from_uniform(record):
+    """The mean distance of the last gates from 1 / operations."""
+    return np.abs(all_gates(record)[-1] - 1 / len(record.primitives)).mean()
+
+
+def share_decided(record, reach=0.15):
+    """The share of the last gates within `reach` of 0 or 1, in percent."""
+    last = all_gates(record)[-1]
+    return 100 * (np.minimum(last, 1 - last) <= reach).mean()
+
+
+def decision_epoch(record):
+    """The first epoch at whose end half of the gates have left 0.25 to 0.75; infinite where it never comes."""
+    left = (np.abs(all_gates(record) - 0.5) > 0.25).mean(1) >= 0.5
+    return int(left.argmax()) + 1 if left.any() else float("inf")
+
+
+def last_gap(record):
+    """The discretisation gap at the end, in points."""
+    _, soft, discrete = visualize.measured_gaps(record)[-1]
+    return soft - discrete
+
+
+def spread(values, digits=1):
+    """'mean ± standard deviation' of what was measured."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return "none"
+    if any(value == float("inf") for value in values):
+        return ", ".join("never" if value == float("inf") else f"{value:.{digits}f}" for value in values)
+    deviation = statistics.stdev(values) if len(values) > 1 else 0
+    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
+
+
+def mean(values):
+    values = [value for value in values if value is not None]
+    return statistics.mean(values) if values else float("nan")
+
+
+def claims(outcomes):
+    """[(claim, what was measured, whether it held)]; the criteria are those of the README's table, fixed beforehand."""
+    records = {arm: outcome.records for arm, outcome in outcomes.items()}
+    count = len(records["l01"][0].rows)
+    part = max(1, count // 10)
+    early = {arm: [skips(r, 0, part) for r in records[arm]] for arm in records}
+    late = {arm: [skips(r, count - part, count) for r in records[arm]] for arm in records}
+    uniform = [distance_from_uniform(r) for r in records["softmax"]]
+    decided = {arm: [share_decided(r) for r in records[arm]] for arm in records}
+    epochs = {arm: [decision_epoch(r) for r in records[arm]] for arm in ("l01", "l1")}
+    gaps = {arm: [last_gap(r) for r in records[arm]] for arm in records}
+    accuracies = {arm: outcome.accuracies for arm, outcome in outcomes.items()}
+
+    def each(figures, digits=1):
+        return "; ".join(f"{NAMES[arm]} {spread(values, digits)}" for arm, values in figures.items())
+
+    return [
+        ("(a) Dominant skips grow under softmax and not under sigmoid (Fig. 1)",
+         "dominant skips in the normal cell, first tenth of the epochs → last tenth: " + "; ".join(
+             f"{NAMES[arm]} {spread(early[arm])} → {spread(late[arm])}" for arm in records),
+         mean(late["softmax"]) > mean(early["softmax"]) and mean(late["l01"]) <= mean(early["l01"])),
+        ("(b) Softmax ends near uniform, sigmoid with L01 within reach of 0 and 1 (Fig. 4)",
+         f"mean distance from uniform under softmax {spread(uniform, 2)}; gates within 0.15 of 0 or 1, %: {each(decided)}",
+         mean(uniform) <= 0.1 and mean(decided["l01"]) >= 75),
+        ("(c) L'01 decides earlier than L01 (Fig. 5)",
+         "epoch at which half of the gates have left 0.25 to 0.75: " + each(epochs), mean(epochs["l1"]) < mean(epochs["l01"])),
+        ("(d) The discretisation gap is large under softmax and argmax, small with L01 and threshold (Insight 2)",
+         "validation accuracy lost, points: " + each(gaps), mean(gaps["l01"]) < mean(gaps["softmax"]) / 2),
+        ("(e) The derived networks, trained alike, keep their order: L01 above softmax",
+         "best test accuracy, %: " + each(accuracies, 2), mean(accuracies["l01"]) > mean(accuracies["softmax"])),
+    ]
+
+
+# ---------------------------------------------------------------- the page
+
+def page(scale, outcomes, hours):
+    s = SCALES[scale]
+    epochs = len(outcomes["l01"].records[0].rows)
+    lines = [
+        "# What the paper claims, and what was measured", "",
+        f"Written by `python reproduce.py --scale {scale}`: {len(ARMS)} settings, seeds 1 to {s.seeds} each, {epochs} epochs of search, then the "
+        f"training of what was found; {60 * hours:.0f} minutes of computing in all, summed over the runs. Mean ± standard deviation over the seeds; where it held, it "
+        "held *here*, at this scale.", "",
+        "| claim | measured | held here |", "|---|---|---|",
+        *(f"| {claim} | {measured} | {'yes' if held else 'no'} |" for claim, measured, held in claims(outcomes)), "",
+        "Settings of all searches: `" + " ".join(s.search) + "`, and of each:", "",
+        *(f"- {NAMES[arm]}: `{' '.join(flags)}`" for arm, flags in ARMS.items()), "",
+        f"Settings of all trainings: `{' '.join(s.train)}`. A search whose gates reach no threshold leaves no genotype: then there is "
+        "nothing to train, and its gap is that to a network without edges.", "",
+        "![Dominant skips](figures/reproduction_dominant.png)", "", "![Final gates, seed 1](figures/reproduction_heatmap.png)", "",
+        "![Discretisation gap](figures/reproduction_gap.png)", ""]
+    return "\n".join(lines)
+
+
+def write_page(scale, root, output):
+    outcomes = collect(scale, root)
+    every = [record for outcome in outcomes.values() for record in outcome.records]
+    drawings = {**visualize.comparison_of(every),
+                "heatmap": lambda: visualize.draw_heatmap(*(outcome.records[0] for outcome in outcomes.values()))}
+    visualize.save({"reproduction_" + name: draw for name, draw in drawings.items()}, os.path.join(output, "figures"))
+    seconds = sum(row["seconds"] for record in every for row in record.rows)
+    for _, _, training, _ in plan(scale, root):
+        if os.path.isdir(training):
+            with open(os.path.join(training, "metrics.csv"), newline="") as file:
+                seconds += sum(float(row["seconds"]) for row in csv.DictReader(file))
+    write_whole(os.path.join(output, "reproduction.md"), page(scale, outcomes, seconds / 3600))
+
+
+def reproduce():
+    parser = Parser(__doc__)
+    parser.add_argument("--scale", type=one_of(SCALES), help="laptop (the default) or paper: they differ only in settings")
+    parser.add_argument("--runs", metavar="DIR", help="folder in which the runs are kept (default runs)")
+    parser.add_argument("--output", metavar="DIR", help="folder of reproduction.md and figures/ (default .)")
+    parser.add_argument("--jobs", type=number(int, 1), metavar="N", help="runs at once (default: one a core for laptop, else 1)")
+    given = {"scale": "laptop", "runs": "runs", "output": ".", **parser.parse_args()}
+    scale = SCALES[given["scale"]]
+    jobs = given.get("jobs") or (os.cpu_count() // scale.threads if scale.threads else 1)
+    items, start = list(plan(given["scale"], given["runs"])), time.monotonic()
+    pool = ThreadPoolExecutor(jobs)
+    tasks = [pool.submit(carry_out, item, scale.threads) for item in items]
+    try:
+        for item, task in zip(tqdm(items, "runs", disable=not sys.stdout.isatty()), tasks):
+            task.result()
+            print(f"{item[0]}: done after {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
+    except KeyboardInterrupt:  # the runs have got it as well, and save
+        pool.shutdown(cancel_futures=True)
+        print(f"stopped; go on: python reproduce.py --scale {given['scale']} --runs {given['runs']}")
+        return 128 + signal.SIGINT
+    finally:
+        pool.shutdown(cancel_futures=True)
+    try:
+        write_page(given["scale"], given["runs"], given["output"])
+    except OSError as error:
+        raise UserError(reason(error)) from None
+    print(os.path.join(given["output"], "reproduction.md"))
+    return 0
+
+
+if __name__ == "__main__":
+    main(reproduce)
