@@ -500,7 +500,7 @@ class Run:
         row = task.measure()
         stop.idle = False
         task.close(row)
-        task.save_results(self)
         self.write_metrics(task.rows)
+        task.save_results(self)
         self.save("checkpoint.pt", task.state_dict())
         self.log(f"{title}  {task.line(row)}  {row['seconds']:.1f} s")
