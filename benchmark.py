@@ -23,9 +23,9 @@ import data
 import genotypes
 from fair_darts import Architect, frozen
 from model_eval import NetworkCIFAR
-from model_search import Network
+from model_search import Network, NetworkS2
 from runs import Parser, choose_device, main
-from test_fair_darts import OracleDerived, OracleNetwork
+from test_fair_darts import OracleDerived, OracleNetwork, OracleS2
 
 DEVICE = torch.device("cpu")
 
@@ -77,12 +77,6 @@ def kernels(step):
     return sum(name not in IDLE for name in names)
 
 
-def supernets(channels, layers):
-    torch.manual_seed(0)
-    network = Network(channels, layers=layers).to(DEVICE)
-    return network, OracleNetwork(network, channels, layers=layers).to(DEVICE)
-
-
 def search_steps(network, oracle, images, labels):
     """Two functions that do a two-level step: alpha, then the weights."""
     architect = Architect(network)
@@ -108,9 +102,29 @@ def search_steps(network, oracle, images, labels):
 
 def search_figures(repeats, channels, layers, size, batch):
     """Time, memory and kernels of the supernet against the oracle."""
-    network, oracle = supernets(channels, layers)
-    images, labels = torch.randn(batch, 3, size, size, device=DEVICE), torch.randint(0, 10, (batch,), device=DEVICE)
-    what = f"{channels} channels, {layers} cells, {size}x{size}, batch {batch}"
+    torch.manual_seed(0)
+    network = Network(channels, layers=layers).to(DEVICE)
+    oracle = OracleNetwork(network, channels, layers=layers).to(DEVICE)
+    yield from step_figures(repeats, network, oracle, f"{channels} channels, {layers} cells", size, batch)
+    images, labels = random_batch(size, batch)
+    counts = [kernels(lambda: F.cross_entropy(net(images), labels).backward()) for net in (network, oracle)]
+    yield "operators that do work, one forward and backward", "", *counts, counts[0] / counts[1]
+
+
+def chain_figures(repeats, width, size, batch):
+    """The same for the space S2."""
+    torch.manual_seed(0)
+    network = NetworkS2(10, 3, width=width, image_size=size).to(DEVICE)
+    yield from step_figures(repeats, network, OracleS2(network).to(DEVICE), f"S2, width {width}", size, batch)
+
+
+def random_batch(size, batch):
+    return torch.randn(batch, 3, size, size, device=DEVICE), torch.randint(0, 10, (batch,), device=DEVICE)
+
+
+def step_figures(repeats, network, oracle, name, size, batch):
+    """Time and memory of a two-level step."""
+    images, labels = random_batch(size, batch)
     step, plain_step = search_steps(network, oracle, images, labels)
 
     def again():
@@ -119,7 +133,7 @@ def search_figures(repeats, channels, layers, size, batch):
         network.recompute = False
 
     ours, recomputed, plain = in_turn(repeats, step, again, plain_step)
-    yield f"two-level step, {what}", "s", ours, plain, plain / ours
+    yield f"two-level step, {name}, {size}x{size}, batch {batch}", "s", ours, plain, plain / ours
     yield "the same with --recompute: time against without", "s", recomputed, ours, recomputed / ours
     plain_bytes = saved_bytes(lambda: F.cross_entropy(oracle(images), labels)) / 2 ** 20
     for recompute in (False, True):
@@ -127,8 +141,6 @@ def search_figures(repeats, channels, layers, size, batch):
         kept = saved_bytes(lambda: F.cross_entropy(network(images), labels)) / 2 ** 20
         yield "kept for backward" + " with --recompute" * recompute, "MiB", kept, plain_bytes, kept / plain_bytes
     network.recompute = False
-    counts = [kernels(lambda: F.cross_entropy(net(images), labels).backward()) for net in (network, oracle)]
-    yield "operators that do work, one forward and backward", "", *counts, counts[0] / counts[1]
 
 
 def training_figures(repeats, channels, layers, batch):
@@ -197,6 +209,7 @@ def benchmark():
     print(f"{'':75} {'this code':>14} {'against':>14} {'ratio':>8}")
     rows = []
     for figures in (search_figures(*(2, 8, 4, 32, 16) if quick else (5, 16, 8, 32, 32)),
+                    chain_figures(*(2, 0.25, 16, 8) if quick else (5, 0.5, 32, 16)),
                     training_figures(*(2, 16, 8, 16) if quick else (5, 36, 20, 32)), data_figures(2 if quick else 5)):
         for what, unit, ours, other, ratio in figures:
             print(f"{what:75} {ours:14,.4g} {other:14,.4g} {ratio:8.2f}  {unit}", flush=True)

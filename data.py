@@ -19,12 +19,12 @@ from runs import UserError
 # images: uint8 (N, C, H, W); labels: int64 (N,); mean, std: of each channel of the training pictures, 0 to 255
 Dataset = namedtuple("Dataset", "name images labels test_images test_labels classes mean std")
 
-# padding: pixels of the random crop; flip: mirrored or not; search, eval: what differs from CIFAR-10's recipe
+# padding: pixels of the random crop; flip: mirrored or not; search, eval: what differs from CIFAR-10's recipe, in both spaces
 Recipe = namedtuple("Recipe", "padding flip search eval")
 RECIPES = {
     "digits": Recipe(1, False, dict(init_channels=8, layers=4, epochs=25, batch_size=64, learning_rate=0.025,
-                                    arch_learning_rate=0.05),
-                     dict(init_channels=16, layers=8, epochs=20, cutout_length=2, drop_path_prob=0.1)),
+                                    arch_learning_rate=0.05, width=0.1),
+                     dict(init_channels=16, layers=8, epochs=20, cutout_length=2, drop_path_prob=0.1, width=0.1)),
     "cifar10": Recipe(4, True, {}, {}),
     "cifar100": Recipe(4, True, {}, {}),
     "svhn": Recipe(4, False, {}, {}),

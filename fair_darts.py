@@ -7,8 +7,9 @@ Eq. 6   Fair DARTS: every operation has a gate of its own, sigmoid(alpha)
 Eq. 7   the zero-one loss L01 drives gates to 0 or 1;  Eq. 9: the L1 form that does it too early
 Eq. 8   alpha minimises L_val(w*(alpha), alpha) + w01 * L01
 
-Alphas and gates of one cell type are a matrix: a row an edge, ordered by the node that it enters, then by the
+In the space S1, alphas and gates of one cell type are a matrix: a row an edge, ordered by the node that it enters, then by the
 state that it leaves; a column an operation, in the order of genotypes.PRIMITIVES or of the `primitives` given.
+In S2 they are one matrix: a row a layer, a column a choice, in the order of genotypes.CHOICES.
 """
 from contextlib import contextmanager, nullcontext
 
@@ -16,14 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from genotypes import PRIMITIVES, Edge, Genotype, prune
+from genotypes import CHOICES, IDENTITY, PRIMITIVES, SAME_SHAPE, ChainGenotype, Edge, Genotype, prune
 
 
-def gates(alphas, kind="sigmoid"):
+def gates(alphas, kind="sigmoid", present=None):
     """The weight of every operation: (edges, operations) -> (edges, operations), each within 0 and 1.
 
     kind: "sigmoid", independent gates (Eq. 6), or "softmax", an exclusive competition on each edge (Eq. 2).
+    present: (edges, operations) of bool, which operations there are; the gates of the others are 0, without gradient.
     """
+    if present is not None:
+        alphas = alphas.masked_fill(~present, -torch.inf)
     return torch.sigmoid(alphas) if kind == "sigmoid" else torch.softmax(alphas, -1)
 
 
@@ -53,7 +57,7 @@ def frozen(parameters):
 class Architect:
     """The optimiser of alpha (Eq. 8): Adam on L_val + w01 * L01.
 
-    network: a model_search.Network, or what has its .alphas, .gates(), .weights() and .recompute.
+    network: a model_search.Network, or what has its .alphas, .all_gates(), .weights() and .recompute.
     autocast: makes the context of the forward passes. loss_scale: gives the factor that keeps float16 gradients
     above zero; with it, a step whose gradients are not finite is left out.
     """
@@ -72,7 +76,7 @@ class Architect:
         with frozen(self.network.weights()):
             with self.autocast():
                 logits = self.network(images)
-            loss, penalty = F.cross_entropy(logits, labels), self.penalty(torch.cat(self.network.gates()))
+            loss, penalty = F.cross_entropy(logits, labels), self.penalty(self.network.all_gates())
             gradients = self._gradients(loss + self.w01 * penalty, list(self.network.alphas))
         self._descend(gradients)
         return loss.detach(), penalty.detach()
@@ -110,7 +114,7 @@ class Architect:
             moved[name] = (w.detach() - group["lr"] * step).requires_grad_()
 
         loss = self._loss(moved, images, labels)
-        penalty = self.penalty(torch.cat(self.network.gates()))
+        penalty = self.penalty(self.network.all_gates())
         result = self._gradients(loss + self.w01 * penalty, alphas + list(moved.values()))
         direct, r = result[:len(alphas)], result[len(alphas):]
         eps = radius / torch.cat([v.flatten() for v in r]).norm()
@@ -176,6 +180,31 @@ def discretize(normal, reduce, threshold=0.85, edges_per_node=2, ops_per_edge=1,
     cells = [prune([edge for edge, gate in strongest(g, edges_per_node, ops_per_edge, primitives) if gate >= threshold])
              for g in (normal, reduce)]
     return Genotype(*cells)
+
+
+def discretize_chain(gates, threshold=0.85, ops_per_layer=1):
+    """The ChainGenotype of the gates of S2, (layers, choices).
+
+    Each layer keeps the choices whose gate is at least `threshold`, the best `ops_per_layer` of them; where there is
+    none, the identity if it is a choice, else the best. threshold=0 is argmax (Eq. 3).
+    """
+    layers = []
+    for values, same_shape in zip(torch.as_tensor(gates).tolist(), SAME_SHAPE):
+        order = sorted(range(len(CHOICES) if same_shape else IDENTITY), key=lambda choice: -values[choice])
+        kept = [choice for choice in order[:ops_per_layer] if values[choice] >= threshold]
+        kept = kept or [IDENTITY if same_shape else order[0]]
+        layers.append(tuple(CHOICES[choice] for choice in sorted(kept)))
+    return ChainGenotype(layers)
+
+
+def dominant_choices(gates):
+    """The dominant choice of each layer of S2: the best one, the first of equals. gates: (layers, choices)."""
+    return [names[0] for names in discretize_chain(gates, threshold=0).layers]
+
+
+def discrete_chain_gates(genotype):
+    """The gates of S2 as a ChainGenotype has them, 0 and 1: (layers, choices)."""
+    return torch.tensor([[float(name in names) for name in CHOICES] for names in genotype.layers])
 
 
 def discrete_gates(edges, like, primitives=PRIMITIVES):

@@ -1,8 +1,10 @@
-"""Genotypes of the space S1: the vocabulary of operations, the published architectures, reading and writing.
+"""Genotypes: the vocabulary of operations, the published architectures, reading and writing.
 
-A cell has two input states, 0 and 1 (the outputs of the two cells before it), and the nodes 2 to 5. Each
+In the space S1 a genotype is two cells. A cell has two input states, 0 and 1 (the outputs of the two cells before it), and the nodes 2 to 5. Each
 edge applies one operation to the state that it leaves and adds the result to the node that it enters; the
 cell's output is the concatenation of its nodes. A node that no edge enters is no part of the cell.
+
+In the space S2 a genotype is a chain of 19 layers, each of which names one of the CHOICES, or several to be summed up.
 
     >>> get("FairDARTS_a").normal[0]
     Edge(op='sep_conv_3x3', node=2, source=0)
@@ -20,6 +22,17 @@ PRIMITIVES = ("max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "s
 Edge = namedtuple("Edge", "op node source")
 Genotype = namedtuple("Genotype", "normal reduce")  # two lists of Edge
 LAST_NODE = 5
+
+# S2: inverted bottlenecks of expansion 3 or 6 and kernel 3, 5 or 7, and the identity
+CHOICES = ("mb3_k3", "mb3_k5", "mb3_k7", "mb6_k3", "mb6_k5", "mb6_k7", "skip_connect")
+IDENTITY = CHOICES.index("skip_connect")
+ChainGenotype = namedtuple("ChainGenotype", "layers")  # a tuple of names a layer
+CHAIN = [(32, 2), (32, 1), (40, 2), (40, 1), (40, 1), (40, 1), (80, 2), (80, 1), (80, 1), (80, 1), (96, 1), (96, 1), (96, 1),
+         (96, 1), (192, 2), (192, 1), (192, 1), (192, 1), (320, 1)]  # output channels and stride of each layer
+CHAIN_INPUT = 16  # channels
+# whether a layer keeps its input's shape, so that the identity is a choice and blocks add their input
+SAME_SHAPE = [stride == 1 and channels == before
+              for (channels, stride), (before, _) in zip(CHAIN, [(CHAIN_INPUT, 1), *CHAIN])]
 
 
 class GenotypeError(ValueError):
@@ -116,18 +129,26 @@ GDAS = Genotype(
             Edge("sep_conv_5x5", 3, 1), Edge("dil_conv_5x5", 4, 2), Edge("sep_conv_3x3", 4, 1),
             Edge("sep_conv_5x5", 5, 0), Edge("sep_conv_5x5", 5, 2)])
 
-PUBLISHED = {name: value for name, value in list(globals().items()) if isinstance(value, Genotype)}
+# A published model of the space S2.
+FairNAS_A = ChainGenotype(layers=[(name,) for name in (
+    "mb3_k7", "mb3_k3", "mb3_k7", "mb6_k3", "mb6_k7", "mb3_k3", "mb3_k3", "mb6_k7", "mb6_k7", "mb3_k5", "mb6_k3", "mb3_k5",
+    "mb3_k5", "mb6_k3", "mb6_k3", "mb6_k7", "mb6_k3", "mb6_k7", "mb6_k5")])
+
+PUBLISHED = {name: value for name, value in list(globals().items()) if isinstance(value, (Genotype, ChainGenotype))}
 
 
 def get(text):
-    """The Genotype that `text` means.
+    """The Genotype or ChainGenotype that `text` means.
 
     text: a published name ("FairDARTS_a"), the path of a genotype.json, or a "Genotype(...)" as this project,
-        DARTS and Fair DARTS print it: edges (op, node, source), or pairs (op, source), two for each node.
+        DARTS and Fair DARTS print it: edges (op, node, source), or pairs (op, source), two for each node; or a
+        "ChainGenotype(...)".
     Raises GenotypeError. The text is parsed, never executed.
     """
     if text in PUBLISHED:
         return PUBLISHED[text]
+    if "ChainGenotype(" in text:
+        return _parse_chain(text[text.index("ChainGenotype("):])
     if "Genotype(" in text:
         return _parse(text[text.index("Genotype("):])
     if os.path.isfile(text):
@@ -137,7 +158,8 @@ def get(text):
 
 
 def to_json(genotype):
-    """`genotype` as the text of a JSON file: {"normal": [[op, node, source], ...], "reduce": ...}."""
+    """`genotype` as the text of a JSON file: {"normal": [[op, node, source], ...], "reduce": ...}, or for a chain
+    {"layers": [[name, ...], ...]}."""
     return json.dumps(genotype._asdict(), indent=1)
 
 
@@ -149,11 +171,13 @@ def save(genotype, path):
 
 
 def load(path):
-    """The Genotype in the JSON file at `path`. Raises GenotypeError."""
+    """The Genotype or ChainGenotype in the JSON file at `path`. Raises GenotypeError."""
     try:
         with open(path) as file:
-            cells = json.load(file)
-        return _checked(cells)
+            parts = json.load(file)
+        if isinstance(parts, dict) and set(parts) == {"layers"}:
+            return _checked_chain(parts["layers"])
+        return _checked(parts)
     except GenotypeError as error:
         raise GenotypeError(f"{path}: {error}") from None
     except OSError as error:
@@ -197,6 +221,35 @@ def _parse(text):
                 raise GenotypeError(f"{name} cell, edge {tuple(edge)}: {name}_concat leaves out node {edge.node}, "
                                     "but a cell's output is the concatenation of all its nodes")
     return genotype
+
+
+def _parse_chain(text):
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        fields = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+        layers = fields["layers"]
+    except (SyntaxError, ValueError, TypeError, AttributeError, KeyError, RecursionError, MemoryError):
+        raise GenotypeError(f"cannot read {_short(text)}: expected ChainGenotype(layers=[('mb3_k7',), ...])") from None
+    return _checked_chain(layers)
+
+
+def _checked_chain(raw):
+    """ChainGenotype from raw layers, every choice checked."""
+    if not isinstance(raw, (list, tuple)) or len(raw) != len(CHAIN):
+        raise GenotypeError(f"a chain has {len(CHAIN)} layers, got " + (
+            f"{len(raw)}" if isinstance(raw, (list, tuple)) else _short(raw)))
+    for layer, (names, same_shape) in enumerate(zip(raw, SAME_SHAPE)):
+        refusal = f"layer {layer}, {_short(names)}: "
+        if not isinstance(names, (list, tuple)) or not names:
+            raise GenotypeError(refusal + "expected a list of one or more choices")
+        for name in names:
+            if name not in CHOICES:
+                raise GenotypeError(refusal + f"unknown choice; {nearest(str(name), CHOICES)}")
+            if name == "skip_connect" and not same_shape:
+                raise GenotypeError(refusal + "no identity here: the layer changes the shape")
+        if len(set(names)) < len(names):
+            raise GenotypeError(refusal + "a choice is named twice")
+    return ChainGenotype([tuple(names) for names in raw])
 
 
 def _parse_edge(item):

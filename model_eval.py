@@ -1,9 +1,13 @@
 """The network that a genotype stands for, to be trained from scratch (DARTS's evaluation networks)."""
+from functools import reduce
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from operations import (BatchNorm, ConvBN, FactorizedReduce, Identity, channels_last, drop_path, make, recompute)
+from genotypes import CHAIN, CHAIN_INPUT, SAME_SHAPE
+from operations import (BatchNorm, Bottlenecks, ChainHead, ConvBN, FactorizedReduce, Identity, chain_stem, chain_strides,
+                        channels_last, drop_path, make, recompute, scaled)
 
 
 class Cell(nn.Module):
@@ -116,3 +120,47 @@ class NetworkImageNet(_Network):
         super().__init__(genotype, nn.Sequential(*conv_bn(3, half), nn.ReLU(), *conv_bn(half, full)),
                          nn.Sequential(*conv_bn(full, full)), full, init_channels, num_classes, layers,
                          (num_classes, 2, False) if auxiliary else None)
+
+
+class ChainLayer(nn.Module):
+    """A layer of S2: the sum of the choices that its genotype names."""
+
+    def __init__(self, names, in_channels, out_channels, stride, same_shape, activation, squeeze):
+        super().__init__()
+        self.identity = "skip_connect" in names
+        self.same_shape, blocks = same_shape, [name for name in names if name != "skip_connect"]
+        self.blocks = nn.ModuleList(Bottlenecks(in_channels, out_channels, stride, int(name[-1]), [int(name[2])],
+                                                activation=activation, squeeze=squeeze) for name in blocks)
+
+    def forward(self, x):
+        branches = [block(x) + x if self.same_shape else block(x) for block in self.blocks]
+        return reduce(torch.add, branches + [x] if self.identity else branches)
+
+
+class NetworkS2(nn.Module):
+    """The network of a ChainGenotype. in: (B, in_channels, H, W); out: logits (B, num_classes), and None, there being no
+    auxiliary head.
+
+    width: factor of all channels; squeeze: squeeze-and-excitation in every block; h_swish: in place of ReLU6;
+    image_size: see operations.chain_strides.
+    """
+
+    def __init__(self, genotype, num_classes=1000, dropout=0.2, width=1.0, squeeze=False, h_swish=False, in_channels=3,
+                 image_size=224):
+        super().__init__()
+        self.auxiliary, self.drop_path_prob, self.recompute = None, 0.0, False  # paths of a chain are never dropped
+        activation = nn.Hardswish if h_swish else nn.ReLU6
+        first, *strides = chain_strides(image_size)
+        self.stem, channels = chain_stem(in_channels, width, first, activation), scaled(CHAIN_INPUT, width)
+        self.layers = nn.ModuleList()
+        for names, (out_channels, _), stride, same_shape in zip(genotype.layers, CHAIN, strides, SAME_SHAPE):
+            out_channels = scaled(out_channels, width)
+            self.layers.append(ChainLayer(names, channels, out_channels, stride, same_shape, activation, squeeze))
+            channels = out_channels
+        self.head = ChainHead(width, num_classes, dropout, activation)
+
+    def forward(self, images):
+        x = channels_last(self.stem(images))
+        for layer in self.layers:
+            x = recompute(layer, x) if self.recompute and self.training else layer(x)
+        return self.head(x).to(images.dtype), None

@@ -11,8 +11,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import fair_darts
-from genotypes import PRIMITIVES
-from operations import CONVOLUTIONS, POOLINGS, BatchNorm, ConvBN, FactorizedReduce, channels_last, recompute
+from genotypes import CHAIN, CHAIN_INPUT, CHOICES, IDENTITY, PRIMITIVES, SAME_SHAPE
+from operations import (CONVOLUTIONS, POOLINGS, BatchNorm, Bottlenecks, ChainHead, ConvBN, FactorizedReduce, chain_stem,
+                        chain_strides, channels_last, recompute, scaled)
 
 
 class MixedOperation(nn.Module):
@@ -123,6 +124,10 @@ class Network(nn.Module):
         """[normal, reduce]: the gates of the alphas, each (edges, operations)."""
         return [fair_darts.gates(alpha, self.gate) for alpha in self.alphas]
 
+    def all_gates(self):
+        """The gates that a penalty counts, in one tensor."""
+        return torch.cat(self.gates())
+
     def forward(self, images, gates=None):
         """gates: [normal, reduce], others than those of the alphas."""
         gates = gates or self.gates()
@@ -131,3 +136,65 @@ class Network(nn.Module):
             output = cell(*states, gates[cell.reduction], self.recompute and self.training)
             states = [states[1], F.relu(output)]
         return self.classifier(output.mean((2, 3))).to(images.dtype)  # float32 under autocast, too
+
+
+class MixedLayer(nn.Module):
+    """A searched layer of S2, Eq. 6 on its choices; where the shape stays, each block adds its input, and the identity
+    is one more choice."""
+
+    def __init__(self, in_channels, out_channels, stride, same_shape):
+        super().__init__()
+        self.same_shape = same_shape
+        self.blocks = nn.ModuleList(Bottlenecks(in_channels, out_channels, stride, kernel, [3, 6], affine=False)
+                                    for kernel in (3, 5, 7))
+
+    def forward(self, x, gates, recomputed=False):  # (B, C, H, W), (7,) -> (B, C', H', W')
+        sums = []
+        for index, blocks in enumerate(self.blocks):
+            inputs = x, gates[index:6:3]  # expansions 3 and 6 of this kernel size
+            sums.append(recompute(blocks, *inputs) if recomputed else blocks(*inputs))
+        if self.same_shape:  # g (block(x) + x) of every block, and g x of the identity
+            sums.append(gates.sum() * x)
+        return reduce(torch.add, sums)
+
+
+class NetworkS2(nn.Module):
+    """The supernet of the space S2. in: (B, in_channels, H, W); out: logits (B, num_classes).
+
+    .alphas: [one Parameter (19, 7)]; .present: (19, 7) of bool, which choices there are. The alphas of the others, where a
+    layer has no identity, take no part in anything. image_size: see operations.chain_strides.
+    """
+
+    def __init__(self, num_classes=1000, in_channels=3, gate="sigmoid", width=1.0, image_size=224):
+        super().__init__()
+        self.gate, self.recompute = gate, False
+        present = torch.ones(len(CHAIN), len(CHOICES), dtype=torch.bool)
+        present[:, IDENTITY] = torch.tensor(SAME_SHAPE)
+        self.register_buffer("present", present)
+        scale = 1e-3 if gate == "softmax" else 0
+        self.alphas = nn.ParameterList([scale * torch.randn(present.shape) * present])
+        first, *strides = chain_strides(image_size)
+        self.stem, channels = chain_stem(in_channels, width, first), scaled(CHAIN_INPUT, width)
+        self.layers = nn.ModuleList()
+        for (out_channels, _), stride, same_shape in zip(CHAIN, strides, SAME_SHAPE):
+            self.layers.append(MixedLayer(channels, scaled(out_channels, width), stride, same_shape))
+            channels = scaled(out_channels, width)
+        self.head = ChainHead(width, num_classes, dropout=0)
+
+    weights = Network.weights
+
+    def gates(self):
+        """[the gates of the alphas, (19, 7); 0 where there is no such choice]"""
+        return [fair_darts.gates(self.alphas[0], self.gate, self.present)]
+
+    def all_gates(self):
+        """The gates that a penalty counts, in one tensor."""
+        return self.gates()[0][self.present]
+
+    def forward(self, images, gates=None):
+        """gates: [(19, 7)], others than those of the alphas."""
+        [gates] = gates or self.gates()
+        x = channels_last(self.stem(images))
+        for layer, own in zip(self.layers, gates):
+            x = layer(x, own, self.recompute and self.training)
+        return self.head(x).to(images.dtype)  # float32 under autocast, too

@@ -7,6 +7,7 @@ Search and evaluation share these classes. In the supernet (`edges` = k > 1) an 
 that leave one state at once: it holds the weights of all k edges, stacked along the channels, and its batch
 norms have no affine parameters. In a derived network k = 1 and batch norm is affine.
 """
+import math
 from contextlib import contextmanager, nullcontext
 from functools import reduce
 
@@ -14,6 +15,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import SqueezeExcitation
+
+from genotypes import CHAIN, CHAIN_INPUT
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -31,7 +35,7 @@ class BatchNorm(nn.BatchNorm2d):
 class Depthwise(torch.autograd.Function):
     """Depthwise convolution of x (B, C, H, W), which is first repeated until it has a channel for every filter.
 
-    weight: (k*C, 1, K, K), K odd; the first `narrow` filters have an outer border of zeros, which needs no gradient.
+    weight: (k*C, 1, K, K), K = 3, 5 or 7; the first `narrow` filters have an outer border of zeros, which needs no gradient.
     Only x itself is kept for the backward pass.
     """
 
@@ -55,6 +59,12 @@ class Depthwise(torch.autograd.Function):
         return dx, dw, None, None
 
 
+def depthwise(x, weight, stride, narrow=0):
+    if torch.is_autocast_enabled(x.device.type):  # which does not look into Depthwise
+        x, weight = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, weight))
+    return Depthwise.apply(x, weight, stride, narrow)
+
+
 def convolution_backward(gradient, x, weight, stride, of_weight=False):
     """(dx, None) or (None, dweight) of a depthwise convolution that keeps the size at stride 1."""
     padding = [weight.shape[2] // 2, weight.shape[3] // 2]
@@ -64,8 +74,8 @@ def convolution_backward(gradient, x, weight, stride, of_weight=False):
 
 def filter_gradient(gradient, x, weight, stride, narrow):
     """dweight of `Depthwise`. On the CPU it is ten times as fast for filters of at most 3 columns and of no more rows
-    than the output: so rows of zeros are added, and the columns of a 5x5 filter are computed apart, 0 from the input
-    shifted right, 1 to 3 from the input, 4 from the input shifted left."""
+    than the output: so rows of zeros are added, and the columns of a 5x5 (7x7) filter are computed apart, the first (two)
+    from the input shifted right, the inner three from the input, the last (two) from the input shifted left."""
     count, kernel = len(weight), weight.shape[2]
     if x.device.type != "cpu":
         return convolution_backward(gradient, repeat(x, count), weight, stride, of_weight=True)[1]
@@ -78,10 +88,11 @@ def filter_gradient(gradient, x, weight, stride, narrow):
     wide, gradient = weight[narrow:, :, :, :3], channels_last(gradient[:, narrow:])
     if x.shape[1] == count:
         x = x[:, narrow:]
+    outer = kernel // 2 - 1  # columns on either side of the inner three
     first, last = [convolution_backward(gradient, repeat(F.pad(x, shift), len(wide)), wide, stride, True)[1]
-                   for shift in ((1, -1), (-1, 1))]
-    return torch.cat([F.pad(first[..., :1], [0] * 6 + [narrow, 0]), inner,
-                      F.pad(last[..., 2:], [0] * 6 + [narrow, 0])], 3)
+                   for shift in ((outer, -outer), (-outer, outer))]
+    return torch.cat([F.pad(first[..., :outer], [0] * 6 + [narrow, 0]), inner,
+                      F.pad(last[..., 3 - outer:], [0] * 6 + [narrow, 0])], 3)
 
 
 def repeat(x, channels):
@@ -114,10 +125,8 @@ class SeparableConv(nn.Module):
         if len(self.kernels) == 2:
             border = [(largest - self.kernels[0]) // 2] * 4
             weight, narrow = torch.cat([F.pad(self.depthwise[0].weight, border), weight]), len(weight)
-        if torch.is_autocast_enabled(x.device.type):  # which does not look into Depthwise
-            x, weight = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, weight))
         if dilation == 1:
-            y = Depthwise.apply(x, weight, self.stride, narrow)
+            y = depthwise(x, weight, self.stride, narrow)
         else:
             y = F.conv2d(repeat(x, len(weight)), weight, None, self.stride, dilation * (largest // 2), dilation,
                          len(weight))
@@ -244,6 +253,72 @@ def make(op, channels, stride):
     return CONVOLUTIONS[op[:8]](channels, [int(op[-1])], stride)
 
 
+class Bottlenecks(nn.Module):
+    """Inverted bottlenecks of one kernel size on the same input, one for each of `expansions`: (1x1 to expansion * C
+    channels, BN, activation), (depthwise, BN, activation), (1x1, BN). Their sum, each weighted by its gate.
+
+    The expansions are one pointwise convolution, the depthwise ones another; the projections are one whose matrix has
+    a block for each. With one expansion and affine batch norm it is the block of a derived network.
+    """
+
+    def __init__(self, in_channels, out_channels, stride, kernel, expansions, affine=True, activation=nn.ReLU6, squeeze=False):
+        super().__init__()
+        self.stride, width = stride, sum(expansions) * in_channels
+        self.expand = nn.Sequential(nn.Conv2d(in_channels, width, 1, bias=False), BatchNorm(width, affine=affine),
+                                    activation(inplace=True))
+        self.depthwise = nn.Conv2d(width, width, kernel, groups=width, bias=False)
+        self.after = nn.Sequential(BatchNorm(width, affine=affine), activation(inplace=True))
+        self.squeeze = SqueezeExcitation(width, max(1, width // 4), scale_activation=nn.Hardsigmoid) if squeeze else None
+        self.project = nn.ModuleList(nn.Conv2d(expansion * in_channels, out_channels, 1, bias=False)
+                                     for expansion in expansions)
+        self.bn = BatchNorm(len(expansions) * out_channels, affine=affine)
+
+    def forward(self, x, gates=None):  # (B, C, H, W), gates (expansions,) -> (B, C', H', W')
+        y = self.after(depthwise(self.expand(x), self.depthwise.weight, self.stride))
+        if self.squeeze is not None:
+            y = self.squeeze(y)
+        weight = torch.block_diag(*(conv.weight.flatten(1) for conv in self.project))
+        return add_kernels(self.bn(F.conv2d(y, weight[:, :, None, None]), gates), len(self.project))
+
+
+def chain_stem(in_channels, width, stride, activation=nn.ReLU6):
+    """The layers of S2 before those that are searched."""
+    first, last = scaled(32, width), scaled(CHAIN_INPUT, width)
+    return nn.Sequential(nn.Conv2d(in_channels, first, 3, stride, 1, bias=False), BatchNorm(first), activation(),
+                         nn.Conv2d(first, first, 3, 1, 1, groups=first, bias=False), BatchNorm(first), activation(),
+                         nn.Conv2d(first, last, 1, bias=False), BatchNorm(last))
+
+
+class ChainHead(nn.Module):
+    """The layers of S2 after those that are searched."""
+
+    def __init__(self, width, num_classes, dropout, activation=nn.ReLU6):
+        super().__init__()
+        self.dropout, features = dropout, scaled(1280, width)
+        self.features = nn.Sequential(nn.Conv2d(scaled(CHAIN[-1][0], width), features, 1, bias=False), BatchNorm(features),
+                                      activation())
+        self.classifier = nn.Linear(features, num_classes)
+
+    def forward(self, x):  # (B, C, H, W) -> (B, num_classes)
+        x = self.features(x).mean((2, 3))
+        return self.classifier(drop(x, self.dropout, x.shape) if self.training and self.dropout else x)
+
+
+def scaled(channels, width):
+    """`channels` times `width`, rounded to a multiple of 8 and not below 8."""
+    return max(8, int(channels * width + 4) // 8 * 8)
+
+
+def chain_strides(size):
+    """The strides of S2's stem and layers for pictures of `size` pixels a side. For 64 or fewer the first become 1, as many
+    as it takes to bring 8x8 or more to the last layer."""
+    strides = [2] + [stride for _, stride in CHAIN]
+    halvings = max(0, int(math.log2(size / 8))) if size <= 64 else 5
+    for index in [index for index, stride in enumerate(strides) if stride == 2][:5 - halvings]:
+        strides[index] = 1
+    return strides
+
+
 @contextmanager
 def frozen_statistics():
     """Within it, batch norm normalises by the batch, and leaves its running statistics as they are."""
@@ -261,9 +336,13 @@ def recompute(module, *inputs):
 
 def drop_path(x, probability):
     """`x` with whole samples of the batch set to zero at random, the others scaled so that the mean stays."""
+    return drop(x, probability, (len(x), 1, 1, 1))
+
+
+def drop(x, probability, shape):
+    """Dropout by a mask of `shape`, drawn on the CPU, whose generator is part of every checkpoint."""
     keep = 1 - probability
-    kept = torch.rand(len(x), 1, 1, 1) < keep  # drawn on the CPU, whose generator is part of every checkpoint
-    return x * kept.to(x.device, x.dtype) / keep
+    return x * (torch.rand(shape) < keep).to(x.device, x.dtype) / keep
 
 
 def channels_last(x):

@@ -4,6 +4,7 @@
 
 The oracle of the supernet is Eq. 6 written literally: 14 edges of 7 operations, each a module of its own, in NCHW.
 """
+import copy
 import csv
 import errno
 import hashlib
@@ -40,7 +41,7 @@ import runs
 import train_eval
 import train_search
 import visualize
-from genotypes import PRIMITIVES, Edge, Genotype
+from genotypes import PRIMITIVES, ChainGenotype, Edge, Genotype
 
 
 # ---------------------------------------------------------------- the oracle: each edge with its own operations
@@ -160,6 +161,56 @@ class OracleNetwork(nn.Module):
         return self.classifier(states[1].mean((2, 3)))
 
 
+def oracle_bottleneck(name, in_channels, out_channels, stride):
+    """mbN_kK of S2, with batch norm as a supernet has it."""
+    width, kernel = int(name[2]) * in_channels, int(name[-1])
+    return nn.Sequential(
+        nn.Conv2d(in_channels, width, 1, bias=False), nn.BatchNorm2d(width, affine=False), nn.ReLU6(),
+        nn.Conv2d(width, width, kernel, stride, kernel // 2, groups=width, bias=False), nn.BatchNorm2d(width, affine=False),
+        nn.ReLU6(), nn.Conv2d(width, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels, affine=False))
+
+
+class OracleS2(nn.Module):
+    """The supernet of S2 as the plain sum over its choices, with the weights of a model_search.NetworkS2."""
+
+    def __init__(self, network, gate="sigmoid"):
+        super().__init__()
+        self.gate = gate
+        self.alphas = nn.ParameterList([network.alphas[0].detach().clone()])
+        self.stem, self.head = copy.deepcopy(network.stem), copy.deepcopy(network.head)
+        self.layers, self.residual = nn.ModuleList(), [layer.same_shape for layer in network.layers]
+        for layer in network.layers:
+            convs = layer.blocks[0].expand[0], layer.blocks[0].project[0]
+            self.layers.append(nn.ModuleList(
+                oracle_bottleneck(name, convs[0].in_channels, convs[1].out_channels, layer.blocks[0].stride)
+                for name in genotypes.CHOICES[:6]))
+        self.to(network.head.classifier.weight.dtype)
+        with torch.no_grad():
+            for own, theirs in self.pairs(network):
+                own.copy_(theirs)
+
+    def pairs(self, network, of=lambda parameter: parameter):
+        couples = list(zip(self.stem.parameters(), map(of, network.stem.parameters())))
+        couples += zip(self.head.parameters(), map(of, network.head.parameters()))
+        for layer, other in zip(self.layers, network.layers):
+            for index, block in enumerate(layer):  # kernels 3, 5, 7 with expansion 3, then with 6
+                theirs, size = other.blocks[index % 3], index // 3
+                channels = theirs.expand[0].in_channels
+                own = slice(0, 3 * channels) if size == 0 else slice(3 * channels, None)
+                couples += [(block[0].weight, of(theirs.expand[0].weight)[own]), (block[3].weight, of(theirs.depthwise.weight)[own]),
+                            (block[6].weight, of(theirs.project[size].weight))]
+        return couples
+
+    def forward(self, images):
+        alphas, x = self.alphas[0], self.stem(images)
+        for layer, residual, own in zip(self.layers, self.residual, alphas):
+            gates = (torch.sigmoid(own) if self.gate == "sigmoid"
+                     else torch.softmax(own, 0) if residual else torch.softmax(own[:6], 0))
+            y = sum(gate * (block(x) + x if residual else block(x)) for gate, block in zip(gates, layer))
+            x = y + gates[6] * x if residual else y
+        return self.head(x)
+
+
 class OracleDerived(nn.Module):
     """NetworkCIFAR in the plain form: NCHW, an operation with its own ReLU for every edge; same weights."""
 
@@ -276,7 +327,7 @@ def test_supernet_equals_the_edge_by_edge_oracle(gate, size, nodes, layers, memo
 
 @pytest.mark.parametrize("kernel, stride, size, narrow, copies", [
     (3, 1, 8, 0, 1), (3, 2, 7, 0, 2), (5, 1, 9, 0, 1), (5, 2, 8, 0, 3), (5, 1, 7, 6, 2), (5, 2, 15, 6, 2), (5, 1, 2, 0, 1),
-    (5, 2, 3, 3, 2), (3, 1, 1, 0, 2), (5, 1, 1, 6, 2)])
+    (5, 2, 3, 3, 2), (3, 1, 1, 0, 2), (5, 1, 1, 6, 2), (7, 1, 9, 0, 1), (7, 2, 8, 0, 1), (7, 1, 3, 0, 2), (7, 2, 15, 0, 1)])
 def test_depthwise_equals_conv2d(kernel, stride, size, narrow, copies):
     torch.manual_seed(0)
     x = torch.randn(3, 6 if copies == 1 or narrow == 6 else 3, size, size, dtype=torch.float64, requires_grad=True)
@@ -294,6 +345,65 @@ def test_depthwise_equals_conv2d(kernel, stride, size, narrow, copies):
     assert close(own_dw[narrow:], dw[narrow:])
     if narrow:
         assert close(own_dw[:narrow, :, 1:-1, 1:-1], dw[:narrow, :, 1:-1, 1:-1])
+
+
+@pytest.mark.parametrize("gate, size, width", [("sigmoid", 8, 0.1), ("softmax", 8, 0.25), ("sigmoid", 17, 0.1), ("softmax", 65, 0.1)])
+def test_chain_supernet_equals_the_plain_sum(gate, size, width):
+    torch.manual_seed(1)
+    network = model_search.NetworkS2(10, 3, gate, width, size).double()
+    with torch.no_grad():
+        network.alphas[0].normal_()
+    oracle = OracleS2(network, gate)
+    images, labels = batch(size, 3)
+    for recompute in (False, True):
+        network.recompute = recompute
+        logits, expected = network(images), oracle(images)
+        assert close(logits, expected)
+        network.zero_grad()
+        oracle.zero_grad()
+        F.cross_entropy(logits, labels).backward()
+        F.cross_entropy(expected, labels).backward()
+        checked = 0
+        for own, theirs in oracle.pairs(network, of=lambda w: w.grad):
+            assert close(theirs, own.grad)
+            checked += own.numel()
+        assert checked == sum(w.numel() for w in network.weights())
+        present = network.present
+        assert close(network.alphas[0].grad[present], oracle.alphas[0].grad[present])
+        assert network.alphas[0].grad[present].abs().max() > 1e-5
+        assert (network.alphas[0].grad[~present] == 0).all()
+    network.eval()
+    oracle.eval()
+    assert close(network(images), oracle(images))
+
+
+def test_absent_choices_count_nowhere():
+    network = model_search.NetworkS2(10, 1, width=0.1, image_size=8)
+    assert (~network.present).sum() == 6 and (network.present[:, :6]).all()
+    assert network.all_gates().shape == (127,) and (network.all_gates() == 0.5).all()
+    assert (network.gates()[0][~network.present] == 0).all()
+    architect = fair_darts.Architect(network, 0.1, w01=10.0)
+    with torch.no_grad():
+        network.alphas[0][network.present] = torch.linspace(-3, 3, 127)
+    images, labels = batch(8, 6, 1)
+    gates = network.all_gates().detach()
+    _, penalty = architect.step(images.float(), labels)
+    assert penalty.item() == pytest.approx(-((gates - 0.5) ** 2).sum().item() / 127, abs=1e-6)
+    assert (network.alphas[0][~network.present] == 0).all() and network.alphas[0][network.present].abs().min() > 0
+    softmax = model_search.NetworkS2(10, 1, "softmax", 0.1, 8)
+    assert softmax.gates()[0].sum(1).allclose(torch.ones(19)) and (softmax.gates()[0][~softmax.present] == 0).all()
+
+
+def test_strides_of_chains_for_small_pictures():
+    for size, halvings in ((224, 5), (65, 5), (64, 3), (32, 2), (28, 1), (16, 1), (15, 0), (8, 0)):
+        strides = operations.chain_strides(size)
+        assert strides.count(2) == halvings
+        side = size
+        for stride in strides:
+            side = -(-side // stride)
+        assert side >= 8 or size > 64
+    assert operations.chain_strides(224)[1:] == [stride for _, stride in genotypes.CHAIN]
+    assert [i for i, stride in enumerate(operations.chain_strides(32)) if stride == 2] == [7, 15]  # the last two of five
 
 
 def test_phases_and_their_inverse():
@@ -585,6 +695,24 @@ def test_softmax_rule_is_darts_parse():
     assert all(len(cell) == 8 for cell in cells)
 
 
+def test_discretize_chain():
+    gates = torch.full((19, 7), 0.1)
+    chain = fair_darts.discretize_chain(gates)
+    assert chain.layers[0] == ("mb3_k3",) and chain.layers[1] == ("skip_connect",)  # no gate at the threshold
+    gates[0, 4], gates[1, 2], gates[3, [0, 5, 6]] = 0.7, 0.84, torch.tensor([0.85, 0.95, 0.9])
+    chain = fair_darts.discretize_chain(gates)
+    assert chain.layers[:4] == [("mb6_k5",), ("skip_connect",), ("mb3_k3",), ("mb6_k7",)]
+    assert fair_darts.discretize_chain(gates, ops_per_layer=2).layers[3] == ("mb6_k7", "skip_connect")
+    assert fair_darts.discretize_chain(gates, ops_per_layer=9).layers[3] == ("mb3_k3", "mb6_k7", "skip_connect")
+    gates[2, 6] = 0.99  # no choice there
+    assert fair_darts.discretize_chain(gates, ops_per_layer=9).layers[2] == ("mb3_k3",)
+    weights = torch.softmax(torch.randn(19, 7, generator=torch.Generator().manual_seed(0)), 1)
+    expected = [(genotypes.CHOICES[int(row[:7 if same else 6].argmax())],) for row, same in zip(weights, genotypes.SAME_SHAPE)]
+    assert fair_darts.discretize_chain(weights, threshold=0).layers == expected
+    assert fair_darts.dominant_choices(weights) == [names[0] for names in expected]
+    assert fair_darts.discrete_chain_gates(chain)[3].tolist() == [0, 0, 0, 0, 0, 1, 0]
+
+
 # ---------------------------------------------------------------- genotypes
 
 LOG_OF_DARTS = ("2018-06-01 genotype = Genotype(normal=[('sep_conv_3x3', 1), ('sep_conv_3x3', 0), "
@@ -601,10 +729,10 @@ def test_genotypes_are_read_and_written(tmp_path):
         assert genotypes.get(str(genotype)) == genotype
         genotypes.save(genotype, path)
         assert genotypes.get(path) == genotypes.load(path) == genotype
-        assert all(genotypes.prune(cell) == cell for cell in genotype)
+        assert isinstance(genotype, ChainGenotype) or all(genotypes.prune(cell) == cell for cell in genotype)
     assert list(tmp_path.iterdir()) == [tmp_path / "genotype.json"]
     assert genotypes.get(LOG_OF_DARTS) == genotypes.DARTS_V1
-    assert len(genotypes.PUBLISHED) == 13
+    assert len(genotypes.PUBLISHED) == 14
 
 
 def test_idle_edges_are_dropped_and_named():
@@ -628,6 +756,12 @@ def test_idle_edges_are_dropped_and_named():
     ("Genotype(normal=[('skip_connect', 4, 3)], reduce=[('skip_connect', 2, 0)])", "no edge that comes from an input"),
     ("Genotype(normal=[('skip_connect', 2, 0)], normal_concat=[3], reduce=[('skip_connect', 2, 0)])", "leaves out"),
     ("Genotype(normal=__import__('os').getcwd(), reduce=[])", "cannot read"), ("Genotype(", "cannot read"),
+    ("ChainGenotype(layers=[])", "a chain has 19 layers, got 0"), ("ChainGenotype(layers=3)", "a chain has 19 layers, got 3"),
+    ("ChainGenotype(layers=[()] * 19)", "cannot read"), ("ChainGenotype()", "cannot read"),
+    (f"ChainGenotype(layers={[('mb3_k3',)] * 18 + [()]})", "layer 18, .*one or more"),
+    (f"ChainGenotype(layers={[('mb3_k3', 'mb3_k3')] * 19})", "named twice"),
+    (f"ChainGenotype(layers={[('mb3_k4',)] * 19})", "layer 0, .*did you mean 'mb3_k"),
+    (f"ChainGenotype(layers={[('skip_connect',)] * 19})", "layer 0, .*no identity here"),
     ("Genotype(normal=[('skip_connect', 2, 0)])", "cannot read"), ("Genotype(" + "(" * 10000, "cannot read")])
 def test_bad_genotypes_are_refused_in_one_line(text, message):
     with pytest.raises(genotypes.GenotypeError, match=message) as error:
@@ -637,7 +771,7 @@ def test_bad_genotypes_are_refused_in_one_line(text, message):
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "\xff", '{"normal": 3, "reduce": 3}', '{"normal": [[1]]}',
                                      '{"normal": [["skip_connect", 2.0, 0]], "reduce": []}',
-                                     '{"normal": [null], "reduce": []}', "[" * 100000])
+                                     '{"normal": [null], "reduce": []}', "[" * 100000, '{"layers": 3}', '{"layers": [["mb3_k3"]]}'])
 def test_bad_genotype_files_are_refused(content, tmp_path):
     path = tmp_path / "genotype.json"
     path.write_text(content, encoding="latin1")
@@ -668,7 +802,7 @@ def test_any_text_gives_a_genotype_or_a_genotype_error(tmp_path):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 genotype = genotypes.get(text)
-            assert isinstance(genotype, Genotype) and genotypes.get(str(genotype)) == genotype
+            assert isinstance(genotype, (Genotype, ChainGenotype)) and genotypes.get(str(genotype)) == genotype
             read += 1
         except genotypes.GenotypeError as error:
             assert "\n" not in str(error)
@@ -706,6 +840,47 @@ def test_imagenet_network():
     assert logits.shape == auxiliary.shape == (2, 5)
     (logits.sum() + auxiliary.sum()).backward()
     assert small.eval()(torch.randn(1, 3, 224, 224))[1] is None
+
+
+def test_published_chain():
+    """FairNAS-A, counted with 1,000 classes at 224x224."""
+    network = model_eval.NetworkS2(genotypes.FairNAS_A)
+    assert train_eval.count(network, (3, 224, 224)) == (4_651_352, 0, 388_122_848)
+
+
+def test_derived_chain_equals_the_supernet_with_its_gates():
+    torch.manual_seed(0)
+    supernet = model_search.NetworkS2(10, 3, width=0.1, image_size=16).double()
+    layers = [(("mb3_k3", "mb6_k7", "skip_connect") if same else ("mb6_k3", "mb3_k5")) if index % 3 else ("mb6_k5",)
+              for index, same in enumerate(genotypes.SAME_SHAPE)]
+    layers[1] = ("skip_connect",)
+    genotype = ChainGenotype(layers)
+    network = model_eval.NetworkS2(genotype, 10, 0, 0.1, image_size=16).double()
+    network.stem.load_state_dict(supernet.stem.state_dict())
+    network.head.load_state_dict(supernet.head.state_dict())
+    oracle = OracleS2(supernet)
+    with torch.no_grad():
+        for layer, names, blocks in zip(network.layers, genotype.layers, oracle.layers):
+            for block, name in zip(layer.blocks, [name for name in names if name != "skip_connect"]):
+                convs = [m for m in block.modules() if isinstance(m, nn.Conv2d)]
+                theirs = [m for m in blocks[genotypes.CHOICES.index(name)] if isinstance(m, nn.Conv2d)]
+                for conv, other in zip(convs, theirs):
+                    conv.weight.copy_(other.weight)
+    images, labels = batch(16, 3)
+    gates = [fair_darts.discrete_chain_gates(genotype).double()]
+    assert close(network(images)[0], supernet(images, gates))
+    network.recompute = True
+    F.cross_entropy(network(images)[0], labels).backward()
+    assert all(w.grad is not None for w in network.parameters())
+    for options in (dict(squeeze=True), dict(h_swish=True), dict(squeeze=True, h_swish=True, dropout=0.5)):
+        other = model_eval.NetworkS2(genotype, 7, width=0.1, in_channels=1, image_size=8, **options)
+        logits, auxiliary = other(torch.randn(4, 1, 8, 8))
+        assert logits.shape == (4, 7) and auxiliary is None
+        assert any("squeeze" in name for name, _ in other.named_parameters()) == options.get("squeeze", False)
+    images = torch.randn(4, 1, 8, 8)
+    assert not torch.equal(other(images)[0], other(images)[0])  # dropout
+    other.eval()
+    assert torch.equal(other(images)[0], other(images)[0])
 
 
 MULTI = Genotype([Edge("skip_connect", 3, 0), Edge("sep_conv_3x3", 3, 0), Edge("max_pool_3x3", 3, 1)],
@@ -988,10 +1163,35 @@ def test_search_over_a_few_operations(tmp_path, monkeypatch, capsys):
         Edge("sep_conv_5x5", 2, 1)]
 
 
+def test_search_in_chains(pictures, tmp_path, monkeypatch, capsys):
+    """S2 on digits and on a picture folder, both gate kinds, figures, resume, then the training of what was found."""
+    common = ["--space", "s2", "--width", 0.1, "--epochs", 1, "--runs", tmp_path, "--name"]
+    digits = ["--dataset", "digits", "--batch_size", 300]
+    assert call(train_search, monkeypatch, *common, "a", *digits, "--arch_learning_rate", 1, "--figures_every", 1) == 0
+    gates = np.load(tmp_path / "a" / "gates.npz")
+    assert gates["layers"].shape == (1, 19, 7) and np.isnan(gates["layers"]).sum() == 6
+    assert gates["primitives"].tolist() == list(genotypes.CHOICES)
+    names = sorted(path.stem for path in (tmp_path / "a" / "figures").iterdir())
+    assert names == ["chain", "dominant", "gap", "gates", "heatmap", "penalty"]
+    for name in names:
+        assert_picture(tmp_path / "a" / "figures" / f"{name}.png")
+    chain = genotypes.load(str(tmp_path / "a" / "genotype.json"))
+    assert str(chain) in capsys.readouterr().out and chain == fair_darts.discretize_chain(gates["layers"][-1])
+    assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--epochs", 2, "--ops_per_layer", 2, "--threshold", 0) == 0
+    assert len(table(tmp_path / "a")) == 2 and table(tmp_path / "a")[0]["skips_layers"].isdigit()
+    assert {len(names) for names in genotypes.load(str(tmp_path / "a" / "genotype.json")).layers} == {2}
+    folder = ["--dataset", "folder", "--data", pictures, "--image_size", 16, "--batch_size", 16, "--figures_every", 0]
+    assert call(train_search, monkeypatch, *common, "b", *folder, "--gate", "softmax") == 0
+    train = ["--arch", tmp_path / "b" / "genotype.json", *folder[:-2], "--epochs", 1, "--runs", tmp_path, "--name", "c"]
+    assert call(train_eval, monkeypatch, *train, "--width", 0.1, "--squeeze") == 0
+    assert call(train_eval, monkeypatch, "--resume", tmp_path / "c", "--epochs", 2) == 0
+    assert call(train_eval, monkeypatch, "--evaluate", tmp_path / "c") == 0
+
+
 def test_empty_cell_is_not_written(tmp_path, capsys):
     """Gates above the threshold, but only on an edge that leaves a node which nothing enters."""
     run = runs.Run(str(tmp_path), {})
-    s = SimpleNamespace(threshold=0.85, edges_per_node=2, ops_per_edge=1, primitives=",".join(PRIMITIVES))
+    s = SimpleNamespace(space="s1", threshold=0.85, edges_per_node=2, ops_per_edge=1, primitives=",".join(PRIMITIVES))
     gates = torch.stack([gates_with(("sep_conv_3x3", 2, 0, 0.9)), gates_with(("sep_conv_3x3", 5, 4, 0.9))])
     assert train_search.derive(run, s, gates) == 1
     out = capsys.readouterr().out
@@ -1216,9 +1416,9 @@ def test_figures_of_several_runs_and_of_architectures(tmp_path, monkeypatch, cap
     assert [visualize.setting(record) for record in records] == ["sigmoid, 10 L01", "sigmoid, 10 L'01", "softmax", "softmax"]
     lines = visualize.compare_gap(records).axes[0].lines
     assert lines[2].get_color() == lines[3].get_color() != lines[1].get_color()  # runs of one setting in one colour
-    for name in ("FairDARTS_a", folders[0] / "genotype.json"):
+    for name in ("FairDARTS_a", "FairNAS_A", folders[0] / "genotype.json"):
         assert call(visualize, monkeypatch, name, "--output", tmp_path / "cells") == 0
-    for name in ("FairDARTS_a_normal", "FairDARTS_a_reduce", "cell_normal", "cell_reduce"):
+    for name in ("FairDARTS_a_normal", "FairDARTS_a_reduce", "FairNAS_A_chain", "cell_normal", "cell_reduce"):
         assert_picture(tmp_path / "cells" / f"{name}.png")
     capsys.readouterr()
     (tmp_path / "empty").mkdir()
@@ -1254,7 +1454,8 @@ def test_what_the_figures_show(tmp_path):
 
 def test_cells_are_drawn_without_overlap():
     full = [Edge(op, node, source) for node in range(2, 6) for source in range(node) for op in PRIMITIVES[:2]]
-    for cell in [cell for genotype in genotypes.PUBLISHED.values() for cell in genotype] + [full, full[:1]]:
+    cells = [cell for genotype in genotypes.PUBLISHED.values() if isinstance(genotype, Genotype) for cell in genotype]
+    for cell in cells + [full, full[:1]]:
         points, labels = visualize.cell_layout(cell)
         assert sorted(edge for edge, _, _ in labels) == sorted(cell)
         assert len({y for _, _, y in labels}) == len(labels)  # a lane each
@@ -1314,7 +1515,9 @@ def test_claims_can_hold_and_fail(tmp_path):
     assert [held for _, _, held in rows] == [False, True, True, True, True]  # skips are all dominant from the start
     assert "sigmoid none" in rows[4][1] and "softmax 0.05 ± 0.00" in rows[1][1]
     swapped = {**outcomes, "softmax": outcomes["l01"], "l01": outcomes["softmax"]}
-    assert [held for _, _, held in reproduce.claims(swapped)] == [False] * 5
+    assert [held for _, _, held in reproduce.claims(swapped)] == [False, False, True, False, False]
+    swapped = {**outcomes, "l1": outcomes["l01"], "l01": outcomes["l1"]}
+    assert not reproduce.claims(swapped)[2][2]
 
 
 def test_reproduce_runs_the_grid_once(tmp_path, monkeypatch, capsys):

@@ -16,14 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import data
 import genotypes
-from model_eval import NetworkCIFAR
+from model_eval import NetworkCIFAR, NetworkS2
 from runs import (RUN_DEFAULTS, Parser, Precision, Run, Task, UserError, add_flags, add_run_flags, choose_device, cosine,
                   main, number, one_of, resumed_settings)
 
 # The published recipe on CIFAR-10. data.RECIPES has what other sets change; flags override both.
 RECIPE = dict(epochs=600, batch_size=96, init_channels=36, layers=20, learning_rate=0.025, momentum=0.9,
               weight_decay=3e-4, grad_clip=5.0, auxiliary=True, auxiliary_weight=0.4, cutout=True, cutout_length=16,
-              drop_path_prob=0.2)
+              drop_path_prob=0.2, width=1.0, dropout=0.2, squeeze=False, h_swish=False)
 OTHER = dict(arch=None, dataset=None, data="data", image_size=32, skip_bad_images=False, **RUN_DEFAULTS)
 MAY_CHANGE = {"epochs", "device", "data", "checkpoint_minutes"}
 
@@ -39,17 +39,21 @@ def flags():
         skip_bad_images=(bool, "leave out files that cannot be used as pictures"),
         epochs=(positive, "passes over the training set"),
         batch_size=(number(int, 2), "pictures in a step"),
-        init_channels=(number(int, 2), "channels of the first cells"),
-        layers=(positive, "cells"),
+        init_channels=(number(int, 2), "cells: channels of the first ones"),
+        layers=(positive, "cells: how many"),
+        width=(number(float, 0, open_ends=True), "chains: factor of all channels"),
+        dropout=(number(float, 0, 0.999), "chains: before the classifier"),
+        squeeze=(bool, "chains: squeeze-and-excitation in every block"),
+        h_swish=(bool, "chains: h-swish in place of ReLU6"),
         learning_rate=(rate, "at the start of a cosine that ends at 0"),
         momentum=(rate, "of SGD"),
         weight_decay=(rate, "of SGD"),
         grad_clip=(number(float, 0, open_ends=True), "largest norm of the gradient"),
-        auxiliary=(bool, "an auxiliary head at two thirds of the depth"),
+        auxiliary=(bool, "cells: an auxiliary head at two thirds of the depth"),
         auxiliary_weight=(rate, "weight of its loss"),
         cutout=(bool, "a random square of each picture blanked"),
         cutout_length=(positive, "its side, in pixels"),
-        drop_path_prob=(number(float, 0, 0.999), "share of dropped paths in the last epoch, rising from 0"))
+        drop_path_prob=(number(float, 0, 0.999), "cells: share of dropped paths in the last epoch, rising from 0"))
     add_run_flags(parser)
     parser.add_argument("--evaluate", metavar="RUN", help="folder of a run to test, without training")
     return parser
@@ -67,8 +71,10 @@ def count(network, shape):
 
 def build(s, dataset, device):
     torch.manual_seed(s.seed)
-    return NetworkCIFAR(genotypes.get(s.arch), s.init_channels, len(dataset.classes), s.layers, s.auxiliary,
-                        dataset.images.shape[1]).to(device)
+    genotype, classes, (channels, size) = genotypes.get(s.arch), len(dataset.classes), dataset.images.shape[1:3]
+    if isinstance(genotype, genotypes.ChainGenotype):
+        return NetworkS2(genotype, classes, s.dropout, s.width, s.squeeze, s.h_swish, channels, size).to(device)
+    return NetworkCIFAR(genotype, s.init_channels, classes, s.layers, s.auxiliary, channels).to(device)
 
 
 @torch.no_grad()

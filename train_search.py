@@ -2,12 +2,13 @@
 
     python train_search.py --w01 10                     # digits without a GPU, CIFAR-10 with one
     python train_search.py --gate softmax               # the DARTS baseline
+    python train_search.py --space s2                   # a chain of inverted bottlenecks
     python train_search.py --dataset folder --data DIR  # your pictures: DIR/train/<class>/*, DIR/test/<class>/*
     python train_search.py --resume RUN                 # go on with a run that was stopped
     python train_search.py --resume RUN --threshold 0.8 # derive again from a run's gates, without searching
 
-Leaves in the run's folder: genotype.json, metrics.csv, figures/, gates.npz (normal, reduce: (epochs, edges, operations);
-primitives: the operations' names).
+Leaves in the run's folder: genotype.json, metrics.csv, figures/, gates.npz (normal, reduce: (epochs, edges, operations), or in
+S2 layers: (epochs, layers, choices), NaN where there is no such choice; primitives: the operations' names).
 """
 import argparse
 import io
@@ -21,9 +22,9 @@ import torch.nn.functional as F
 
 import data
 import genotypes
-from fair_darts import (Architect, discrete_gates, discretize, dominant_operations, frozen, strongest, zero_one_loss,
-                        zero_one_loss_l1)
-from model_search import Network
+from fair_darts import (Architect, discrete_chain_gates, discrete_gates, discretize, discretize_chain, dominant_choices,
+                        dominant_operations, frozen, strongest, zero_one_loss, zero_one_loss_l1)
+from model_search import Network, NetworkS2
 from operations import frozen_statistics
 from runs import (RUN_DEFAULTS, Parser, Precision, Run, Task, add_flags, add_run_flags, choose_device, cosine, main,
                   number, one_of, resumed_settings)
@@ -35,10 +36,10 @@ RECIPE = dict(epochs=50, batch_size=128, init_channels=16, layers=8, nodes=4, tr
               primitives=",".join(genotypes.PRIMITIVES))
 # What DARTS does otherwise. Its rule (Eq. 3) is argmax, with no threshold.
 SOFTMAX = dict(batch_size=64, learning_rate=0.025, arch_learning_rate=3e-4, arch_beta1=0.5, w01=0.0, threshold=0.0)
-OTHER = dict(gate="sigmoid", zero_one_loss="l2", unrolled=False, edges_per_node=2, ops_per_edge=1, gap_every=5,
-             figures_every=10, dataset=None,
+OTHER = dict(space="s1", gate="sigmoid", zero_one_loss="l2", unrolled=False, edges_per_node=2, ops_per_edge=1, width=1.0,
+             ops_per_layer=1, gap_every=5, figures_every=10, dataset=None,
              data="data", image_size=32, skip_bad_images=False, **RUN_DEFAULTS)
-MAY_CHANGE = {"epochs", "threshold", "edges_per_node", "ops_per_edge", "device", "data", "checkpoint_minutes",
+MAY_CHANGE = {"epochs", "threshold", "edges_per_node", "ops_per_edge", "ops_per_layer", "device", "data", "checkpoint_minutes",
               "gap_every", "figures_every"}
 
 
@@ -47,13 +48,15 @@ def flags():
     parser = Parser(__doc__)
     others = {"softmax": SOFTMAX, **{name: recipe.search for name, recipe in data.RECIPES.items()}}
     add_flags(parser, {**OTHER, **RECIPE}, others,
+        space=(one_of(SPACES), "s1, cells, or s2, a chain of inverted bottlenecks"),
         gate=(one_of(["sigmoid", "softmax"]), "sigmoid (Eq. 6), or softmax (Eq. 2) with DARTS's recipe"),
         w01=(rate, "weight of the zero-one loss (Eq. 8)"),
-        primitives=(operation_names, "operations to choose from, separated by commas"),
+        primitives=(operation_names, "s1: operations to choose from, separated by commas"),
         zero_one_loss=(one_of(["l2", "l1"]), "l2 (Eq. 7) or l1 (Eq. 9)"),
         threshold=(number(float, 0, 1), "gates from here up are kept (Sec. 4.2); 0: argmax (Eq. 3)"),
-        edges_per_node=(positive, "edges kept for each node, at most"),
-        ops_per_edge=(positive, "operations kept on each edge, at most"),
+        edges_per_node=(positive, "s1: edges kept for each node, at most"),
+        ops_per_edge=(positive, "s1: operations kept on each edge, at most"),
+        ops_per_layer=(positive, "s2: choices kept in each layer, at most"),
         gap_every=(number(int, 0), "epochs between measurements of the discretisation gap; 0: never"),
         figures_every=(number(int, 0), "epochs between drawings of the figures; 0: never"),
         unrolled=(bool, "second-order steps on alpha, as in DARTS"),
@@ -64,9 +67,10 @@ def flags():
         train_portion=(share, "part of the training set that trains the weights"),
         epochs=(positive, "passes over that part"),
         batch_size=(number(int, 2), "pictures in a step"),
-        init_channels=(number(int, 2), "channels of the first cells"),
-        layers=(positive, "cells"),
-        nodes=(number(int, 1, 4), "nodes in a cell"),
+        init_channels=(number(int, 2), "s1: channels of the first cells"),
+        layers=(positive, "s1: cells"),
+        nodes=(number(int, 1, 4), "s1: nodes in a cell"),
+        width=(number(float, 0, open_ends=True), "s2: factor of all channels"),
         learning_rate=(rate, "of the weights, at the start of a cosine"),
         learning_rate_min=(rate, "of the weights, at its end"),
         momentum=(rate, "of the weights"),
@@ -89,14 +93,87 @@ def operation_names(text):
     return ",".join(name for name in genotypes.PRIMITIVES if name in names)
 
 
+class S1:
+    """The space of cells, as a search needs it."""
+
+    def __init__(self, s):
+        self.settings, self.primitives = s, s.primitives.split(",")
+
+    def network(self, classes, channels, size):
+        s = self.settings
+        return Network(s.init_channels, classes, s.layers, s.nodes, channels, s.gate, self.primitives)
+
+    def genotype(self, gates):
+        s = self.settings
+        return discretize(*gates, s.threshold, s.edges_per_node, s.ops_per_edge, self.primitives)
+
+    def discrete_gates(self, genotype, gates):
+        return [discrete_gates(edges, g, self.primitives) for edges, g in zip(genotype, gates)]
+
+    def dominant(self, gates):
+        """{cell: names of its dominant operations}"""
+        return {cell: [edge.op for edge in dominant_operations(g, self.primitives)]
+                for cell, g in zip(genotypes.Genotype._fields, gates)}
+
+    def arrays(self, gates):  # (epochs, 2, edges, operations)
+        return {"normal": gates[:, 0], "reduce": gates[:, 1]}
+
+    def shortfall(self, genotype, gates):
+        """Why `genotype` is none: a line and a threshold that would give one; or None."""
+        s = self.settings
+        best = {cell: max(strongest(g, primitives=self.primitives), key=lambda found: found[1])
+                for cell, g in zip(genotypes.Genotype._fields, gates)}
+        short = [f"{cell} cell: {gate:.4f}, {edge.op} from state {edge.source} to node {edge.node}"
+                 for cell, (edge, gate) in best.items() if gate < s.threshold]
+        if short:
+            return (f"no gate of a cell reaches --threshold {s.threshold}; the nearest is, {'; '.join(short)}. Search longer, with "
+                    "a larger --w01 or --arch_learning_rate, or derive again from the gates recorded:",
+                    math.floor(100 * min(gate for _, gate in best.values())) / 100)
+        for cell, edges in genotype._asdict().items():
+            if not edges:
+                return (f"the {cell} cell is empty: all its edges whose gate reaches --threshold {s.threshold} leave nodes that "
+                        "nothing enters. Derive again with a lower one:", round(max(0.01, s.threshold - 0.1), 2))
+        return None
+
+
+class S2:
+    """The space of chains, as a search needs it."""
+    primitives = genotypes.CHOICES
+
+    def __init__(self, s):
+        self.settings = s
+
+    def network(self, classes, channels, size):
+        return NetworkS2(classes, channels, self.settings.gate, self.settings.width, size)
+
+    def genotype(self, gates):
+        return discretize_chain(gates[0], self.settings.threshold, self.settings.ops_per_layer)
+
+    def discrete_gates(self, genotype, gates):
+        return [discrete_chain_gates(genotype).to(gates[0])]
+
+    def dominant(self, gates):
+        return {"layers": dominant_choices(gates[0])}
+
+    def arrays(self, gates):  # (epochs, 1, layers, choices)
+        layers = gates[:, 0].clone()
+        layers[:, ~torch.tensor(genotypes.SAME_SHAPE), genotypes.IDENTITY] = torch.nan
+        return {"layers": layers}
+
+    def shortfall(self, genotype, gates):
+        return None  # a layer without a gate at the threshold is the identity, or its best choice
+
+
+SPACES = {"s1": S1, "s2": S2}
+
+
 class Search(Task):
     """A search: the network, the optimisers of weights and alphas, the batches of both halves, the gates of each epoch."""
 
     def __init__(self, s, dataset, device):
         torch.manual_seed(s.seed)
-        self.primitives = s.primitives.split(",")
-        self.network = Network(s.init_channels, len(dataset.classes), s.layers, s.nodes, dataset.images.shape[1],
-                               s.gate, self.primitives).to(device)
+        self.space = SPACES[s.space](s)
+        self.network = self.space.network(len(dataset.classes), *dataset.images.shape[1:3]).to(device)
         self.sgd = torch.optim.SGD(self.network.weights(), s.learning_rate, s.momentum, weight_decay=s.weight_decay)
         self.precision = Precision(device, s.amp)
         self.network.recompute = s.recompute
@@ -111,7 +188,7 @@ class Search(Task):
         self.train, self.validation = [
             data.Batches(images[half], labels[half], mean, std, s.batch_size, recipe.padding, recipe.flip, 0,
                          data.generator(s.seed, stream)) for stream, half in enumerate(halves, 2)]
-        self.gates = []  # (2, edges, operations) of each epoch
+        self.gates = []  # of each epoch: (2, edges, operations) in S1, (1, layers, choices) in S2
         super().__init__(s, len(self.train))
 
     def parts(self):
@@ -142,18 +219,16 @@ class Search(Task):
 
     def finish(self, means):
         val_loss, penalty, train_loss, hits = means
-        gates = self.last_gates()
+        gates = self.network.all_gates().detach()
         threshold = self.settings.threshold or RECIPE["threshold"]
-        skips = [sum(edge.op == "skip_connect" for edge in dominant_operations(cell, self.primitives))
-                 for cell in gates]
+        skips = {"skips_" + part: ops.count("skip_connect") for part, ops in self.space.dominant(self.last_gates()).items()}
         return dict(
             epoch=len(self.rows) + 1, train_loss=train_loss, train_accuracy=100 * hits / self.settings.batch_size,
             valid_loss=val_loss, valid_accuracy=self.test(), penalty=penalty, gate_min=gates.min().item(),
             gate_max=gates.max().item(), gates_above=int((gates >= threshold).sum()),
-            gates_below=int((gates <= 1 - threshold).sum()), skips_normal=skips[0], skips_reduce=skips[1],
-            **self.gap(), learning_rate=self.sgd.param_groups[0]["lr"])
+            gates_below=int((gates <= 1 - threshold).sum()), **skips, **self.gap(), learning_rate=self.sgd.param_groups[0]["lr"])
 
-    def last_gates(self):  # (2, edges, operations)
+    def last_gates(self):
         return torch.stack([g.detach().cpu() for g in self.network.gates()])
 
     def close(self, row):
@@ -180,22 +255,22 @@ class Search(Task):
         if not s.gap_every or (epoch % s.gap_every and epoch != s.epochs):
             return dict(soft_accuracy=None, discrete_accuracy=None)
         gates = [g.detach() for g in self.network.gates()]
-        genotype = discretize(*gates, s.threshold, s.edges_per_node, s.ops_per_edge, self.primitives)
-        discrete = [discrete_gates(edges, g, self.primitives) for edges, g in zip(genotype, gates)]
+        discrete = self.space.discrete_gates(self.space.genotype(gates), gates)
         self.network.train()
         with frozen_statistics():
             return dict(soft_accuracy=self.accuracy(gates), discrete_accuracy=self.accuracy(discrete))
 
     def line(self, row):
+        skips = ", ".join(f"{name[6:]} {count}" for name, count in row.items() if name.startswith("skips_"))
         return ("train loss {train_loss:.4f} acc {train_accuracy:.2f}%  valid loss {valid_loss:.4f} "
                 "acc {valid_accuracy:.2f}%  L01 {penalty:.4f}  gates {gate_min:.3f} to {gate_max:.3f}, {gates_above} "
-                "above, {gates_below} below  dominant skips: normal {skips_normal}, reduce {skips_reduce}"
+                "above, {gates_below} below  dominant skips: {skips}"
                 + "  gap {soft_accuracy:.2f}% - {discrete_accuracy:.2f}%" * (row["soft_accuracy"] is not None)
-                ).format(**row)
+                ).format(**row, skips=skips)
 
     def save_results(self, run):
-        gates, file = torch.stack(self.gates).numpy(), io.BytesIO()  # (epochs, 2, edges, operations)
-        np.savez(file, normal=gates[:, 0], reduce=gates[:, 1], primitives=self.primitives)
+        file = io.BytesIO()
+        np.savez(file, **self.space.arrays(torch.stack(self.gates)), primitives=self.space.primitives)
         run.write("gates.npz", file.getvalue())
         every, done = self.settings.figures_every, len(self.rows)
         if every and done % every == 0 and done < self.settings.epochs:
@@ -219,28 +294,17 @@ def draw_figures(run):
 
 
 def derive(run, s, gates):
-    """Write and print the genotype of the last gates (2, edges, operations). Returns the exit code."""
-    primitives = s.primitives.split(",")
-    best = {cell: max(strongest(values, primitives=primitives), key=lambda found: found[1])
-            for cell, values in zip(genotypes.Genotype._fields, gates)}
-    short = [f"{cell} cell: {gate:.4f}, {edge.op} from state {edge.source} to node {edge.node}"
-             for cell, (edge, gate) in best.items() if gate < s.threshold]
+    """Write and print the genotype of the last gates, see Search.gates. Returns the exit code."""
+    space = SPACES[s.space](s)
+    genotype = space.genotype(gates)
+    short = space.shortfall(genotype, gates)
     if short:
-        lower = math.floor(100 * min(gate for _, gate in best.values())) / 100
-        run.log(f"no gate of a cell reaches --threshold {s.threshold}; the nearest is, {'; '.join(short)}. Search longer, "
-                "with a larger --w01 or --arch_learning_rate, or derive again from the gates recorded:\n"
-                f"python train_search.py --resume {shlex.quote(run.folder)} --threshold {lower}")
+        why, threshold = short
+        run.log(f"{why}\npython train_search.py --resume {shlex.quote(run.folder)} --threshold {threshold}")
         return 1
-    genotype = discretize(*gates, s.threshold, s.edges_per_node, s.ops_per_edge, primitives)
-    for cell, edges in genotype._asdict().items():
-        if not edges:
-            run.log(f"the {cell} cell is empty: all its edges whose gate reaches --threshold {s.threshold} leave nodes that "
-                    "nothing enters. Derive again with a lower one:\n"
-                    f"python train_search.py --resume {shlex.quote(run.folder)} --threshold {max(0.01, s.threshold - 0.1):.2f}")
-            return 1
     run.write("genotype.json", genotypes.to_json(genotype))
     command = ["python", "train_eval.py", "--arch", run.path("genotype.json"), "--dataset", s.dataset]
-    for name in ("data", "image_size"):
+    for name in ("data", "image_size", "width"):
         if getattr(s, name) != OTHER[name]:
             command += ["--" + name, str(getattr(s, name))]
     if s.skip_bad_images:

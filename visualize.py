@@ -1,6 +1,6 @@
 """The paper's figures, drawn from what a search recorded (config.json, gates.npz, metrics.csv, genotype.json).
 
-    python visualize.py RUN           # dominant, gates, heatmap, penalty, gap, cells -> RUN/figures/
+    python visualize.py RUN           # dominant, gates, heatmap, penalty, gap, cells or chain -> RUN/figures/
     python visualize.py RUN RUN ...   # the same runs side by side -> comparison/ beside the first
     python visualize.py FairDARTS_a   # the cells of an architecture -> FairDARTS_a_normal.png, _reduce.png
 """
@@ -12,6 +12,7 @@ from collections import namedtuple
 
 import numpy as np
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
 from matplotlib.path import Path
@@ -23,11 +24,14 @@ from runs import Parser, UserError, main, write_whole
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart: one an operation, the strongest for the skip
 COLOURS = {"max_pool_3x3": "#F0E442", "avg_pool_3x3": "#E69F00", "skip_connect": "#D55E00", "sep_conv_3x3": "#56B4E9",
-           "sep_conv_5x5": "#0072B2", "dil_conv_3x3": "#009E73", "dil_conv_5x5": "#CC79A7"}
+           "sep_conv_5x5": "#0072B2", "dil_conv_3x3": "#009E73", "dil_conv_5x5": "#CC79A7",
+           "mb3_k3": "#F0E442", "mb3_k5": "#E69F00", "mb3_k7": "#CC79A7", "mb6_k3": "#56B4E9", "mb6_k5": "#0072B2",
+           "mb6_k7": "#009E73"}
 SETTING_COLOURS = ["#000000", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#D55E00"]
-CELLS = {"normal": "normal cell", "reduce": "reduction cell"}
+PARTS = {"normal": "normal cell", "reduce": "reduction cell", "layers": "all layers"}
 
-# gates: {cell: (epochs, edges, operations)}; rows: the metrics, numbers or None; genotype: None where there is none
+# gates: {part: (epochs, edges, operations)}, the parts being cells, or in S2 the layers, where NaN marks a choice that is not
+# there; rows: the metrics, numbers or None; genotype: None where there is none
 Record = namedtuple("Record", "name settings primitives gates rows genotype")
 
 
@@ -37,7 +41,7 @@ def read(folder):
         with open(os.path.join(folder, "config.json")) as file:
             settings = json.load(file)["settings"]
         with np.load(os.path.join(folder, "gates.npz"), allow_pickle=False) as arrays:
-            gates = {cell: arrays[cell] for cell in CELLS if cell in arrays}
+            gates = {part: arrays[part] for part in PARTS if part in arrays}
             primitives = arrays["primitives"].tolist()
         with open(os.path.join(folder, "metrics.csv"), newline="") as file:
             rows = [{key: float(value) if value else None for key, value in row.items()} for row in csv.DictReader(file)]
@@ -59,26 +63,42 @@ def setting(record):
     return f"{s['gate']}, {s['w01']:g} {'L01' if s['zero_one_loss'] == 'l2' else chr(76) + chr(39) + '01'}"
 
 
+def dominant_names(gates, primitives):
+    """The dominant operations (Fig. 1, 2) of one part at one epoch: two a node, or in S2 one a layer."""
+    if tuple(primitives) == genotypes.CHOICES:
+        return fair_darts.dominant_choices(np.nan_to_num(gates, nan=-1))
+    return [edge.op for edge in fair_darts.dominant_operations(gates, primitives)]
+
+
 def dominant_counts(gates, primitives):
-    """How often each operation is dominant (Fig. 1, 2): (epochs, edges, operations) -> (epochs, operations)"""
-    counts = np.zeros((len(gates), len(primitives)), int)
-    for row, epoch in zip(counts, gates):
-        for edge in fair_darts.dominant_operations(epoch, primitives):
-            row[primitives.index(edge.op)] += 1
-    return counts
+    """How often each operation is dominant: (epochs, edges, operations) -> (epochs, operations)"""
+    names = [dominant_names(epoch, primitives) for epoch in gates]
+    return np.array([[epoch.count(op) for op in primitives] for epoch in names])
 
 
 def gate_histogram(record, bins=40):
     """The share of all gates in each of `bins` equal parts of 0 to 1: (bins, epochs); every column sums to 1."""
     values = np.concatenate([g.reshape(len(g), -1) for g in record.gates.values()], 1)
+    values = values[:, ~np.isnan(values[0])]
     return np.stack([np.histogram(v, bins, (0, 1))[0] / len(v) for v in values], 1)
 
 
-def kept_gates(record, cell):
+def kept_gates(record, part):
     """Which gates the genotype kept: (edges, operations) of bool."""
-    edges = getattr(record.genotype, cell) if record.genotype else []
-    last = torch.as_tensor(record.gates[cell][-1])
-    return fair_darts.discrete_gates(edges, last, record.primitives).bool().numpy()
+    last = torch.as_tensor(record.gates[part][-1])
+    if record.genotype is None:
+        return np.zeros(last.shape, bool)
+    if part == "layers":
+        return fair_darts.discrete_chain_gates(record.genotype).bool().numpy()
+    return fair_darts.discrete_gates(getattr(record.genotype, part), last, record.primitives).bool().numpy()
+
+
+def row_names(record, part):
+    """What the rows of a part's gates are called."""
+    count = record.gates[part].shape[1]
+    if part == "layers":
+        return [f"layer {layer}" for layer in range(count)]
+    return [f"{source} → {node}" for node, source in edge_names(count)]
 
 
 def edge_names(count):
@@ -114,73 +134,88 @@ def cell_layout(edges, last_node=genotypes.LAST_NODE):
 # ---------------------------------------------------------------- figures of one run
 
 def draw_dominant(record):
-    """Fig. 1, 2: the dominant operations over epochs, a panel a cell type."""
+    """Fig. 1, 2: the dominant operations over epochs, a panel a cell type; in S2 also those of each layer."""
     figure = Figure((9, 3.2), layout="constrained")
     epochs = np.arange(len(record.rows) + 1) + 0.5
     order = sorted(record.primitives, key=lambda op: op != "skip_connect")  # skips lowest, where heights compare
-    for axes, (cell, gates) in zip(figure.subplots(1, 2, sharey=True), record.gates.items()):
+    panels = figure.subplots(1, 2, sharey=len(record.gates) > 1)
+    for axes, (part, gates) in zip(panels, record.gates.items()):
         counts = dominant_counts(gates, record.primitives)
         areas = [np.append(counts[:, record.primitives.index(op)], counts[-1, record.primitives.index(op)]) for op in order]
         axes.stackplot(epochs, areas, labels=order, colors=[COLOURS[op] for op in order], step="post")
-        axes.set(title=f"Dominant operations, {CELLS[cell]}", xlabel="epoch", xlim=(epochs[0], epochs[-1]),
+        axes.set(title=f"Dominant operations, {PARTS[part]}", xlabel="epoch", xlim=(epochs[0], epochs[-1]),
                  ylim=(0, counts[0].sum()))
         axes.yaxis.get_major_locator().set_params(integer=True)
-    figure.axes[0].set_ylabel("operations")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", reverse=True, fontsize=8)
+    panels[0].set_ylabel("operations")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", reverse=True, fontsize=8)
+    if "layers" in record.gates:
+        names = [dominant_names(epoch, record.primitives) for epoch in record.gates["layers"]]
+        colours = np.array([[to_rgb(COLOURS[op]) for op in epoch] for epoch in names])  # (epochs, layers, 3)
+        panels[1].imshow(colours.transpose(1, 0, 2), aspect="auto", interpolation="nearest",
+                         extent=(epochs[0], epochs[-1], len(names[0]) - 0.5, -0.5))
+        panels[1].set(title="Dominant operation of each layer", xlabel="epoch", ylabel="layer")
     return figure
 
 
 def draw_gates(record):
-    """Fig. 3: the path of every gate, a panel an edge, laid out as the cells are: a row a node, a column a source."""
-    pairs = edge_names(record.gates["normal"].shape[1])
-    nodes = pairs[-1][0] - 1
-    figure = Figure((3 + 2.2 * (nodes + 1), 1.2 + 1.25 * nodes), layout="constrained")
-    grid = figure.subplots(nodes, 2 * (nodes + 1), sharex=True, sharey=True, squeeze=False)
+    """Fig. 3: the path of every gate, a panel an edge, laid out as the cells are: a row a node, a column a source; in S2 a
+    panel a layer."""
+    if "layers" in record.gates:
+        rows, columns, offsets = 4, 5, {"layers": 0}
+        places = [divmod(layer, columns) for layer in range(record.gates["layers"].shape[1])]
+    else:
+        pairs = edge_names(record.gates["normal"].shape[1])
+        rows = pairs[-1][0] - 1
+        columns, offsets = 2 * (rows + 1), {"normal": 0, "reduce": rows + 1}
+        places = [(node - 2, source) for node, source in pairs]
+    figure = Figure((3 + 1.1 * columns, 1.2 + 1.25 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     epochs = np.arange(1, len(record.rows) + 1)
     for axes in grid.flat:
         axes.set_axis_off()
-    for offset, (cell, gates) in zip((0, nodes + 1), record.gates.items()):
-        for row, (node, source) in enumerate(pairs):
-            axes = grid[node - 2, offset + source]
+    for part, gates in record.gates.items():
+        for row, (name, (line, place)) in enumerate(zip(row_names(record, part), places)):
+            axes = grid[line, offsets[part] + place]
             axes.set_axis_on()
             for column, op in enumerate(record.primitives):
                 skip = op == "skip_connect"
                 axes.plot(epochs, gates[:, row, column], color=COLOURS[op], linewidth=2.4 if skip else 1.1, label=op,
                           zorder=3 if skip else 2, marker="o" if len(epochs) == 1 else None, markersize=3)
             axes.set(ylim=(0, 1), yticks=(0, 0.5, 1))
-            axes.tick_params(labelsize=7, labelbottom=node == nodes + 1, labelleft=source == 0)
-            axes.set_title(f"{source} → {node}", fontsize=8, pad=2)
+            axes.tick_params(labelsize=7, labelbottom=line == rows - 1, labelleft=place == 0)
+            axes.set_title(name, fontsize=8, pad=2)
+            axes.set_xlabel("epoch" if line == rows - 1 else "", fontsize=7)
+            axes.set_ylabel("gate" if place == 0 else "", fontsize=7)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(record.primitives), fontsize=8)
-    figure.suptitle(f"Gates over epochs, source → node: {' (left), '.join(CELLS.values())} (right)", fontsize=10)
-    for axes in grid[-1]:
-        axes.set_xlabel("epoch", fontsize=7)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("gate", fontsize=7)
+    figure.suptitle("Gates over epochs" + (", source → node: normal cell (left), reduction cell (right)"
+                                           if "normal" in record.gates else " of every layer"), fontsize=10)
     return figure
 
 
-def _heatmap(axes, record, cell, size):
-    gates, kept = record.gates[cell][-1], kept_gates(record, cell)
+def _heatmap(axes, record, part, size):
+    gates, kept = record.gates[part][-1], kept_gates(record, part)
     image = axes.imshow(gates, vmin=0, vmax=1, cmap="cividis", aspect="auto")
     for (row, column), value in np.ndenumerate(gates):
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=size, color="white" if value < 0.55 else "black")
+        if not np.isnan(value):
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=size,
+                      color="white" if value < 0.55 else "black")
         if kept[row, column]:
             axes.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False, edgecolor="#D55E00", linewidth=2))
     axes.set_xticks(range(len(record.primitives)), record.primitives, rotation=40, ha="right", fontsize=size)
-    axes.set_yticks(range(len(gates)), [f"{source} → {node}" for node, source in edge_names(len(gates))], fontsize=size)
+    axes.set_yticks(range(len(gates)), row_names(record, part), fontsize=size)
     return image
 
 
 def draw_heatmap(*records):
     """Fig. 4: the final gates, edges by operations; those that the genotype keeps are framed."""
+    panels = [(record, part) for record in records for part in record.gates]
     width = 0.8 + max(len(record.primitives) for record in records) * 0.5
-    figure = Figure((max(4.5, len(records) * 2 * width) + 1.2, 0.6 + 0.3 * records[0].gates["normal"].shape[1] + 1.2),
-                    layout="constrained")
-    grid = figure.subplots(1, 2 * len(records), squeeze=False)[0]
-    places = [(record, cell) for record in records for cell in record.gates]
-    for axes, (record, cell) in zip(grid, places):
-        image = _heatmap(axes, record, cell, 7)
-        axes.set_title((f"{setting(record)}\n" if len(records) > 1 else "") + CELLS[cell], fontsize=9)
+    rows = max(gates.shape[1] for record in records for gates in record.gates.values())
+    figure = Figure((max(4.5, len(panels) * width) + 1.2, 1.8 + 0.3 * rows), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (record, part) in zip(grid, panels):
+        image = _heatmap(axes, record, part, 7)
+        axes.set_title((f"{setting(record)}\n" if len(records) > 1 else "") + PARTS[part], fontsize=9)
     figure.colorbar(image, ax=list(grid), label="gate", fraction=0.03, pad=0.01)
     figure.suptitle("Final gates; framed: kept by the genotype", fontsize=10)
     return figure
@@ -203,7 +238,7 @@ def draw_penalty(record):
     share = gate_histogram(record)
     image = histogram.imshow(np.ma.masked_equal(100 * share, 0), origin="lower", aspect="auto", cmap="cividis", vmin=0,
                              interpolation="nearest", extent=(0.5, len(record.rows) + 0.5, 0, 1))
-    histogram.set(title=f"All gates of both cells over epochs, {setting(record)}", xlabel="epoch", ylabel="gate z")
+    histogram.set(title=f"All gates over epochs, {setting(record)}", xlabel="epoch", ylabel="gate z")
     figure.colorbar(image, ax=histogram, label="% of gates")
     return figure
 
@@ -257,6 +292,29 @@ def draw_cell(edges, title):
     return figure
 
 
+def draw_chain(genotype):
+    """A chain of S2 as a row of blocks, as wide as their expansion and as high as their kernel; several in a layer are
+    summed up."""
+    figure = Figure((11, 3.2), layout="constrained")
+    axes, x = figure.subplots(), 0.0
+    for layer, (names, (channels, stride)) in enumerate(zip(genotype.layers, genotypes.CHAIN)):
+        y = 0.0
+        for name in names:
+            height = 0.35 if name == "skip_connect" else int(name[-1]) / 5
+            axes.add_patch(Rectangle((x, y), 0.8, height, facecolor=COLOURS[name], edgecolor="black", linewidth=0.8))
+            axes.text(x + 0.4, y + height + 0.06, name.replace("_connect", ""), ha="center", va="bottom", fontsize=7, rotation=90)
+            y += height + 1.0
+        axes.text(x + 0.4, -0.12, f"{layer}\n{channels}" + "\n/2" * (stride == 2), ha="center", va="top", fontsize=7)
+        if layer:
+            axes.annotate("", (x, 0.17), (x - 0.4, 0.17), arrowprops=dict(arrowstyle="-|>", color="#888888"))
+        x += 1.2
+    highest = max(sum((0.35 if name == "skip_connect" else int(name[-1]) / 5) + 1.0 for name in names)
+                  for names in genotype.layers)
+    axes.set(xlim=(-0.3, x), ylim=(-1, highest), title="Chain: layer, output channels, /2 where it halves the size")
+    axes.set_axis_off()
+    return figure
+
+
 # ---------------------------------------------------------------- figures of several runs
 
 def _by_setting(records):
@@ -272,14 +330,14 @@ def _by_setting(records):
 def compare_dominant(records):
     """Fig. 1: how many dominant operations are skip connections, a line a run."""
     figure = Figure((9, 3.4), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
+    panels = figure.subplots(1, max(len(record.gates) for record in records), sharey=True, squeeze=False)[0]
     for index, (record, colour, name) in enumerate(_by_setting(records)):
-        for axes, (cell, gates) in zip(panels, record.gates.items()):
+        for axes, (part, gates) in zip(panels, record.gates.items()):
             if "skip_connect" in record.primitives:
                 skips = dominant_counts(gates, record.primitives)[:, record.primitives.index("skip_connect")]
                 axes.plot(np.arange(1, len(skips) + 1), skips + 0.05 * (index - len(records) / 2), color=colour, label=name,
                           linewidth=1.4, marker="o" if len(skips) == 1 else None)  # a little apart, so that none is hidden
-            axes.set(title=f"Dominant skip connections, {CELLS[cell]}", xlabel="epoch")
+            axes.set(title=f"Dominant skip connections, {PARTS[part]}", xlabel="epoch")
     panels[0].set_ylabel("operations")
     panels[0].legend(fontsize=8)
     return figure
@@ -307,12 +365,16 @@ def figures_of(record):
                 "heatmap": lambda: draw_heatmap(record), "penalty": lambda: draw_penalty(record),
                 "gap": lambda: draw_gap(record)}
     if record.genotype:
-        drawings.update(cells_of(record.genotype, "cell_"))
+        drawings.update(parts_of(record.genotype, "cell_" if "normal" in record.gates else ""))
     return drawings
 
 
-def cells_of(genotype, prefix):
-    return {prefix + cell: lambda cell=cell: draw_cell(getattr(genotype, cell), CELLS[cell].capitalize()) for cell in CELLS}
+def parts_of(genotype, prefix):
+    """{file name: function that draws it} of a genotype."""
+    if isinstance(genotype, genotypes.ChainGenotype):
+        return {prefix + "chain": lambda: draw_chain(genotype)}
+    return {prefix + cell: lambda cell=cell: draw_cell(getattr(genotype, cell), PARTS[cell].capitalize())
+            for cell in genotype._fields}
 
 
 def comparison_of(records):
@@ -355,7 +417,7 @@ def visualize():
             genotype = genotypes.get(what[0])
         except GenotypeError as error:
             raise UserError(f"no folder of a run, and {error}") from None
-        drawings, output = cells_of(genotype, (what[0] if what[0] in genotypes.PUBLISHED else "cell") + "_"), output or "."
+        drawings, output = parts_of(genotype, (what[0] if what[0] in genotypes.PUBLISHED else "cell") + "_"), output or "."
     for path in save(drawings, output):
         print(path)
 
