@@ -10,7 +10,6 @@ compare with: every operation of every edge a module of its own, in NCHW, with f
 import json
 import platform
 import statistics
-import tempfile
 import time
 
 import torch
@@ -22,9 +21,10 @@ from torchvision import transforms
 import data
 import genotypes
 from fair_darts import Architect, frozen
+from flags import Parser, main
 from model_eval import NetworkCIFAR
 from model_search import Network, NetworkS2
-from runs import Parser, choose_device, main
+from runs import choose_device
 from test_fair_darts import OracleDerived, OracleNetwork, OracleS2
 
 DEVICE = torch.device("cpu")

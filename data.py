@@ -13,8 +13,7 @@ from collections import namedtuple
 import torch
 import torch.nn.functional as F
 
-from genotypes import nearest
-from runs import UserError
+from flags import UserError
 
 # images: uint8 (N, C, H, W); labels: int64 (N,); mean, std: of each channel of the training pictures, 0 to 255
 Dataset = namedtuple("Dataset", "name images labels test_images test_labels classes mean std")

@@ -22,7 +22,8 @@ from tqdm import tqdm
 import train_eval
 import train_search
 import visualize
-from runs import Parser, UserError, main, number, one_of, reason, write_whole
+from flags import Parser, UserError, main, number, one_of, reason
+from runs import write_whole
 
 # What the searches are told apart by. Gates without a penalty have no reason to reach a threshold: argmax (Eq. 3), too.
 ARMS = {"softmax": ["--gate", "softmax", "--w01", "0", "--threshold", "0"],

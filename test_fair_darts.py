@@ -32,6 +32,7 @@ from torch.func import functional_call
 
 import data
 import fair_darts
+import flags
 import genotypes
 import model_eval
 import model_search
@@ -1059,7 +1060,7 @@ def call(script, monkeypatch, *arguments):
     monkeypatch.setattr("warnings.showwarning", None)  # put back afterwards
     entry = {train_search: "search", train_eval: "train", visualize: "visualize", reproduce: "reproduce"}[script]
     with pytest.raises(SystemExit) as stop:
-        runs.main(getattr(script, entry))
+        flags.main(getattr(script, entry))
     return stop.value.code or 0
 
 
@@ -1825,5 +1826,5 @@ def test_default_dataset_and_missing_downloads(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "_quietly", offline)
     dataset, why = data.load_asked({"data": str(tmp_path)}, torch.device("cuda"))
     assert dataset.name == "digits" and "cannot be downloaded (no network)" in why
-    with pytest.raises(runs.UserError, match="cannot be downloaded"):  # an explicit dataset is never replaced
+    with pytest.raises(flags.UserError, match="cannot be downloaded"):  # an explicit dataset is never replaced
         data.load_asked({"dataset": "cifar10", "data": str(tmp_path)}, torch.device("cuda"))

@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import data
 import genotypes
+from flags import (RUN_DEFAULTS, Parser, UserError, add_flags, add_run_flags, main, number, one_of, resumed_settings)
 from model_eval import NetworkCIFAR, NetworkS2
-from runs import (RUN_DEFAULTS, Parser, Precision, Run, Task, UserError, add_flags, add_run_flags, choose_device, cosine,
-                  main, number, one_of, resumed_settings)
+from runs import Precision, Run, Task, choose_device, cosine
 
 # The published recipe on CIFAR-10. data.RECIPES has what other sets change; flags override both.
 RECIPE = dict(epochs=600, batch_size=96, init_channels=36, layers=20, learning_rate=0.025, momentum=0.9,

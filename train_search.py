@@ -24,10 +24,10 @@ import data
 import genotypes
 from fair_darts import (Architect, discrete_chain_gates, discrete_gates, discretize, discretize_chain, dominant_choices,
                         dominant_operations, frozen, strongest, zero_one_loss, zero_one_loss_l1)
+from flags import (RUN_DEFAULTS, Parser, add_flags, add_run_flags, main, number, one_of, resumed_settings)
 from model_search import Network, NetworkS2
 from operations import frozen_statistics
-from runs import (RUN_DEFAULTS, Parser, Precision, Run, Task, add_flags, add_run_flags, choose_device, cosine, main,
-                  number, one_of, resumed_settings)
+from runs import Precision, Run, Task, choose_device, cosine
 
 # The published recipe on CIFAR-10. data.RECIPES has what other sets change; flags override both.
 RECIPE = dict(epochs=50, batch_size=128, init_channels=16, layers=8, nodes=4, train_portion=0.5,

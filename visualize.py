@@ -19,8 +19,9 @@ from matplotlib.path import Path
 
 import fair_darts
 import genotypes
+from flags import Parser, UserError, main
 from genotypes import GenotypeError
-from runs import Parser, UserError, main, write_whole
+from runs import write_whole
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart: one an operation, the strongest for the skip
 COLOURS = {"max_pool_3x3": "#F0E442", "avg_pool_3x3": "#E69F00", "skip_connect": "#D55E00", "sep_conv_3x3": "#56B4E9",
