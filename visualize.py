@@ -16,6 +16,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
 from matplotlib.path import Path
+from matplotlib.ticker import MaxNLocator
 
 import fair_darts
 import genotypes
@@ -132,6 +133,11 @@ def cell_layout(edges, last_node=genotypes.LAST_NODE):
     return points, labels
 
 
+def whole_numbers(*axis):
+    for one in axis:
+        one.set_major_locator(MaxNLocator(integer=True))
+
+
 # ---------------------------------------------------------------- figures of one run
 
 def draw_dominant(record):
@@ -146,7 +152,7 @@ def draw_dominant(record):
         axes.stackplot(epochs, areas, labels=order, colors=[COLOURS[op] for op in order], step="post")
         axes.set(title=f"Dominant operations, {PARTS[part]}", xlabel="epoch", xlim=(epochs[0], epochs[-1]),
                  ylim=(0, counts[0].sum()))
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        whole_numbers(axes.xaxis, axes.yaxis)
     panels[0].set_ylabel("operations")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", reverse=True, fontsize=8)
     if "layers" in record.gates:
@@ -155,6 +161,7 @@ def draw_dominant(record):
         panels[1].imshow(colours.transpose(1, 0, 2), aspect="auto", interpolation="nearest",
                          extent=(epochs[0], epochs[-1], len(names[0]) - 0.5, -0.5))
         panels[1].set(title="Dominant operation of each layer", xlabel="epoch", ylabel="layer")
+        whole_numbers(panels[1].xaxis, panels[1].yaxis)
     return figure
 
 
@@ -187,6 +194,7 @@ def draw_gates(record):
             axes.set_title(name, fontsize=8, pad=2)
             axes.set_xlabel("epoch" if line == rows - 1 else "", fontsize=7)
             axes.set_ylabel("gate" if place == 0 else "", fontsize=7)
+    whole_numbers(axes.xaxis)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(record.primitives), fontsize=8)
     figure.suptitle("Gates over epochs" + (", source → node: normal cell (left), reduction cell (right)"
                                            if "normal" in record.gates else " of every layer"), fontsize=10)
@@ -256,6 +264,7 @@ def draw_gap(record):
     axes.plot(epochs, discrete, "s--", color="#D55E00", label="gates of the genotype, 0 and 1")
     axes.fill_between(epochs, soft, discrete, color="#999999", alpha=0.3, label="discretisation gap")
     axes.set(title=f"Discretisation gap, {setting(record)}", xlabel="epoch", ylabel="validation accuracy (%)", ylim=(0, 102))
+    whole_numbers(axes.xaxis)
     axes.legend(fontsize=8, loc="best")
     return figure
 
@@ -339,6 +348,7 @@ def compare_dominant(records):
                 axes.plot(np.arange(1, len(skips) + 1), skips + 0.05 * (index - len(records) / 2), color=colour, label=name,
                           linewidth=1.4, marker="o" if len(skips) == 1 else None)  # a little apart, so that none is hidden
             axes.set(title=f"Dominant skip connections, {PARTS[part]}", xlabel="epoch")
+            whole_numbers(axes.xaxis, axes.yaxis)
     panels[0].set_ylabel("operations")
     panels[0].legend(fontsize=8)
     return figure
@@ -353,6 +363,7 @@ def compare_gap(records):
             epochs, soft, discrete = zip(*measured_gaps(record))
             axes.plot(epochs, np.subtract(soft, discrete), "o-", color=colour, label=name, markersize=4)
     axes.set(title="Discretisation gap", xlabel="epoch", ylabel="validation accuracy lost (points)")
+    whole_numbers(axes.xaxis)
     if axes.lines:
         axes.legend(fontsize=8)
     return figure
