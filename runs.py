@@ -96,7 +96,7 @@ def write_whole(path, content):
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError:
+    except BaseException:
         with contextlib.suppress(OSError):
             os.remove(part)
         raise
@@ -120,6 +120,7 @@ class Stopping:
             raise KeyboardInterrupt
         self.signal = number
         if self.idle:
+            self.idle = False
             raise Stopped
 
     def __exit__(self, *_):
@@ -348,6 +349,8 @@ class Run:
                     self.save("checkpoint.pt", task.state_dict())
                     saved = time.monotonic()
         stop.idle = True
+        if stop.signal:
+            raise Stopped
         row = task.measure()
         stop.idle = False
         task.close(row)

@@ -1666,6 +1666,7 @@ def test_second_interrupt_stops_at_once():
         stop.idle = True
         with pytest.raises(runs.Stopped):
             os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # while the checkpoint is being written
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
