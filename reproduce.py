@@ -167,8 +167,14 @@ def mean(values):
     return statistics.mean(values) if values else float("nan")
 
 
+# fixed before the runs
+CRITERIA = ("(a) the count rises under softmax and does not rise with L01; (b) under softmax a distance of at most 0.1, with L01 at "
+            "least 75 % of the gates; (c) the earlier epoch; (d) with L01 less than half of softmax's gap; (e) the higher accuracy; "
+            "always by the means over the seeds, however wide their spread")
+
+
 def claims(outcomes):
-    """[(claim, what was measured, whether it held)]; the criteria are those of the README's table, fixed beforehand."""
+    """[(claim, what was measured, whether it held by CRITERIA)]"""
     records = {arm: outcome.records for arm, outcome in outcomes.items()}
     count = len(records["l01"][0].rows)
     part = max(1, count // 10)
@@ -212,6 +218,7 @@ def page(scale, outcomes, hours):
         "held *here*, at this scale.", "",
         "| claim | measured | held here |", "|---|---|---|",
         *(f"| {claim} | {measured} | {'yes' if held else 'no'} |" for claim, measured, held in claims(outcomes)), "",
+        f"Held means: {CRITERIA}.", "",
         "Settings of all searches: `" + " ".join(s.search) + "`, and of each:", "",
         *(f"- {NAMES[arm]}: `{' '.join(flags)}`" for arm, flags in ARMS.items()), "",
         f"Settings of all trainings: `{' '.join(s.train)}`. A search whose gates reach no threshold leaves no genotype: then there is "
