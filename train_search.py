@@ -304,7 +304,7 @@ def derive(run, s, gates):
         return 1
     run.write("genotype.json", genotypes.to_json(genotype))
     command = ["python", "train_eval.py", "--arch", run.path("genotype.json"), "--dataset", s.dataset]
-    for name in ("data", "image_size", "width"):
+    for name in ("data", "image_size") + ("width",) * (s.space == "s2"):
         if getattr(s, name) != OTHER[name]:
             command += ["--" + name, str(getattr(s, name))]
     if s.skip_bad_images:

@@ -350,13 +350,13 @@ def compare_dominant(records):
             axes.set(title=f"Dominant skip connections, {PARTS[part]}", xlabel="epoch")
             whole_numbers(axes.xaxis, axes.yaxis)
     panels[0].set_ylabel("operations")
-    panels[0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     return figure
 
 
 def compare_gap(records):
     """Insight 2: the discretisation gap, a line a run."""
-    figure = Figure((6, 3.4), layout="constrained")
+    figure = Figure((7.5, 3.4), layout="constrained")
     axes = figure.subplots()
     for record, colour, name in _by_setting(records):
         if measured_gaps(record):
@@ -364,8 +364,7 @@ def compare_gap(records):
             axes.plot(epochs, np.subtract(soft, discrete), "o-", color=colour, label=name, markersize=4)
     axes.set(title="Discretisation gap", xlabel="epoch", ylabel="validation accuracy lost (points)")
     whole_numbers(axes.xaxis)
-    if axes.lines:
-        axes.legend(fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
     return figure
 
 
