@@ -103,6 +103,13 @@ def add_run_flags(parser):
     parser.add_argument("--resume", metavar="RUN", help="folder of a run to go on with")
 
 
+def refuse(given, names, why):
+    """Raises UserError where one of the flags `names` is `given`."""
+    for name in given:
+        if name in names:
+            raise UserError(f"--{name} {why}: leave it out")
+
+
 def resumed_settings(run, parser, given, may_change):
     """The run's settings with the flags `given`, which may differ in `may_change` alone. Raises UserError."""
     settings = check_settings(run, parser)

@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import data
 import genotypes
-from flags import (RUN_DEFAULTS, Parser, UserError, add_flags, add_run_flags, main, number, one_of, resumed_settings)
+from flags import (RUN_DEFAULTS, Parser, UserError, add_flags, add_run_flags, main, number, one_of, refuse,
+                   resumed_settings)
 from model_eval import NetworkCIFAR, NetworkS2
 from runs import Precision, Run, Task, choose_device, cosine
 
@@ -25,6 +26,8 @@ RECIPE = dict(epochs=600, batch_size=96, init_channels=36, layers=20, learning_r
               weight_decay=3e-4, grad_clip=5.0, auxiliary=True, auxiliary_weight=0.4, cutout=True, cutout_length=16,
               drop_path_prob=0.2, width=1.0, dropout=0.2, squeeze=False, h_swish=False)
 OTHER = dict(arch=None, dataset=None, data="data", image_size=32, skip_bad_images=False, **RUN_DEFAULTS)
+CELL_FLAGS = {"init_channels", "layers", "auxiliary", "auxiliary_weight", "drop_path_prob"}
+CHAIN_FLAGS = {"width", "dropout", "squeeze", "h_swish"}
 MAY_CHANGE = {"epochs", "device", "data", "checkpoint_minutes"}
 
 
@@ -202,6 +205,10 @@ def train():
     if "arch" not in given:
         raise UserError("--arch is missing: give a published name (FairDARTS_a), the path of a genotype.json or "
                         "the text of a genotype")
+    if isinstance(genotypes.get(given["arch"]), genotypes.ChainGenotype):
+        refuse(given, CELL_FLAGS, "is for architectures of cells, and this one is a chain")
+    else:
+        refuse(given, CHAIN_FLAGS, "is for chains, and this architecture is of cells")
     device = choose_device(given.get("device", "auto"))
     dataset, why = data.load_asked(given, device)
     settings = {**OTHER, **RECIPE, **data.RECIPES[dataset.name].eval, **given, "dataset": dataset.name}

@@ -24,7 +24,7 @@ import data
 import genotypes
 from fair_darts import (Architect, discrete_chain_gates, discrete_gates, discretize, discretize_chain, dominant_choices,
                         dominant_operations, frozen, strongest, zero_one_loss, zero_one_loss_l1)
-from flags import (RUN_DEFAULTS, Parser, add_flags, add_run_flags, main, number, one_of, resumed_settings)
+from flags import RUN_DEFAULTS, Parser, add_flags, add_run_flags, main, number, one_of, refuse, resumed_settings
 from model_search import Network, NetworkS2
 from operations import frozen_statistics
 from runs import Precision, Run, Task, choose_device, cosine
@@ -39,6 +39,8 @@ SOFTMAX = dict(batch_size=64, learning_rate=0.025, arch_learning_rate=3e-4, arch
 OTHER = dict(space="s1", gate="sigmoid", zero_one_loss="l2", unrolled=False, edges_per_node=2, ops_per_edge=1, width=1.0,
              ops_per_layer=1, gap_every=5, figures_every=10, dataset=None,
              data="data", image_size=32, skip_bad_images=False, **RUN_DEFAULTS)
+CELL_FLAGS = {"primitives", "edges_per_node", "ops_per_edge", "init_channels", "layers", "nodes"}
+CHAIN_FLAGS = {"width", "ops_per_layer"}
 MAY_CHANGE = {"epochs", "threshold", "edges_per_node", "ops_per_edge", "ops_per_layer", "device", "data", "checkpoint_minutes",
               "gap_every", "figures_every"}
 
@@ -343,6 +345,10 @@ def search():
     if "resume" in given:
         with Run.open(given["resume"], "train_search") as run:
             return go_on(run, resumed_settings(run, parser, given, MAY_CHANGE))
+    if given.get("space") == "s2":
+        refuse(given, CELL_FLAGS, "is of the space s1")
+    else:
+        refuse(given, CHAIN_FLAGS, "is of --space s2")
     device = choose_device(given.get("device", "auto"))
     dataset, why = data.load_asked(given, device)
     settings = {**OTHER, **RECIPE, **data.RECIPES[dataset.name].search,

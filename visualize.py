@@ -133,9 +133,9 @@ def cell_layout(edges, last_node=genotypes.LAST_NODE):
     return points, labels
 
 
-def whole_numbers(*axis):
+def whole_numbers(*axis, ticks=8):
     for one in axis:
-        one.set_major_locator(MaxNLocator(integer=True))
+        one.set_major_locator(MaxNLocator(ticks, integer=True))
 
 
 # ---------------------------------------------------------------- figures of one run
@@ -194,7 +194,7 @@ def draw_gates(record):
             axes.set_title(name, fontsize=8, pad=2)
             axes.set_xlabel("epoch" if line == rows - 1 else "", fontsize=7)
             axes.set_ylabel("gate" if place == 0 else "", fontsize=7)
-    whole_numbers(axes.xaxis)
+    whole_numbers(axes.xaxis, ticks=4)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(record.primitives), fontsize=8)
     figure.suptitle("Gates over epochs" + (", source → node: normal cell (left), reduction cell (right)"
                                            if "normal" in record.gates else " of every layer"), fontsize=10)
@@ -286,10 +286,12 @@ def draw_cell(edges, title):
     for edge, x, y in labels:
         (x0, y0), (x1, y1) = points[edge.source], points[edge.node]
         span = x1 - x0
+        rim = 0.44 / np.hypot(0.1 * span, y - y1)  # the arrow ends where the node's circle begins
+        end = x1 - rim * 0.1 * span, y1 + rim * (y - y1)
         curve = Path([(x0, y0), (x0 + 0.1 * span, y), (x - 0.25 * span, y), (x, y),
-                      (x + 0.25 * span, y), (x1 - 0.1 * span, y), (x1, y1)], [Path.MOVETO] + [Path.CURVE4] * 6)
-        axes.add_patch(FancyArrowPatch(path=curve, arrowstyle="-|>", mutation_scale=12, shrinkA=0, shrinkB=20,
-                                       color=COLOURS[edge.op], linewidth=1.8, zorder=2))
+                      (x + 0.25 * span, y), (x1 - 0.1 * span, y), end], [Path.MOVETO] + [Path.CURVE4] * 6)
+        axes.add_patch(FancyArrowPatch(path=curve, arrowstyle="-|>", mutation_scale=14, color=COLOURS[edge.op],
+                                       linewidth=1.8, zorder=2))
         axes.text(x, y, edge.op, ha="center", va="center", fontsize=8, zorder=4,
                   bbox=dict(boxstyle="round,pad=0.2", facecolor="white", edgecolor=COLOURS[edge.op]))
     names = {0: "c(k-2)", 1: "c(k-1)", "out": "c(k)"}
