@@ -151,8 +151,8 @@ def _pictures(folder, size, skip):
         if not skip:
             raise UserError(found + "; mend or remove them, or leave them out with --skip_bad_images")
         warnings.warn(found + "; left out")
-    for name, count in zip(listing.classes, torch.bincount(torch.tensor(labels, dtype=torch.long), minlength=len(listing.classes))):
-        if not count:
+    for label, name in enumerate(listing.classes):
+        if label not in labels:
             raise UserError(f"{folder}: class {name!r} has no picture that can be used")
     return torch.stack(images), torch.tensor(labels), listing.classes, grey
 

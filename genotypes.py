@@ -1,8 +1,8 @@
 """Genotypes: the vocabulary of operations, the published architectures, reading and writing.
 
-In the space S1 a genotype is two cells. A cell has two input states, 0 and 1 (the outputs of the two cells before it), and the nodes 2 to 5. Each
-edge applies one operation to the state that it leaves and adds the result to the node that it enters; the
-cell's output is the concatenation of its nodes. A node that no edge enters is no part of the cell.
+In the space S1 a genotype is two cells. A cell has two input states, 0 and 1 (the outputs of the two cells before it),
+and the nodes 2 to 5. Each edge applies one operation to the state that it leaves and adds the result to the node that it
+enters; the cell's output is the concatenation of its nodes. A node that no edge enters is no part of the cell.
 
 In the space S2 a genotype is a chain of 19 layers, each of which names one of the CHOICES, or several to be summed up.
 

@@ -213,17 +213,18 @@ def page(scale, outcomes, hours):
     epochs = len(outcomes["l01"].records[0].rows)
     lines = [
         "# What the paper claims, and what was measured", "",
-        f"Written by `python reproduce.py --scale {scale}`: {len(ARMS)} settings, seeds 1 to {s.seeds} each, {epochs} epochs of search, then the "
-        f"training of what was found; {60 * hours:.0f} minutes of computing in all, summed over the runs. Mean ± standard deviation over the seeds; where it held, it "
-        "held *here*, at this scale.", "",
+        f"Written by `python reproduce.py --scale {scale}`: {len(ARMS)} settings, seeds 1 to {s.seeds} each, {epochs} epochs of "
+        f"search, then the training of what was found; {60 * hours:.0f} minutes of computing in all, summed over the runs. Mean ± "
+        "standard deviation over the seeds; where it held, it held *here*, at this scale.", "",
         "| claim | measured | held here |", "|---|---|---|",
         *(f"| {claim} | {measured} | {'yes' if held else 'no'} |" for claim, measured, held in claims(outcomes)), "",
         f"Held means: {CRITERIA}.", "",
         "Settings of all searches: `" + " ".join(s.search) + "`, and of each:", "",
         *(f"- {NAMES[arm]}: `{' '.join(flags)}`" for arm, flags in ARMS.items()), "",
-        f"Settings of all trainings: `{' '.join(s.train)}`. A search whose gates reach no threshold leaves no genotype: then there is "
-        "nothing to train, and its gap is that to a network without edges.", "",
-        "![Dominant skips](figures/reproduction_dominant.png)", "", "![Final gates, seed 1](figures/reproduction_heatmap.png)", "",
+        f"Settings of all trainings: `{' '.join(s.train)}`. A search whose gates reach no threshold leaves no genotype: then "
+        "there is nothing to train, and its gap is that to a network without edges.", "",
+        "![Dominant skips](figures/reproduction_dominant.png)", "",
+        "![Final gates, seed 1](figures/reproduction_heatmap.png)", "",
         "![Discretisation gap](figures/reproduction_gap.png)", ""]
     return "\n".join(lines)
 
