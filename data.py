@@ -62,6 +62,13 @@ def load_asked(given, device):
         return load("digits"), f"digits, since {error}; {ask('cifar10')}"
 
 
+def load_again(run, settings, device):
+    """The Dataset that `run` began with. Raises UserError where it has changed."""
+    dataset, _ = load_asked(settings, device)
+    run.check_fingerprint(fingerprint(dataset))
+    return dataset
+
+
 def fingerprint(dataset):
     """A text that any change of the pictures, their labels, their order or the classes changes."""
     digest = hashlib.sha256(repr(dataset.classes).encode())

@@ -5,9 +5,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from genotypes import CHAIN, CHAIN_INPUT, SAME_SHAPE
-from operations import (BatchNorm, Bottlenecks, ChainHead, ConvBN, FactorizedReduce, Identity, chain_stem, chain_strides,
-                        channels_last, drop_path, make, recompute, scaled)
+from operations import (BatchNorm, Bottlenecks, ChainHead, ConvBN, FactorizedReduce, Identity, chain_shapes, chain_stem,
+                        channels_last, drop_path, make, recompute)
 
 
 class Cell(nn.Module):
@@ -150,13 +149,10 @@ class NetworkS2(nn.Module):
         super().__init__()
         self.auxiliary, self.drop_path_prob, self.recompute = None, 0.0, False  # paths of a chain are never dropped
         activation = nn.Hardswish if h_swish else nn.ReLU6
-        first, *strides = chain_strides(image_size)
-        self.stem, channels = chain_stem(in_channels, width, first, activation), scaled(CHAIN_INPUT, width)
-        self.layers = nn.ModuleList()
-        for names, (out_channels, _), stride, same_shape in zip(genotype.layers, CHAIN, strides, SAME_SHAPE):
-            out_channels = scaled(out_channels, width)
-            self.layers.append(ChainLayer(names, channels, out_channels, stride, same_shape, activation, squeeze))
-            channels = out_channels
+        first, shapes = chain_shapes(image_size, width)
+        self.stem = chain_stem(in_channels, width, first, activation)
+        self.layers = nn.ModuleList(ChainLayer(names, *shape, activation, squeeze)
+                                    for names, shape in zip(genotype.layers, shapes))
         self.head = ChainHead(width, num_classes, dropout, activation)
 
     def forward(self, images):

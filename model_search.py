@@ -11,9 +11,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import fair_darts
-from genotypes import CHAIN, CHAIN_INPUT, CHOICES, IDENTITY, PRIMITIVES, SAME_SHAPE
-from operations import (CONVOLUTIONS, POOLINGS, BatchNorm, Bottlenecks, ChainHead, ConvBN, FactorizedReduce, chain_stem,
-                        chain_strides, channels_last, recompute, scaled)
+from genotypes import CHAIN, CHOICES, IDENTITY, PRIMITIVES, SAME_SHAPE
+from operations import (CONVOLUTIONS, POOLINGS, BatchNorm, Bottlenecks, ChainHead, ConvBN, FactorizedReduce, chain_shapes,
+                        chain_stem, channels_last, recompute)
 
 
 class MixedOperation(nn.Module):
@@ -173,12 +173,9 @@ class NetworkS2(nn.Module):
         self.register_buffer("present", present)
         scale = 1e-3 if gate == "softmax" else 0
         self.alphas = nn.ParameterList([scale * torch.randn(present.shape) * present])
-        first, *strides = chain_strides(image_size)
-        self.stem, channels = chain_stem(in_channels, width, first), scaled(CHAIN_INPUT, width)
-        self.layers = nn.ModuleList()
-        for (out_channels, _), stride, same_shape in zip(CHAIN, strides, SAME_SHAPE):
-            self.layers.append(MixedLayer(channels, scaled(out_channels, width), stride, same_shape))
-            channels = scaled(out_channels, width)
+        first, shapes = chain_shapes(image_size, width)
+        self.stem = chain_stem(in_channels, width, first)
+        self.layers = nn.ModuleList(MixedLayer(*shape) for shape in shapes)
         self.head = ChainHead(width, num_classes, dropout=0)
 
     weights = Network.weights

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import SqueezeExcitation
 
-from genotypes import CHAIN, CHAIN_INPUT
+from genotypes import CHAIN, CHAIN_INPUT, SAME_SHAPE
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -317,6 +317,13 @@ def chain_strides(size):
     for index in [index for index, stride in enumerate(strides) if stride == 2][:5 - halvings]:
         strides[index] = 1
     return strides
+
+
+def chain_shapes(size, width):
+    """The stride of S2's stem, and (in_channels, out_channels, stride, same_shape) of each layer."""
+    first, *strides = chain_strides(size)
+    channels = [scaled(count, width) for count in (CHAIN_INPUT, *(count for count, _ in CHAIN))]
+    return first, list(zip(channels, channels[1:], strides, SAME_SHAPE))
 
 
 @contextmanager

@@ -5,7 +5,6 @@
 
 Runs that are complete are used as they are, those that were stopped go on. Writes reproduction.md and figures/.
 """
-import csv
 import json
 import os
 import signal
@@ -22,8 +21,8 @@ from tqdm import tqdm
 import train_eval
 import train_search
 import visualize
-from flags import Parser, UserError, main, number, one_of, reason
-from runs import write_whole
+from flags import Parser, UserError, main, number, one_of
+from runs import read_metrics, write_whole
 
 # What the searches are told apart by. Gates without a penalty have no reason to reach a threshold: argmax (Eq. 3), too.
 ARMS = {"softmax": ["--gate", "softmax", "--w01", "0", "--threshold", "0"],
@@ -67,8 +66,7 @@ def complete(folder, parser, flags):
         for name, value in parser.parse_args(flags).items():
             if settings[name] != value and name != "arch":
                 raise UserError(f"{folder!r} has --{name} {settings[name]}, not {value}: remove it, or give other --runs")
-        with open(os.path.join(folder, "metrics.csv")) as file:
-            return sum(1 for _ in csv.reader(file)) - 1 >= settings["epochs"]
+        return len(read_metrics(folder)) >= settings["epochs"]
     except FileNotFoundError:
         return False
     except (OSError, ValueError, KeyError) as error:
@@ -111,16 +109,10 @@ def collect(scale, root):
 
 
 def best_accuracy(folder):
-    with open(os.path.join(folder, "metrics.csv"), newline="") as file:
-        return max(float(row["test_accuracy"]) for row in csv.DictReader(file))
+    return max(row["test_accuracy"] for row in read_metrics(folder))
 
 
 # ---------------------------------------------------------------- the claims
-
-def all_gates(record):
-    """(epochs, gates) of both cells."""
-    return np.concatenate([gates.reshape(len(gates), -1) for gates in record.gates.values()], 1)
-
 
 def skips(record, first, last):
     """The mean count of dominant skips in the normal cell over the epochs first .. last - 1."""
@@ -130,18 +122,18 @@ def skips(record, first, last):
 
 def distance_from_uniform(record):
     """The mean distance of the last gates from 1 / operations."""
-    return np.abs(all_gates(record)[-1] - 1 / len(record.primitives)).mean()
+    return np.abs(visualize.all_gates(record)[-1] - 1 / len(record.primitives)).mean()
 
 
 def share_decided(record, reach=0.15):
     """The share of the last gates within `reach` of 0 or 1, in percent."""
-    last = all_gates(record)[-1]
+    last = visualize.all_gates(record)[-1]
     return 100 * (np.minimum(last, 1 - last) <= reach).mean()
 
 
 def decision_epoch(record):
     """The first epoch at whose end half of the gates have left 0.25 to 0.75; infinite where it never comes."""
-    left = (np.abs(all_gates(record) - 0.5) > 0.25).mean(1) >= 0.5
+    left = (np.abs(visualize.all_gates(record) - 0.5) > 0.25).mean(1) >= 0.5
     return int(left.argmax()) + 1 if left.any() else float("inf")
 
 
@@ -238,8 +230,7 @@ def write_page(scale, root, output):
     seconds = sum(row["seconds"] for record in every for row in record.rows)
     for _, _, training, _ in plan(scale, root):
         if os.path.isdir(training):
-            with open(os.path.join(training, "metrics.csv"), newline="") as file:
-                seconds += sum(float(row["seconds"]) for row in csv.DictReader(file))
+            seconds += sum(row["seconds"] for row in read_metrics(training))
     write_whole(os.path.join(output, "reproduction.md"), page(scale, outcomes, seconds / 3600))
 
 
@@ -265,10 +256,7 @@ def reproduce():
         return 128 + signal.SIGINT
     finally:
         pool.shutdown(cancel_futures=True)
-    try:
-        write_page(given["scale"], given["runs"], given["output"])
-    except OSError as error:
-        raise UserError(reason(error)) from None
+    write_page(given["scale"], given["runs"], given["output"])
     print(os.path.join(given["output"], "reproduction.md"))
     return 0
 

@@ -102,6 +102,12 @@ def write_whole(path, content):
         raise
 
 
+def read_metrics(folder):
+    """The rows of a run's metrics.csv, with numbers, or None where a field is empty. Raises OSError, ValueError."""
+    with open(os.path.join(folder, "metrics.csv"), newline="") as file:
+        return [{key: float(value) if value else None for key, value in row.items()} for row in csv.DictReader(file)]
+
+
 class Stopped(Exception):
     """SIGINT or SIGTERM has asked the run to end."""
 

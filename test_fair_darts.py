@@ -110,7 +110,17 @@ class OracleCell(nn.Module):
         return torch.cat(states[2:], 1)
 
 
-class OracleNetwork(nn.Module):
+class Oracle(nn.Module):
+    """A plain form of a network; .pairs(network) gives its parameters, each with the same part of the network's."""
+
+    def take_weights(self, network):
+        self.to(next(network.parameters()).dtype)
+        with torch.no_grad():
+            for own, theirs in self.pairs(network):
+                own.copy_(theirs)
+
+
+class OracleNetwork(Oracle):
     """The supernet edge by edge, with the weights of a model_search.Network of the same arguments."""
 
     def __init__(self, network, init_channels=16, num_classes=10, layers=8, nodes=4, in_channels=3, gate="sigmoid",
@@ -128,10 +138,7 @@ class OracleNetwork(nn.Module):
             self.cells.append(OracleCell(nodes, *widths, channels, self.reductions[-1], after_reduction, primitives))
             after_reduction, widths = self.reductions[-1], [widths[1], nodes * channels]
         self.classifier = nn.Linear(widths[1], num_classes)
-        self.to(network.classifier.weight.dtype)
-        with torch.no_grad():
-            for own, theirs in self.pairs(network):
-                own.copy_(theirs)
+        self.take_weights(network)
 
     def pairs(self, network, of=lambda parameter: parameter):
         """[(own parameter, the same part of the network's)]; `of` may ask for gradients instead."""
@@ -172,7 +179,7 @@ def oracle_bottleneck(name, in_channels, out_channels, stride):
         nn.ReLU6(), nn.Conv2d(width, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels, affine=False))
 
 
-class OracleS2(nn.Module):
+class OracleS2(Oracle):
     """The supernet of S2 as the plain sum over its choices, with the weights of a model_search.NetworkS2."""
 
     def __init__(self, network, gate="sigmoid"):
@@ -186,10 +193,7 @@ class OracleS2(nn.Module):
             self.layers.append(nn.ModuleList(
                 oracle_bottleneck(name, convs[0].in_channels, convs[1].out_channels, layer.blocks[0].stride)
                 for name in genotypes.CHOICES[:6]))
-        self.to(network.head.classifier.weight.dtype)
-        with torch.no_grad():
-            for own, theirs in self.pairs(network):
-                own.copy_(theirs)
+        self.take_weights(network)
 
     def pairs(self, network, of=lambda parameter: parameter):
         couples = list(zip(self.stem.parameters(), map(of, network.stem.parameters())))
@@ -213,7 +217,7 @@ class OracleS2(nn.Module):
         return self.head(x)
 
 
-class OracleDerived(nn.Module):
+class OracleDerived(Oracle):
     """NetworkCIFAR in the plain form: NCHW, an operation with its own ReLU for every edge; same weights."""
 
     def __init__(self, network, genotype, init_channels, num_classes, layers, in_channels=3):
@@ -239,10 +243,7 @@ class OracleDerived(nn.Module):
                     nn.ReLU(), nn.Conv2d(128, 768, 2, bias=False), nn.BatchNorm2d(768), nn.ReLU(), nn.Flatten(),
                     nn.Linear(768, num_classes))
         self.classifier = nn.Linear(widths[1], num_classes)
-        self.to(network.classifier.weight.dtype)
-        with torch.no_grad():
-            for own, theirs in self.pairs(network):
-                own.copy_(theirs)
+        self.take_weights(network)
 
     def pairs(self, network, of=lambda parameter: parameter):
         couples = list(zip(self.stem.parameters(), map(of, network.stem_0.parameters())))

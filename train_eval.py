@@ -156,8 +156,7 @@ def evaluate(parser, given):
     run = Run.open(given["evaluate"], "train_eval")
     settings = resumed_settings(run, parser, given, {"device", "data"})
     s, device = argparse.Namespace(**settings), choose_device(settings["device"])
-    dataset, _ = data.load_asked(settings, device)
-    run.check_fingerprint(data.fingerprint(dataset))
+    dataset = data.load_again(run, settings, device)
     network = build(s, dataset, device)
     try:
         best = run.load("best.pt", ("network", "epoch"))
@@ -196,8 +195,7 @@ def train():
         with Run.open(given["resume"], "train_eval") as run:
             settings, state = resumed_settings(run, parser, given, MAY_CHANGE), run.load_checkpoint()
             device = choose_device(settings["device"])
-            dataset, _ = data.load_asked(settings, device)
-            run.check_fingerprint(data.fingerprint(dataset))
+            dataset = data.load_again(run, settings, device)
             task = Training(argparse.Namespace(**settings), dataset, device)
             if state:
                 run.restore(task, state)

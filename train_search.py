@@ -331,8 +331,7 @@ def go_on(run, settings):
     if state and len(state["rows"]) == s.epochs:
         return derive(run, s, state["gates"][-1])
     device = choose_device(s.device)
-    dataset, _ = data.load_asked(settings, device)
-    run.check_fingerprint(data.fingerprint(dataset))
+    dataset = data.load_again(run, settings, device)
     task = Search(s, dataset, device)
     if state:
         run.restore(task, state)

@@ -4,7 +4,6 @@
     python visualize.py RUN RUN ...   # the same runs side by side -> comparison/ beside the first
     python visualize.py FairDARTS_a   # the cells of an architecture -> FairDARTS_a_normal.png, _reduce.png
 """
-import csv
 import io
 import json
 import os
@@ -22,7 +21,7 @@ import fair_darts
 import genotypes
 from flags import Parser, UserError, main
 from genotypes import GenotypeError
-from runs import write_whole
+from runs import read_metrics, write_whole
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart: one an operation, the strongest for the skip
 COLOURS = {"max_pool_3x3": "#F0E442", "avg_pool_3x3": "#E69F00", "skip_connect": "#D55E00", "sep_conv_3x3": "#56B4E9",
@@ -45,8 +44,7 @@ def read(folder):
         with np.load(os.path.join(folder, "gates.npz"), allow_pickle=False) as arrays:
             gates = {part: arrays[part] for part in PARTS if part in arrays}
             primitives = arrays["primitives"].tolist()
-        with open(os.path.join(folder, "metrics.csv"), newline="") as file:
-            rows = [{key: float(value) if value else None for key, value in row.items()} for row in csv.DictReader(file)]
+        rows = read_metrics(folder)
         settings["gate"], settings["w01"], settings["zero_one_loss"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder!r} is not a search that has done an epoch: " + " ".join(str(error).split())[:200]) from None
@@ -78,11 +76,15 @@ def dominant_counts(gates, primitives):
     return np.array([[epoch.count(op) for op in primitives] for epoch in names])
 
 
+def all_gates(record):
+    """The gates of all parts that there are: (epochs, gates)"""
+    values = np.concatenate([gates.reshape(len(gates), -1) for gates in record.gates.values()], 1)
+    return values[:, ~np.isnan(values[0])]
+
+
 def gate_histogram(record, bins=40):
     """The share of all gates in each of `bins` equal parts of 0 to 1: (bins, epochs); every column sums to 1."""
-    values = np.concatenate([g.reshape(len(g), -1) for g in record.gates.values()], 1)
-    values = values[:, ~np.isnan(values[0])]
-    return np.stack([np.histogram(v, bins, (0, 1))[0] / len(v) for v in values], 1)
+    return np.stack([np.histogram(v, bins, (0, 1))[0] / len(v) for v in all_gates(record)], 1)
 
 
 def kept_gates(record, part):
@@ -308,7 +310,7 @@ def draw_chain(genotype):
     """A chain of S2 as a row of blocks, as wide as their expansion and as high as their kernel; several in a layer are
     summed up."""
     figure = Figure((11, 3.2), layout="constrained")
-    axes, x = figure.subplots(), 0.0
+    axes, x, highest = figure.subplots(), 0.0, 0.0
     for layer, (names, (channels, stride)) in enumerate(zip(genotype.layers, genotypes.CHAIN)):
         y = 0.0
         for name in names:
@@ -316,12 +318,11 @@ def draw_chain(genotype):
             axes.add_patch(Rectangle((x, y), 0.8, height, facecolor=COLOURS[name], edgecolor="black", linewidth=0.8))
             axes.text(x + 0.4, y + height + 0.06, name.replace("_connect", ""), ha="center", va="bottom", fontsize=7, rotation=90)
             y += height + 1.0
+        highest = max(highest, y)
         axes.text(x + 0.4, -0.12, f"{layer}\n{channels}" + "\n/2" * (stride == 2), ha="center", va="top", fontsize=7)
         if layer:
             axes.annotate("", (x, 0.17), (x - 0.4, 0.17), arrowprops=dict(arrowstyle="-|>", color="#888888"))
         x += 1.2
-    highest = max(sum((0.35 if name == "skip_connect" else int(name[-1]) / 5) + 1.0 for name in names)
-                  for names in genotype.layers)
     axes.set(xlim=(-0.3, x), ylim=(-1, highest), title="Chain: layer, output channels, /2 where it halves the size")
     axes.set_axis_off()
     return figure
