@@ -1,12 +1,14 @@
-"""The speed and memory of this code, as ratios to plain forms of the same mathematics, on this machine.
+"""The speed and memory of this code, as ratios to plain forms of the same mathematics.
 
     python benchmark.py               # about ten minutes on two cores
     python benchmark.py --quick       # one minute: a smaller supernet, fewer repeats
     python benchmark.py --json FILE   # the same figures, to keep
 
-The two sides run in turn in one process, and each figure is a median. The plain forms are those that the tests
-compare with: every operation of every edge a module of its own, in NCHW, with full backward passes.
+The plain form is what --plain computes: model_search.py and model_eval.py as they are written,
+by PyTorch's own functions, in NCHW; in the two-level step with a full backward pass for each
+optimiser. The two sides run in turn in one process, and each time is a median.
 """
+import copy
 import json
 import platform
 import statistics
@@ -15,20 +17,22 @@ import time
 import torch
 import torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
-from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import transforms
 
 import data
 import genotypes
+import kernels
 from fair_darts import Architect, frozen
 from flags import Parser, main
 from model_eval import NetworkCIFAR
 from model_search import Network, NetworkS2
 from runs import choose_device
-from test_fair_darts import OracleDerived, OracleNetwork, OracleS2
 
 DEVICE = torch.device("cpu")
 
+
+# ---------------------------------------------------------------- what is measured
 
 def in_turn(repeats, *sides):
     """The median seconds of each side, run one after the other `repeats` times after a warm-up."""
@@ -58,31 +62,42 @@ def saved_bytes(forward):
     return sum(storages.values())
 
 
-# operators that neither launch a kernel nor touch the data: views, allocations, wrappers of other operators
-IDLE = {"view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "expand_as", "select", "slice", "split",
-        "narrow", "chunk", "unflatten", "flatten", "unsqueeze", "squeeze", "as_strided", "detach", "alias", "empty",
-        "empty_like", "empty_strided", "resize_", "to", "_to_copy", "contiguous", "clone", "conv2d", "convolution",
-        "_convolution", "batch_norm", "_batch_norm_impl_index", "max_pool2d", "relu", "relu_", "pad", "constant_pad_nd",
-        "stack", "linear", "matmul", "cross_entropy_loss", "nll_loss_nd", "nll_loss", "log_softmax", "zeros", "ones_like",
-        "zeros_like", "new_zeros", "new_empty", "zero_", "repeat_interleave", "unbind", "result_type", "lift_fresh",
-        "item", "is_nonzero", "_local_scalar_dense", "resolve_conj", "resolve_neg", "view_as", "split_with_sizes", "numpy_T",
-        "select_backward", "slice_backward", "embedding", "mean_backward", "unsafe_chunk", "unsafe_split", "new_full", "full"}
+class CountOperators(TorchDispatchMode):
+    """Counts the operators that are called, but for views of tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += not function.is_view
+        return function(*args, **(kwargs or {}))
 
 
-def kernels(step):
-    """How many operators that do work `step` calls."""
-    with profile(activities=[ProfilerActivity.CPU]) as record:
+def count_operators(step):
+    with CountOperators() as counter:
         step()
-    names = [event.name[6:] for event in record.events() if event.name.startswith("aten::")]
-    return sum(name not in IDLE for name in names)
+    return counter.count
 
 
-def search_steps(network, oracle, images, labels):
-    """Two functions that do a two-level step: alpha, then the weights."""
-    architect = Architect(network)
-    sgd = torch.optim.SGD(network.weights(), 0.005, 0.9, weight_decay=3e-4)
-    weights = [w for name, w in oracle.named_parameters() if not name.startswith("alphas.")]
-    optimizers = [torch.optim.Adam(oracle.alphas, 3e-3), torch.optim.SGD(weights, 0.005, 0.9, weight_decay=3e-4)]
+# ---------------------------------------------------------------- the two sides
+
+def random_batch(size, batch):
+    images = torch.randn(batch, 3, size, size, device=DEVICE)
+    return images, torch.randint(0, 10, (batch,), device=DEVICE)
+
+
+def plain(network):
+    """A copy of a supernet that computes literally, to be used within kernels.stock()."""
+    network = copy.deepcopy(network)
+    network.fast = False
+    return network
+
+
+def step_of(network, images, labels):
+    """A function that does a two-level step: alpha, then the weights."""
+    architect, weights = Architect(network), network.weights()
+    sgd = torch.optim.SGD(weights, 0.005, 0.9, weight_decay=3e-4, fused=True)
 
     def step():
         architect.step(images, labels)
@@ -91,73 +106,69 @@ def search_steps(network, oracle, images, labels):
             F.cross_entropy(network(images), labels).backward()
         sgd.step()
 
-    def plain_step():
+    return step
+
+
+def plain_step_of(network, images, labels):
+    """The same, each half as a full backward pass."""
+    optimizers = [torch.optim.Adam(network.alphas, 3e-3),
+                  torch.optim.SGD(network.weights(), 0.005, 0.9, weight_decay=3e-4)]
+
+    def step():
         for optimizer in optimizers:
-            oracle.zero_grad()
-            F.cross_entropy(oracle(images), labels).backward()
+            network.zero_grad()
+            with kernels.stock():
+                F.cross_entropy(network(images), labels).backward()
             optimizer.step()
 
-    return step, plain_step
+    return step
 
 
-def search_figures(repeats, channels, layers, size, batch):
-    """Time, memory and kernels of the supernet against the oracle."""
-    torch.manual_seed(0)
-    network = Network(channels, layers=layers).to(DEVICE)
-    oracle = OracleNetwork(network, channels, layers=layers).to(DEVICE)
-    yield from step_figures(repeats, network, oracle, f"{channels} channels, {layers} cells", size, batch)
-    images, labels = random_batch(size, batch)
-    counts = [kernels(lambda: F.cross_entropy(net(images), labels).backward()) for net in (network, oracle)]
-    yield "operators that do work, one forward and backward", "", *counts, counts[0] / counts[1]
+# ---------------------------------------------------------------- the figures: (what, unit, ...)
 
+def search_figures(repeats, network, name, size, batch):
+    """Time, memory and operators of a supernet."""
+    network = network.to(DEVICE)
+    literal, (images, labels) = plain(network), random_batch(size, batch)
+    step, plain_step = step_of(network, images, labels), plain_step_of(literal, images, labels)
 
-def chain_figures(repeats, width, size, batch):
-    """The same for the space S2."""
-    torch.manual_seed(0)
-    network = NetworkS2(10, 3, width=width, image_size=size).to(DEVICE)
-    yield from step_figures(repeats, network, OracleS2(network).to(DEVICE), f"S2, width {width}", size, batch)
-
-
-def random_batch(size, batch):
-    return torch.randn(batch, 3, size, size, device=DEVICE), torch.randint(0, 10, (batch,), device=DEVICE)
-
-
-def step_figures(repeats, network, oracle, name, size, batch):
-    """Time and memory of a two-level step."""
-    images, labels = random_batch(size, batch)
-    step, plain_step = search_steps(network, oracle, images, labels)
-
-    def again():
+    def recomputed_step():
         network.recompute = True
         step()
         network.recompute = False
 
-    ours, recomputed, plain = in_turn(repeats, step, again, plain_step)
-    yield f"two-level step, {name}, {size}x{size}, batch {batch}", "s", ours, plain, plain / ours
+    def loss(net, stock=False):
+        with kernels.stock(stock):
+            return F.cross_entropy(net(images), labels)
+
+    ours, recomputed, theirs = in_turn(repeats, step, recomputed_step, plain_step)
+    yield f"two-level step, {name}, {size}x{size}, batch {batch}", "s", ours, theirs, theirs / ours
     yield "the same with --recompute: time against without", "s", recomputed, ours, recomputed / ours
-    plain_bytes = saved_bytes(lambda: F.cross_entropy(oracle(images), labels)) / 2 ** 20
-    for recompute in (False, True):
-        network.recompute = recompute
-        kept = saved_bytes(lambda: F.cross_entropy(network(images), labels)) / 2 ** 20
-        yield "kept for backward" + " with --recompute" * recompute, "MiB", kept, plain_bytes, kept / plain_bytes
-    network.recompute = False
+    theirs = saved_bytes(lambda: loss(literal, stock=True)) / 2 ** 20
+    for network.recompute in (True, False):
+        kept = saved_bytes(lambda: loss(network)) / 2 ** 20
+        flag = " with --recompute" if network.recompute else ""
+        yield "kept for backward" + flag, "MiB", kept, theirs, kept / theirs
+    counts = [count_operators(lambda: loss(network).backward()),
+              count_operators(lambda: loss(literal, stock=True).backward())]
+    yield "operators, one forward and backward", "", *counts, counts[0] / counts[1]
 
 
 def training_figures(repeats, channels, layers, batch):
-    """Time of a training step of a derived network against its plain form."""
-    torch.manual_seed(0)
-    genotype = genotypes.FairDARTS_a
-    network = NetworkCIFAR(genotype, channels, 10, layers).to(DEVICE)
-    oracle = OracleDerived(network, genotype, channels, 10, layers).to(DEVICE)
-    images, labels = torch.randn(batch, 3, 32, 32, device=DEVICE), torch.randint(0, 10, (batch,), device=DEVICE)
+    """Time of a training step of a derived network."""
+    network = NetworkCIFAR(genotypes.FairDARTS_a, channels, 10, layers).to(DEVICE)
+    literal, (images, labels) = copy.deepcopy(network), random_batch(32, batch)
 
-    def step(net):
+    def step(net, stock):
         net.zero_grad()
-        logits, auxiliary = net(images)
-        (F.cross_entropy(logits, labels) + 0.4 * F.cross_entropy(auxiliary, labels)).backward()
+        with kernels.stock(stock):
+            logits, auxiliary = net(images)
+            loss = F.cross_entropy(logits, labels) + 0.4 * F.cross_entropy(auxiliary, labels)
+            loss.backward()
 
-    ours, plain = in_turn(repeats, lambda: step(network), lambda: step(oracle))
-    yield f"training step of FairDARTS_a, {channels} channels, {layers} cells, batch {batch}", "s", ours, plain, plain / ours
+    ours, theirs = in_turn(repeats, lambda: step(network, False), lambda: step(literal, True))
+    yield (f"training step of FairDARTS_a, {channels} channels, {layers} cells, batch {batch}", "s",
+           ours, theirs, theirs / ours)
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -166,8 +177,9 @@ class Pictures(torch.utils.data.Dataset):
     def __init__(self, images, mean, std):
         self.pictures = [transforms.functional.to_pil_image(image) for image in images]
         self.transform = transforms.Compose([
-            transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
-            transforms.Normalize(mean / 255, std / 255), transforms.RandomErasing(1.0, (0.25, 0.25), (1, 1))])
+            transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(), transforms.Normalize(mean / 255, std / 255),
+            transforms.RandomErasing(1.0, (0.25, 0.25), (1, 1))])
 
     def __len__(self):
         return len(self.pictures)
@@ -177,21 +189,41 @@ class Pictures(torch.utils.data.Dataset):
 
 
 def data_figures(repeats, count=5120, batch=128):
-    """Augmented pictures a second against torchvision's transforms in a DataLoader with 2 workers."""
-    torch.manual_seed(0)
-    images, labels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8), torch.zeros(count, dtype=torch.long)
+    """Augmented pictures a second against torchvision's transforms in a DataLoader, 2 workers."""
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.zeros(count, dtype=torch.long)
     mean, std = torch.full((3,), 125.0), torch.full((3,), 63.0)
-    loader = torch.utils.data.DataLoader(Pictures(images, mean, std), batch, shuffle=True, num_workers=2,
-                                         persistent_workers=True)
-    ours = data.Batches(*(t.to(DEVICE) for t in (images, labels, mean, std)), batch, 4, True, 16, data.generator(0))
+    loader = torch.utils.data.DataLoader(Pictures(images, mean, std), batch, shuffle=True,
+                                         num_workers=2, persistent_workers=True)
+    ours = data.Batches(*(t.to(DEVICE) for t in (images, labels, mean, std)), batch, 4, True, 16,
+                        data.generator(0))
 
     def exhaust(batches):
         for _ in batches:
             pass
 
-    seconds = in_turn(repeats, lambda: exhaust(ours.next() for _ in range(len(ours))), lambda: exhaust(loader))
+    seconds = in_turn(repeats, lambda: exhaust(ours.next() for _ in range(len(ours))),
+                      lambda: exhaust(loader))
     rates = [count / s for s in seconds]
-    yield f"data with crop, flip and cutout, batch {batch}", "pictures/s", *rates, rates[0] / rates[1]
+    yield (f"data with crop, flip and cutout, batch {batch}", "pictures/s", *rates,
+           rates[0] / rates[1])
+
+
+def all_figures(quick):
+    """The figures, one after another."""
+    torch.manual_seed(0)
+    if quick:
+        yield from search_figures(2, Network(8, layers=4), "8 channels, 4 cells", 32, 16)
+        chain = NetworkS2(10, width=0.25, image_size=16)
+        yield from search_figures(2, chain, "S2, width 0.25", 16, 8)
+        yield from training_figures(2, 16, 8, 16)
+        yield from data_figures(2)
+    else:
+        yield from search_figures(5, Network(16, layers=8), "16 channels, 8 cells", 32, 32)
+        chain = NetworkS2(10, width=0.5, image_size=32)
+        yield from search_figures(5, chain, "S2, width 0.5", 32, 16)
+        yield from training_figures(5, 36, 20, 32)
+        yield from data_figures(5)
 
 
 def benchmark():
@@ -202,27 +234,25 @@ def benchmark():
     parser.add_argument("--device", help="auto, cpu, cuda, mps")
     given = parser.parse_args()
     DEVICE = choose_device(given.get("device", "auto"))
-    quick = "quick" in given
-    machine = dict(machine=platform.machine(), processor=processor(), device=str(DEVICE), threads=torch.get_num_threads(),
-                   torch=torch.__version__, python=platform.python_version())
+    machine = dict(machine=platform.machine(), processor=processor(), device=str(DEVICE),
+                   threads=torch.get_num_threads(), torch=torch.__version__,
+                   python=platform.python_version())
     print("  ".join(f"{key}: {value}" for key, value in machine.items()))
-    print(f"{'':75} {'this code':>14} {'against':>14} {'ratio':>8}")
+    print(f"{'':65} {'this code':>12} {'against':>12} {'ratio':>8}")
     rows = []
-    for figures in (search_figures(*(2, 8, 4, 32, 16) if quick else (5, 16, 8, 32, 32)),
-                    chain_figures(*(2, 0.25, 16, 8) if quick else (5, 0.5, 32, 16)),
-                    training_figures(*(2, 16, 8, 16) if quick else (5, 36, 20, 32)), data_figures(2 if quick else 5)):
-        for what, unit, ours, other, ratio in figures:
-            print(f"{what:75} {ours:14,.4g} {other:14,.4g} {ratio:8.2f}  {unit}", flush=True)
-            rows.append(dict(what=what, unit=unit, ours=ours, against=other, ratio=ratio))
+    for what, unit, ours, other, ratio in all_figures("quick" in given):
+        print(f"{what:65} {ours:12,.4g} {other:12,.4g} {ratio:8.2f}  {unit}", flush=True)
+        rows.append(dict(what=what, unit=unit, ours=ours, against=other, ratio=ratio))
     if "json" in given:
-        with open(given["json"], "w") as file:
-            json.dump(dict(machine, quick=quick, figures=rows), file, indent=1)
+        content = dict(machine, quick="quick" in given, figures=rows)
+        genotypes.write_whole(given["json"], json.dumps(content, indent=1))
 
 
 def processor():
     try:
         with open("/proc/cpuinfo") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+            return next(line.split(":")[1].strip() for line in file
+                        if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor()
 

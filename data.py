@@ -1,8 +1,9 @@
-"""Datasets as one uint8 tensor each, cut, flipped and augmented for a whole batch at once on their device.
+"""Datasets as one uint8 tensor each; a whole batch is augmented at once.
 
-    digits                            scikit-learn's 1,797 handwritten digits, 8x8; needs no download
-    cifar10 cifar100 svhn fashionmnist  by torchvision, downloaded into the data folder
-    folder                            your pictures: <data>/train/<class>/*, <data>/test/<class>/*
+    digits      scikit-learn's 1,797 handwritten digits, 8x8; needs no download
+    cifar10, cifar100, svhn, fashionmnist
+                by torchvision, downloaded into the data folder
+    folder      your pictures: <data>/train/<class>/*, <data>/test/<class>/*
 """
 import functools
 import hashlib
@@ -15,15 +16,20 @@ import torch.nn.functional as F
 
 from flags import UserError
 
-# images: uint8 (N, C, H, W); labels: int64 (N,); mean, std: of each channel of the training pictures, 0 to 255
+# images: uint8 (N, C, H, W); labels: int64 (N,)
+# mean, std: of each channel of the training pictures, 0 to 255
 Dataset = namedtuple("Dataset", "name images labels test_images test_labels classes mean std")
 
-# padding: pixels of the random crop; flip: mirrored or not; search, eval: what differs from CIFAR-10's recipe, in both spaces
+# padding: pixels of the random crop; flip: whether half of the pictures are mirrored
+# search, eval: the settings that differ from CIFAR-10's recipe
 Recipe = namedtuple("Recipe", "padding flip search eval")
 RECIPES = {
-    "digits": Recipe(1, False, dict(init_channels=8, layers=4, epochs=25, batch_size=64, learning_rate=0.025,
-                                    arch_learning_rate=0.05, width=0.1),
-                     dict(init_channels=16, layers=8, epochs=20, cutout_length=2, drop_path_prob=0.1, width=0.1)),
+    "digits": Recipe(
+        1, False,
+        search=dict(init_channels=8, layers=4, epochs=25, batch_size=64, learning_rate=0.025,
+                    arch_learning_rate=0.05, width=0.1),
+        eval=dict(init_channels=16, layers=8, epochs=20, cutout_length=2, drop_path_prob=0.1,
+                  width=0.1)),
     "cifar10": Recipe(4, True, {}, {}),
     "cifar100": Recipe(4, True, {}, {}),
     "svhn": Recipe(4, False, {}, {}),
@@ -33,15 +39,19 @@ RECIPES = {
 
 
 def load(name, root="data", image_size=32, skip_bad_images=False):
-    """The Dataset `name` on the CPU; `image_size` and `skip_bad_images` count for "folder" alone. Raises UserError."""
+    """The Dataset `name`, on the CPU. Raises UserError.
+
+    image_size and skip_bad_images matter for "folder" alone.
+    """
     if name == "digits":
         parts = _digits()
     elif name == "folder":
         parts = _folder(root, image_size, skip_bad_images)
     else:
         parts = _torchvision(name, root)
-    images = parts[0]
-    counts = torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(images.shape[1])])
+    # from how often each of the 256 values occurs in each channel: exact, and in little memory
+    counts = torch.stack([channel.flatten().bincount(minlength=256)
+                          for channel in parts[0].unbind(1)])
     values = torch.arange(256, dtype=torch.float64)
     mean = (counts * values).sum(1) / counts.sum(1)
     std = ((counts * (values - mean[:, None]) ** 2).sum(1) / counts.sum(1)).sqrt().clamp(min=1)
@@ -49,28 +59,40 @@ def load(name, root="data", image_size=32, skip_bad_images=False):
 
 
 def load_asked(given, device):
-    """The Dataset that the flags `given` ask for, and None; or, where they name none, CIFAR-10 if there is a GPU and
-    it can be had and digits otherwise, and the reason. Raises UserError."""
-    root, ask = given.get("data", "data"), "--dataset {} asks for the other".format
+    """The Dataset that the flags `given` name, and None. Raises UserError.
+
+    Where they name none: CIFAR-10 if there is a GPU and it can be had, else digits; and
+    a text that says which and why.
+    """
+    root = given.get("data", "data")
     if "dataset" in given:
-        return load(given["dataset"], root, given.get("image_size", 32), given.get("skip_bad_images", False)), None
-    if device.type == "cpu":
-        return load("digits"), f"digits, since there is no GPU; {ask('cifar10')}"
-    try:
-        return load("cifar10", root), f"cifar10, since there is a GPU; {ask('digits')}"
-    except UserError as error:
-        return load("digits"), f"digits, since {error}; {ask('cifar10')}"
+        return load(given["dataset"], root, given.get("image_size", 32),
+                    given.get("skip_bad_images", False)), None
+    reason = "there is no GPU"
+    if device.type != "cpu":
+        try:
+            dataset = load("cifar10", root)
+            return dataset, "cifar10, since there is a GPU; --dataset digits asks for the other"
+        except UserError as error:
+            reason = str(error)
+    return load("digits"), f"digits, since {reason}; --dataset cifar10 asks for the other"
 
 
 def load_again(run, settings, device):
-    """The Dataset that `run` began with. Raises UserError where it has changed."""
+    """The Dataset that `run` began with. Raises UserError if it has changed."""
     dataset, _ = load_asked(settings, device)
     run.check_fingerprint(fingerprint(dataset))
     return dataset
 
 
+def facts(dataset):
+    """What a run's config.json keeps of its dataset."""
+    return {"fingerprint": fingerprint(dataset), "classes": dataset.classes,
+            "shape": list(dataset.images.shape[1:])}
+
+
 def fingerprint(dataset):
-    """A text that any change of the pictures, their labels, their order or the classes changes."""
+    """A short text that changes with the pictures, their labels, order or classes."""
     digest = hashlib.sha256(repr(dataset.classes).encode())
     for tensor in (dataset.images, dataset.labels, dataset.test_images, dataset.test_labels):
         digest.update(repr(tensor.shape).encode())
@@ -83,81 +105,97 @@ def _digits():
     digits = load_digits()
     images = torch.from_numpy(digits.images * 255 / 16).round().to(torch.uint8)[:, None]
     labels = torch.from_numpy(digits.target).long()
-    order = torch.randperm(len(images), generator=generator(0))  # the set has no test part: 360 of it, always the same
-    train, test = order[360:], order[:360]
-    return images[train], labels[train], images[test], labels[test], [str(c) for c in range(10)]
+    # the set has no test part: take 360 pictures, always the same
+    test, train = torch.randperm(len(images), generator=generator(0)).tensor_split([360])
+    return images[train], labels[train], images[test], labels[test], list("0123456789")
 
 
 def _torchvision(name, root):
     from torchvision import datasets
-    make = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "fashionmnist": datasets.FashionMNIST,
-            "svhn": lambda root, train, download: datasets.SVHN(root, "train" if train else "test",
-                                                                download=download)}[name]
+    make = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100,
+            "fashionmnist": datasets.FashionMNIST, "svhn": _svhn}[name]
     tensors = []
     for train in (True, False):
-        try:  # the checksum of every file is verified before it is read
+        # torchvision verifies the checksums of CIFAR and SVHN at every reading, those of
+        # FashionMNIST only after a download
+        try:
             part = _quietly(make, root, train)
         except (OSError, RuntimeError) as error:
-            raise UserError(f"{name} is not in {root!r} and cannot be downloaded ({_line(error)}): name its folder by "
-                            "--data, or use --dataset digits or folder") from None
+            raise UserError(
+                f"{name} is not in {root!r} and cannot be downloaded ({_first_line(error)}): name "
+                "its folder by --data, or use --dataset digits or folder") from None
         images = torch.as_tensor(part.data)
         if images.ndim == 3:
             images = images[:, None]
         elif images.shape[-1] == 3:
             images = images.permute(0, 3, 1, 2).contiguous()
-        tensors += [images, torch.as_tensor(part.labels if name == "svhn" else part.targets).long()]
-    return *tensors, getattr(part, "classes", [str(c) for c in range(10)])
+        labels = part.labels if name == "svhn" else part.targets
+        tensors += [images, torch.as_tensor(labels).long()]
+    return *tensors, getattr(part, "classes", list("0123456789"))
+
+
+def _svhn(root, train, download):
+    from torchvision.datasets import SVHN
+    return SVHN(root, "train" if train else "test", download=download)
 
 
 def _quietly(make, root, train):
+    """Reads the set; only if that fails, downloads it, which prints to the screen."""
     try:
         return make(root, train=train, download=False)
     except RuntimeError:  # not there, or damaged
         return make(root, train=train, download=True)
 
 
-def _folder(root, size, skip):
-    train, test = (_pictures(os.path.join(root, part), size, skip) for part in ("train", "test"))
-    for name in sorted(set(train[2]) ^ set(test[2])):
-        raise UserError(f"{root}: class {name!r} is in only one of train/ and test/")
-    channels = 1 if train[3] and test[3] else 3
-    return train[0][:, :channels], train[1], test[0][:, :channels], test[1], train[2]
+def _folder(root, size, skip_bad):
+    images, labels, classes, grey = _pictures(os.path.join(root, "train"), size, skip_bad)
+    test_images, test_labels, test_classes, test_grey = _pictures(
+        os.path.join(root, "test"), size, skip_bad)
+    different = sorted(set(classes) ^ set(test_classes))
+    if different:
+        raise UserError(f"{root}: class {different[0]!r} is in only one of train/ and test/")
+    channels = 1 if grey and test_grey else 3
+    return images[:, :channels], labels, test_images[:, :channels], test_labels, classes
 
 
-def _pictures(folder, size, skip):
-    """All pictures of an image folder, resized so that the shorter side is `size`, then cropped to a square.
+def _pictures(folder, size, skip_bad):
+    """All pictures of a folder, the shorter side resized to `size`, then cropped.
 
     Returns images (N, 3, size, size), labels, class names, whether all are grey.
     """
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
-    fit = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size), transforms.PILToTensor()])
+    fit = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size),
+                              transforms.PILToTensor()])
     if not os.path.isdir(folder):
-        raise UserError(f"there is no folder {folder!r}: --data must name a folder that holds train/<class>/* and "
-                        "test/<class>/*")
+        raise UserError(f"there is no folder {folder!r}: --data must name a folder that holds "
+                        "train/<class>/* and test/<class>/*")
     try:
         listing = ImageFolder(folder)
     except FileNotFoundError as error:
-        raise UserError(_line(error)) from None
+        raise UserError(_first_line(error)) from None
     if len(listing.classes) < 2:
-        raise UserError(f"{folder}: only one class, {listing.classes[0]!r}; a folder for each of two or more classes "
-                        "is needed")
+        raise UserError(f"{folder}: only one class, {listing.classes[0]!r}; a folder for each of "
+                        "two or more classes is needed")
     images, labels, grey, bad = [], [], True, []
     for path, label in listing.samples:
         try:
             picture = _open_picture(path)
             images.append(fit(picture.convert("RGB")))
         except Exception as error:  # a damaged file makes Pillow raise nearly anything
-            bad.append(f"{os.path.relpath(path, folder)} ({_line(error) or type(error).__name__})")
+            reason = _first_line(error) or type(error).__name__
+            bad.append(f"{os.path.relpath(path, folder)} ({reason})")
             continue
         grey = grey and picture.mode in ("1", "L", "LA")
         labels.append(label)
     if bad:
-        found = (f"{folder}: {len(bad)} of {len(listing.samples)} files cannot be used as pictures: "
-                 + ", ".join(bad[:5]) + ", ..." * (len(bad) > 5))
-        if not skip:
-            raise UserError(found + "; mend or remove them, or leave them out with --skip_bad_images")
-        warnings.warn(found + "; left out")
+        named = bad if len(bad) <= 5 else [*bad[:5], "..."]
+        found = (f"{folder}: {len(bad)} of {len(listing.samples)} files cannot be used as "
+                 f"pictures: {', '.join(named)}")
+        if not skip_bad:
+            raise UserError(f"{found}; mend or remove them, or leave them out with "
+                            "--skip_bad_images")
+        warnings.warn(f"{found}; left out")
     for label, name in enumerate(listing.classes):
         if label not in labels:
             raise UserError(f"{folder}: class {name!r} has no picture that can be used")
@@ -176,7 +214,7 @@ def _open_picture(path):
     return picture
 
 
-def _line(error):
+def _first_line(error):
     return str(error).strip().split("\n")[0]
 
 
@@ -186,16 +224,16 @@ def generator(seed, stream=0):
 
 
 def split(count, portion, seed):
-    """Two disjoint index tensors that together are 0 .. count - 1, `portion` of them in the first."""
+    """0 .. count - 1 at random in two index tensors, `portion` of them in the first."""
     order = torch.randperm(count, generator=generator(seed, 1))
     return order[:int(portion * count)], order[int(portion * count):]
 
 
 def check_batch(batch_size, count):
-    """Raises UserError where a batch is larger than the `count` pictures that it is drawn from."""
+    """Raises UserError if a batch is larger than the number of pictures, `count`."""
     if batch_size > count:
-        raise UserError(f"--batch_size {batch_size} is larger than the {count} pictures it is drawn from: give "
-                        f"--batch_size {count} or less")
+        raise UserError(f"--batch_size {batch_size} is larger than the {count} pictures it is "
+                        f"drawn from: give --batch_size {count} or less")
 
 
 def normalize(images, mean, std):
@@ -204,8 +242,8 @@ def normalize(images, mean, std):
 
 
 def random_crop_flip(images, padding, flip, generator):
-    """Each picture padded with black by `padding`, cropped at a place of its own, mirrored half of the time if
-    `flip`. (B, C, H, W) -> (B, C, H, W)"""
+    """Each picture padded with black, cropped at a random place, and if `flip` mirrored
+    half of the time. (B, C, H, W) -> (B, C, H, W)"""
     crops = _crops(*images.shape[2:], padding, flip, images.device)
     chosen = torch.randint(len(crops), (len(images),), generator=generator).to(images.device)
     pixels = crops.index_select(0, chosen)[:, None].expand(-1, images.shape[1], -1)  # (B, C, H * W)
@@ -214,36 +252,48 @@ def random_crop_flip(images, padding, flip, generator):
 
 @functools.lru_cache
 def _crops(height, width, padding, flip, device):
-    """Every crop that may be drawn, as the places of its pixels in the padded picture: (crops, H * W)"""
-    places = torch.arange((height + 2 * padding) * (width + 2 * padding), device=device)
-    crops = places.view(-1, width + 2 * padding).unfold(0, height, 1).unfold(1, width, 1).flatten(0, 1)
+    """Every possible crop, as the places of its pixels in the padded picture.
+
+    -> (crops, H * W)
+    """
+    rows, columns = height + 2 * padding, width + 2 * padding
+    places = torch.arange(rows * columns, device=device).view(rows, columns)
+    crops = places.unfold(0, height, 1).unfold(1, width, 1).flatten(0, 1)
     return torch.cat([crops, crops.flip(2)] if flip else [crops]).flatten(1)
 
 
 def cutout(images, length, generator):
-    """Set a square of `length` pixels around a random pixel of each picture to 0, in place (DeVries & Taylor, 2017)."""
-    rows, columns = [_intervals(size, length, images.device).index_select(0, torch.randint(
-        size, (len(images),), generator=generator).to(images.device)) for size in images.shape[2:]]
-    return images.mul_((1 - rows[:, :, None] * columns[:, None, :])[:, None])
+    """Sets a square of `length` pixels around a random pixel of each picture to 0, in
+    place (DeVries & Taylor, 2017)."""
+    height, width = images.shape[2:]
+    y = torch.randint(height, (len(images),), generator=generator).to(images.device)
+    x = torch.randint(width, (len(images),), generator=generator).to(images.device)
+    rows = _intervals(height, length, images.device).index_select(0, y)[:, None, :, None]
+    columns = _intervals(width, length, images.device).index_select(0, x)[:, None, None, :]
+    return images.mul_(1 - rows * columns)
 
 
 @functools.lru_cache
 def _intervals(size, length, device):
     """(size, size): row i is 1 on the `length` places around i, 0 elsewhere."""
-    distance = torch.arange(size, device=device) - torch.arange(size, device=device)[:, None] + length // 2
+    places = torch.arange(size, device=device)
+    distance = places - places[:, None] + length // 2
     return ((distance >= 0) & (distance < length)).float()
 
 
 class Batches:
-    """An endless stream of augmented batches, reshuffled whenever it has been through; len: batches a pass.
+    """An endless stream of augmented batches; len: batches in a pass over the pictures.
 
-    A pass leaves out the remainder that fills no batch; the next order is another one. state_dict holds the
-    generator's state, the order and the position in it: a stream that loads it goes on exactly there.
+    Every pass has a new random order, and leaves out the remainder that fills no batch.
+    state_dict holds the generator's state, the order and the position in it: a stream
+    that loads it continues exactly there.
     """
 
-    def __init__(self, images, labels, mean, std, batch_size, padding, flip, cutout_length, generator):
-        self.images, self.labels, self.mean, self.std, self.batch_size = images, labels, mean, std, batch_size
-        self.padding, self.flip, self.cutout_length, self.generator = padding, flip, cutout_length, generator
+    def __init__(self, images, labels, mean, std, batch_size, padding, flip, cutout_length,
+                 generator):
+        self.images, self.labels, self.mean, self.std = images, labels, mean, std
+        self.batch_size, self.generator = batch_size, generator
+        self.padding, self.flip, self.cutout_length = padding, flip, cutout_length
         self.order, self.position = torch.empty(0, dtype=torch.long), 0
 
     def __len__(self):
@@ -252,17 +302,20 @@ class Batches:
     def next(self):
         """-> images (B, C, H, W) float32, labels (B,)"""
         if self.position + self.batch_size > len(self.order):
-            self.order, self.position = torch.randperm(len(self.images), generator=self.generator), 0
+            self.order = torch.randperm(len(self.images), generator=self.generator)
+            self.position = 0
         chosen = self.order[self.position:self.position + self.batch_size].to(self.images.device)
         self.position += self.batch_size
-        images = random_crop_flip(self.images.index_select(0, chosen), self.padding, self.flip, self.generator)
+        images = self.images.index_select(0, chosen)
+        images = random_crop_flip(images, self.padding, self.flip, self.generator)
         images = normalize(images, self.mean, self.std)
         if self.cutout_length:
             images = cutout(images, self.cutout_length, self.generator)
         return images, self.labels[chosen]
 
     def state_dict(self):
-        return {"generator": self.generator.get_state(), "order": self.order, "position": self.position}
+        return {"generator": self.generator.get_state(), "order": self.order,
+                "position": self.position}
 
     def load_state_dict(self, state):
         self.generator.set_state(state["generator"])

@@ -1,15 +1,16 @@
-"""The method of Fair DARTS (arXiv 1911.12126): gates, zero-one losses, two-level optimisation, discretisation.
+"""The method of Fair DARTS (arXiv 1911.12126), equation by equation.
 
 Eq. 2   DARTS: the operations of an edge compete, their weights are softmax(alpha)
 Eq. 3   DARTS: each edge keeps the operation of the largest weight
 Eq. 4   alpha minimises the validation loss, the weights w minimise the training loss
 Eq. 6   Fair DARTS: every operation has a gate of its own, sigmoid(alpha)
-Eq. 7   the zero-one loss L01 drives gates to 0 or 1;  Eq. 9: the L1 form that does it too early
+Eq. 7   the zero-one loss L01 drives gates to 0 or 1;  Eq. 9: its L1 form decides too early
 Eq. 8   alpha minimises L_val(w*(alpha), alpha) + w01 * L01
 
-In the space S1, alphas and gates of one cell type are a matrix: a row an edge, ordered by the node that it enters, then by the
-state that it leaves; a column an operation, in the order of genotypes.PRIMITIVES or of the `primitives` given.
-In S2 they are one matrix: a row a layer, a column a choice, in the order of genotypes.CHOICES.
+Alphas and gates of one cell type are a matrix: a row an edge, ordered by the node that it
+enters, then by the state that it leaves; a column an operation, in the order of
+genotypes.PRIMITIVES or of the `primitives` given. In the space S2 there is one matrix: a row
+a layer, a column a choice, in the order of genotypes.CHOICES.
 """
 from contextlib import contextmanager, nullcontext
 
@@ -21,10 +22,10 @@ from genotypes import CHOICES, IDENTITY, PRIMITIVES, SAME_SHAPE, ChainGenotype, 
 
 
 def gates(alphas, kind="sigmoid", present=None):
-    """The weight of every operation: (edges, operations) -> (edges, operations), each within 0 and 1.
+    """The gate of every operation, within 0 and 1: (edges, operations) -> the same shape.
 
-    kind: "sigmoid", independent gates (Eq. 6), or "softmax", an exclusive competition on each edge (Eq. 2).
-    present: (edges, operations) of bool, which operations there are; the gates of the others are 0, without gradient.
+    kind: "sigmoid", independent gates (Eq. 6), or "softmax", a competition on each edge (Eq. 2).
+    present: bool, which operations there are; the gates of the others are 0, without gradient.
     """
     if present is not None:
         alphas = alphas.masked_fill(~present, -torch.inf)
@@ -32,13 +33,17 @@ def gates(alphas, kind="sigmoid", present=None):
 
 
 def zero_one_loss(gates):
-    """Eq. 7: -(1/N) * sum of (gate - 0.5)^2; at most 0, at 0.5, where it is flat, and -0.25 at 0 and 1."""
+    """Eq. 7: -(1/N) * sum of (gate - 0.5)^2; 0 at 0.5, where it is flat; -0.25 at 0 and 1."""
     return -((gates - 0.5) ** 2).mean()
 
 
 def zero_one_loss_l1(gates):
-    """Eq. 9: -(1/N) * sum of |gate - 0.5|, whose slope is 1 at once: it decides before the data have spoken."""
+    """Eq. 9: -(1/N) * sum of |gate - 0.5|; its slope is 1 from the start, so gates go to
+    0 or 1 before the network has learnt which operations help."""
     return -(gates - 0.5).abs().mean()
+
+
+PENALTIES = {"l2": zero_one_loss, "l1": zero_one_loss_l1}  # the values of --zero_one_loss
 
 
 @contextmanager
@@ -57,23 +62,26 @@ def frozen(parameters):
 class Architect:
     """The optimiser of alpha (Eq. 8): Adam on L_val + w01 * L01.
 
-    network: a model_search.Network, or what has its .alphas, .all_gates(), .weights() and .recompute.
-    autocast: makes the context of the forward passes. loss_scale: gives the factor that keeps float16 gradients
-    above zero; with it, a step whose gradients are not finite is left out.
+    network: a model_search.Network, or what has its .alphas, .weights(), .all_gates() and
+    .recompute. autocast: makes the context of the forward passes. loss_scale: gives the factor
+    that keeps float16 gradients above zero; with it, a step that is not finite is left out.
     """
 
-    def __init__(self, network, learning_rate=3e-3, betas=(0.9, 0.999), weight_decay=1e-3, w01=10.0,
-                 penalty=zero_one_loss, autocast=nullcontext, loss_scale=None):
+    def __init__(self, network, learning_rate=3e-3, betas=(0.9, 0.999), weight_decay=1e-3,
+                 w01=10.0, penalty=zero_one_loss, autocast=nullcontext, loss_scale=None):
         self.network, self.w01, self.penalty = network, w01, penalty
+        self.weights = network.weights()
         self.autocast, self.loss_scale = autocast, loss_scale
-        self.optimizer = torch.optim.Adam(network.alphas, learning_rate, betas, weight_decay=weight_decay)
+        self.optimizer = torch.optim.Adam(network.alphas, learning_rate, betas,
+                                          weight_decay=weight_decay)
 
     def step(self, images, labels):
-        """First order: the weights count as constant. images: (B, C, H, W), labels: (B,), of the validation half.
+        """First order: the weights count as constant.
 
-        Returns the validation loss and the penalty, two scalar tensors.
+        images: (B, C, H, W), labels: (B,), of the validation half. Returns the validation loss
+        and the penalty, two scalar tensors.
         """
-        with frozen(self.network.weights()):
+        with frozen(self.weights):
             with self.autocast():
                 logits = self.network(images)
             loss, penalty = F.cross_entropy(logits, labels), self.penalty(self.network.all_gates())
@@ -82,26 +90,31 @@ class Architect:
         return loss.detach(), penalty.detach()
 
     def step_unrolled(self, images, labels, train_images, train_labels, optimizer, radius=1e-2):
-        """Second order (DARTS, Sec. 2.3): the weights count as w'(alpha), one SGD step of L_train from w.
+        """Second order (DARTS, Sec. 2.3): the weights count as w'(alpha), one step from w.
 
-        optimizer: the SGD of the weights, for its rate, momentum and weight decay; radius: the length of the
-        finite difference. Leaves weights and batch-norm statistics as they were. Returns as `step` does.
+        optimizer: the SGD of the weights, for its rate, momentum and weight decay; radius: the
+        length of the finite difference. Leaves weights and batch-norm statistics as they were.
+        Returns as `step` does.
         """
-        gradients, loss, penalty = self.unrolled_gradient(images, labels, train_images, train_labels, optimizer,
-                                                          radius)
+        gradients, loss, penalty = self.unrolled_gradient(images, labels, train_images,
+                                                          train_labels, optimizer, radius)
         self._descend(gradients)
         return loss, penalty
 
-    def unrolled_gradient(self, images, labels, train_images, train_labels, optimizer, radius=1e-2):
-        """The gradients of L_val(w') + w01 * L01 for each alpha, w' = w - rate * (momentum * v + g + decay * w),
-        g = grad_w L_train(w, alpha). By the chain rule, with r = grad_w' L_val(w'), they are
+    def unrolled_gradient(self, images, labels, train_images, train_labels, optimizer,
+                          radius=1e-2):
+        """The gradients of L_val(w') + w01 * L01 for each alpha, where
+        w' = w - rate * (momentum * v + g + decay * w) and g = grad_w L_train(w, alpha).
+        By the chain rule, with r = grad_w' L_val(w'), they are
 
             grad_alpha (L_val(w') + w01 * L01) - rate * d/dalpha (g . r)
 
-        and the last factor is the central difference of grad_alpha L_train over w +- eps * r, divided by 2 eps.
+        and the last factor is the central difference of grad_alpha L_train over w +- eps * r,
+        divided by 2 eps. Returns them, the validation loss and the penalty.
         """
         alphas = list(self.network.alphas)
-        weights = {name: w for name, w in self.network.named_parameters() if not name.startswith("alphas.")}
+        names = {w: name for name, w in self.network.named_parameters()}
+        weights = {names[w]: w for w in self.weights}
         group = optimizer.param_groups[0]
         loss = self._loss(weights, train_images, train_labels)
         gradients = self._gradients(loss, list(weights.values()))
@@ -122,13 +135,15 @@ class Architect:
         for sign in (1, -1):
             nearby = {name: w.detach() + sign * eps * v for (name, w), v in zip(weights.items(), r)}
             ends.append(self._gradients(self._loss(nearby, train_images, train_labels), alphas))
-        gradients = [d - group["lr"] * (plus - minus) / (2 * eps) for d, plus, minus in zip(direct, *ends)]
+        gradients = [d - group["lr"] * (plus - minus) / (2 * eps)
+                     for d, plus, minus in zip(direct, *ends)]
         return gradients, loss.detach(), penalty.detach()
 
     def _loss(self, weights, images, labels):
         """Cross entropy of the network with `weights` (name -> tensor) in place of its own."""
-        buffers = {name: b.clone() for name, b in self.network.named_buffers()}  # batch norm writes into them
-        recompute, self.network.recompute = self.network.recompute, False  # later, these weights are in place no more
+        buffers = {name: b.clone() for name, b in self.network.named_buffers()}  # they change
+        # in the backward pass, where --recompute would run, these weights are gone again
+        recompute, self.network.recompute = self.network.recompute, False
         with self.autocast():
             logits = functional_call(self.network, {**weights, **buffers}, images)
         self.network.recompute = recompute
@@ -147,11 +162,13 @@ class Architect:
         self.optimizer.zero_grad()
 
 
+# ---------------------------------------------------------------- discretisation
+
 def strongest(gates, edges_per_node=2, ops_per_edge=1, primitives=PRIMITIVES):
     """For each node, the `ops_per_edge` best operations of the edges whose best gate is highest.
 
-    gates: (edges, operations) of one cell type. Returns [(Edge, gate)], by node, then source, then gate; among
-    equals the lower index counts as better.
+    gates: (edges, operations) of one cell type. Returns [(Edge, gate)], by node, then source,
+    then gate; among equals the lower index counts as better.
     """
     gates = torch.as_tensor(gates)
     found, first, node = [], 0, 2
@@ -159,56 +176,36 @@ def strongest(gates, edges_per_node=2, ops_per_edge=1, primitives=PRIMITIVES):
         best, order = gates[first:first + node].sort(dim=1, descending=True, stable=True)
         kept = best[:, 0].sort(descending=True, stable=True).indices[:edges_per_node]
         for source in sorted(kept.tolist()):
-            for gate, op in zip(best[source, :ops_per_edge].tolist(), order[source, :ops_per_edge].tolist()):
+            for gate, op in zip(best[source, :ops_per_edge].tolist(), order[source].tolist()):
                 found.append((Edge(primitives[op], node, source), gate))
         first, node = first + node, node + 1
     return found
 
 
 def dominant_operations(gates, primitives=PRIMITIVES):
-    """The dominant operations of one cell type (Fig. 1, 2), as a list of Edge: two a node, 8 in a cell."""
+    """The dominant operations of one cell type (Fig. 1, 2): a list of Edge, two a node."""
     return [edge for edge, _ in strongest(gates, primitives=primitives)]
 
 
-def discretize(normal, reduce, threshold=0.85, edges_per_node=2, ops_per_edge=1, primitives=PRIMITIVES):
+def discretize(normal, reduce, threshold=0.85, edges_per_node=2, ops_per_edge=1,
+               primitives=PRIMITIVES):
     """The Genotype of the gates of both cell types, each (edges, operations).
 
-    Sec. 4.2: of the operations that `strongest` finds, those whose gate is at least `threshold` (the paper's
-    sigma_threshold); then edges that leave a node which nothing enters are dropped. A cell may come out empty.
-    threshold=0 is DARTS's rule (Eq. 3): argmax on the two best edges of each node.
+    Sec. 4.2: of the operations that `strongest` finds, those whose gate is at least
+    `threshold` (the paper's sigma_threshold); then edges that leave a node which nothing enters
+    are dropped. A cell may come out empty. threshold=0 is DARTS's rule (Eq. 3): argmax on the
+    two best edges of each node.
     """
-    cells = [prune([edge for edge, gate in strongest(g, edges_per_node, ops_per_edge, primitives) if gate >= threshold])
-             for g in (normal, reduce)]
+    cells = []
+    for gates in (normal, reduce):
+        found = strongest(gates, edges_per_node, ops_per_edge, primitives)
+        cells.append(prune([edge for edge, gate in found if gate >= threshold]))
     return Genotype(*cells)
 
 
-def discretize_chain(gates, threshold=0.85, ops_per_layer=1):
-    """The ChainGenotype of the gates of S2, (layers, choices).
-
-    Each layer keeps the choices whose gate is at least `threshold`, the best `ops_per_layer` of them; where there is
-    none, the identity if it is a choice, else the best. threshold=0 is argmax (Eq. 3).
-    """
-    layers = []
-    for values, same_shape in zip(torch.as_tensor(gates).tolist(), SAME_SHAPE):
-        order = sorted(range(len(CHOICES) if same_shape else IDENTITY), key=lambda choice: -values[choice])
-        kept = [choice for choice in order[:ops_per_layer] if values[choice] >= threshold]
-        kept = kept or [IDENTITY if same_shape else order[0]]
-        layers.append(tuple(CHOICES[choice] for choice in sorted(kept)))
-    return ChainGenotype(layers)
-
-
-def dominant_choices(gates):
-    """The dominant choice of each layer of S2: the best one, the first of equals. gates: (layers, choices)."""
-    return [names[0] for names in discretize_chain(gates, threshold=0).layers]
-
-
-def discrete_chain_gates(genotype):
-    """The gates of S2 as a ChainGenotype has them, 0 and 1: (layers, choices)."""
-    return torch.tensor([[float(name in names) for name in CHOICES] for names in genotype.layers])
-
-
 def discrete_gates(edges, like, primitives=PRIMITIVES):
-    """The gates of one cell type as its genotype has them: 1 for each Edge of `edges`, 0 elsewhere; shaped as `like`."""
+    """The gates of one cell type as its genotype has them: 1 for each Edge of `edges`, 0
+    elsewhere; shaped as `like`."""
     gates = torch.zeros_like(like)
     for op, node, source in edges:
         gates[edge_row(node, source), primitives.index(op)] = 1
@@ -217,4 +214,31 @@ def discrete_gates(edges, like, primitives=PRIMITIVES):
 
 def edge_row(node, source):
     """The row of alphas and gates that belongs to the edge from state `source` to node `node`."""
-    return node * (node - 1) // 2 - 1 + source  # 2 + ... + (node - 1) edges enter the nodes before
+    return node * (node - 1) // 2 - 1 + source  # 2 + ... + (node - 1) edges enter nodes before
+
+
+def discretize_chain(gates, threshold=0.85, ops_per_layer=1):
+    """The ChainGenotype of the gates of S2, (layers, choices).
+
+    Each layer keeps the choices whose gate is at least `threshold`, the best `ops_per_layer` of
+    them; where there is none, the identity if it is a choice, else the best. threshold=0 is
+    argmax (Eq. 3).
+    """
+    layers = []
+    for values, same_shape in zip(torch.as_tensor(gates).tolist(), SAME_SHAPE):
+        choices = range(len(CHOICES) if same_shape else IDENTITY)
+        order = sorted(choices, key=lambda choice: -values[choice])
+        kept = [choice for choice in order[:ops_per_layer] if values[choice] >= threshold]
+        kept = kept or [IDENTITY if same_shape else order[0]]
+        layers.append(tuple(CHOICES[choice] for choice in sorted(kept)))
+    return ChainGenotype(layers)
+
+
+def dominant_choices(gates):
+    """The dominant choice of each layer of S2: the best one, the first of equals."""
+    return [names[0] for names in discretize_chain(gates, threshold=0).layers]
+
+
+def discrete_chain_gates(genotype):
+    """The gates of S2 as a ChainGenotype has them, 0 and 1: (layers, choices)."""
+    return torch.tensor([[float(name in names) for name in CHOICES] for names in genotype.layers])

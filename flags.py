@@ -1,7 +1,7 @@
-"""The command line of the scripts: flags with their types, settings, errors of one line.
+"""The command line of the scripts: tables of flags, settings, errors of one line.
 
-Both scripts, and the settings that a run keeps, are read by the same parser: whatever is refused in a flag is refused in a
-file as well.
+A script has one table of its flags: {name: (default, kind, help)}. A kind turns a text into a
+value, or refuses it; the settings that a run keeps in config.json are checked by the same kinds.
 """
 import argparse
 import math
@@ -14,21 +14,93 @@ from genotypes import GenotypeError, nearest
 
 
 class UserError(Exception):
-    """Something the user can mend: one line that says what is wrong, what was given and what would work."""
+    """Something the user can mend: one line that says what is wrong, what was given and what
+    would work."""
 
 
-# The flags that both scripts have: what a run is, apart from what it computes
-RUN_DEFAULTS = dict(seed=0, device="auto", amp=False, recompute=False, compile=False, checkpoint_minutes=10.0, runs="runs",
-                    name=None)
+# ---------------------------------------------------------------- kinds of flags: str, bool, and
+
+def number(kind, low, high=math.inf, open_ends=False):
+    """An int or float (`kind`) from `low` to `high`, or strictly between them (`open_ends`)."""
+    def parse(value):
+        try:
+            result = kind(value)
+            inside = low < result < high or (not open_ends and result in (low, high))
+            if math.isfinite(result) and inside:
+                return result
+        except (ValueError, OverflowError):
+            pass
+        what = {int: "a whole number", float: "a number"}[kind]
+        bounds = f"above {low} and below {high}" if open_ends else f"from {low} to {high}"
+        bounds = bounds.replace(" to inf", " up").replace(" and below inf", "")
+        raise argparse.ArgumentTypeError(f"expected {what} {bounds}, got {value!r}")
+    parse.kind = kind
+    return parse
+
+
+def one_of(names):
+    """One of `names`."""
+    def parse(text):
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"unknown {text!r}; {nearest(text, names)}")
+        return text
+    return parse
+
+
+def some_of(names):
+    """Different names out of `names`, separated by commas; put into the order of `names`."""
+    def parse(text):
+        chosen = text.split(",")
+        for name in chosen:
+            one_of(names)(name)
+            if chosen.count(name) > 1:
+                raise argparse.ArgumentTypeError(f"{name!r} is named twice")
+        return ",".join(name for name in names if name in chosen)
+    return parse
+
+
+def folder_name(text):
+    """The name of one folder, not a path."""
+    if text in ("", ".", "..") or os.path.basename(text) != text or "\0" in text:
+        raise argparse.ArgumentTypeError(
+            f"expected the name of a folder, got {text!r}; --runs says where it goes")
+    return text
+
+
+# The flags of both scripts: what a run is, apart from what it computes
+RUN_FLAGS = {
+    "seed": (0, number(int, 0, 2**31), "of every random draw"),
+    "device": ("auto", str, "auto, cpu, cuda, cuda:1, mps"),
+    "plain": (False, bool, "compute everything as it is written, by PyTorch's own functions: slow"),
+    "amp": (False, bool, "forward passes in bfloat16, or float16 where a GPU has no bfloat16"),
+    "recompute": (False, bool, "compute activations again in the backward pass: less memory"),
+    "compile": (False, bool, "torch.compile: minutes to start, for long runs"),
+    "checkpoint_minutes": (10.0, number(float, 0), "between checkpoints inside an epoch"),
+    "runs": ("runs", str, "folder in which runs are kept"),
+    "name": (None, folder_name, "the run's folder in it; without it, one named after the time"),
+}
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line, which suggest the nearest flag; flags not given stay out of the result."""
+    """argparse with errors of one line, which suggest the nearest flag; flags not given stay out
+    of the result, a dict.
 
-    def __init__(self, description):
-        super().__init__(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
+    flags: a table; recipes: {recipe: {flag: value}}, the defaults that differ, for the help.
+    """
+
+    def __init__(self, description, flags={}, recipes={}):
+        super().__init__(description=description, allow_abbrev=False,
+                         argument_default=argparse.SUPPRESS,
                          formatter_class=argparse.RawDescriptionHelpFormatter)
-        self.settings = set()  # the flags that make up a run
+        self.flags = flags
+        for name, (default, kind, text) in flags.items():
+            notes = [] if default is None else [f"default {default}"]
+            notes += [f"{recipe} {values[name]}" for recipe, values in recipes.items()
+                      if name in values]
+            text = text.replace("%", "%%") + (f" ({'; '.join(notes)})" if notes else "")
+            how = (dict(action=argparse.BooleanOptionalAction) if kind is bool
+                   else dict(type=kind, metavar="X"))
+            self.add_argument("--" + name, help=text, **how)
 
     def error(self, message):
         raise UserError(message + "; --help lists all flags")
@@ -38,69 +110,12 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             flag = unknown[0].split("=")[0]
             raise UserError(f"unknown argument {flag!r}; {nearest(flag, self._option_string_actions)}"
-                            if flag.startswith("-") else f"unexpected argument {flag!r}; --help lists all flags")
+                            if flag.startswith("-") else
+                            f"unexpected argument {flag!r}; --help lists all flags")
         return vars(settings)
 
-
-def number(kind, low, high=float("inf"), open_ends=False):
-    """A type for argparse: an int or float from `low` to `high`, or strictly between them (`open_ends`)."""
-    def parse(text):
-        try:
-            value = kind(text)
-            if math.isfinite(value) and (low < value < high or (not open_ends and value in (low, high))):
-                return value
-        except ValueError:
-            pass
-        what = {int: "a whole number", float: "a number"}[kind]
-        bounds = f"above {low} and below {high}" if open_ends else f"from {low} to {high}"
-        raise argparse.ArgumentTypeError(f"expected {what} {bounds.replace(' to inf', ' up')}, got {text!r}")
-    return parse
-
-
-def one_of(names):
-    """A type for argparse: one of `names`."""
-    def parse(text):
-        if text not in names:
-            raise argparse.ArgumentTypeError(f"unknown {text!r}; {nearest(text, names)}")
-        return text
-    return parse
-
-
-def folder_name(text):
-    """A type for argparse: the name of one folder, not a path."""
-    if text in ("", ".", "..") or os.path.basename(text) != text or "\0" in text:
-        raise argparse.ArgumentTypeError(f"expected the name of a folder, got {text!r}; --runs says where it goes")
-    return text
-
-
-def add_flags(parser, defaults, by_dataset, **kinds):
-    """One flag for each of `kinds`: name=(type, help); the help shows the default, and what it is for a dataset.
-
-    defaults: {flag: value}; by_dataset: {dataset: {flag: value}}.
-    """
-    parser.settings.update(kinds)
-    for name, (kind, text) in kinds.items():
-        notes = [] if defaults[name] is None else [f"default {defaults[name]}"]
-        notes += [f"{dataset} {values[name]}" for dataset, values in by_dataset.items() if name in values]
-        text = text.replace("%", "%%") + (f" ({'; '.join(notes)})" if notes else "")
-        if kind is bool:
-            parser.add_argument("--" + name, action=argparse.BooleanOptionalAction, help=text)
-        else:
-            parser.add_argument("--" + name, type=kind, metavar="X", help=text)
-
-
-def add_run_flags(parser):
-    """The flags of RUN_DEFAULTS, and --resume."""
-    add_flags(parser, RUN_DEFAULTS, {},
-        seed=(number(int, 0, 2**31), "of every random draw"),
-        device=(str, "auto, cpu, cuda, cuda:1, mps"),
-        amp=(bool, "forward passes in bfloat16, or in float16 where a GPU has no bfloat16"),
-        recompute=(bool, "compute activations again in the backward pass: far less memory, more time"),
-        compile=(bool, "torch.compile: minutes to start, for long runs"),
-        checkpoint_minutes=(number(float, 0), "between checkpoints inside an epoch; every epoch ends with one"),
-        runs=(str, "folder in which runs are kept"),
-        name=(folder_name, "the run's folder in it; without it, one named after the dataset and the time"))
-    parser.add_argument("--resume", metavar="RUN", help="folder of a run to go on with")
+    def defaults(self):
+        return {name: default for name, (default, _, _) in self.flags.items()}
 
 
 def refuse(given, names, why):
@@ -110,39 +125,54 @@ def refuse(given, names, why):
             raise UserError(f"--{name} {why}: leave it out")
 
 
+# ---------------------------------------------------------------- the settings of a run
+
 def resumed_settings(run, parser, given, may_change):
-    """The run's settings with the flags `given`, which may differ in `may_change` alone. Raises UserError."""
+    """The run's settings with the flags `given`, which may differ in `may_change` alone. The run
+    keeps them. Raises UserError."""
     settings = check_settings(run, parser)
     for name, value in given.items():
         if name in settings and name not in may_change and value != settings[name]:
-            raise UserError(f"--{name} {value} contradicts the run {run.folder!r}, which has {settings[name]}: leave "
-                            "the flag out, or start a new run")
+            raise UserError(f"--{name} {value} contradicts the run {run.folder!r}, which has "
+                            f"{settings[name]}: leave the flag out, or start a new run")
     if given.get("epochs", math.inf) < settings["epochs"]:
-        raise UserError(f"--epochs {given['epochs']}: the run has {settings['epochs']}, which can only be raised")
+        raise UserError(f"--epochs {given['epochs']}: the run has {settings['epochs']}, which can "
+                        "only be raised")
     return {**settings, **{name: value for name, value in given.items() if name in settings}}
 
 
 def check_settings(run, parser):
-    """The settings in the run's config.json, each as the flag of its name reads it. Raises UserError."""
-    kept, arguments, file = run.config["settings"], [], run.path("config.json")
-    for name, value in kept.items():
-        if isinstance(value, bool):
-            arguments.append(f"--{'' if value else 'no-'}{name}")
-        elif value is not None:
-            arguments.append(f"--{name}={value}")
-    lacking, unknown = parser.settings - set(kept), set(kept) - parser.settings
-    if lacking or unknown:
-        raise UserError(f"{file}: " + " and ".join(
-            f"{what} {', '.join(sorted(names))}" for what, names in (("it lacks", lacking), ("it has", unknown)) if names)
-            + "; it is of another version of this code, or was edited")
-    try:
-        settings = {"name": None, **parser.parse_args(arguments)}
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from None
-    if set(settings) != parser.settings:
-        raise UserError(f"{file}: {', '.join(sorted(parser.settings - set(settings)))} must have a value")
-    return settings
+    """The settings in the run's config.json, each of the kind of its flag. Raises UserError."""
+    kept, file = run.config["settings"], run.path("config.json")
+    lacking, unknown = set(parser.flags) - set(kept), set(kept) - set(parser.flags)
+    faults = [f"it lacks {', '.join(sorted(lacking))}"] if lacking else []
+    faults += [f"it has {', '.join(sorted(unknown))}"] if unknown else []
+    if faults:
+        raise UserError(f"{file}: {' and '.join(faults)}; it is of another version of this code, "
+                        "or was edited")
+    return {name: check_value(file, name, parser.flags[name][1], value)
+            for name, value in kept.items()}
 
+
+def check_value(file, name, kind, value):
+    """The value of one setting. Raises UserError."""
+    expected = getattr(kind, "kind", bool if kind is bool else str)
+    if value is None and name == "name":
+        return None
+    if value is None:
+        raise UserError(f"{file}: {name} must have a value")
+    if type(value) is int and expected is float:
+        value = float(value) if abs(value) < 2**53 else math.nan
+    try:
+        if type(value) is not expected:
+            words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+            raise argparse.ArgumentTypeError(f"expected {words[expected]}, got {value!r}")
+        return kind(value)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"{file}: --{name}: {error}") from None
+
+
+# ---------------------------------------------------------------- errors
 
 def main(function):
     """Call a script's `function`, with every user error as one line on stderr and exit code 2."""

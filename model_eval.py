@@ -5,56 +5,55 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from operations import (BatchNorm, Bottlenecks, ChainHead, ConvBN, FactorizedReduce, Identity, chain_shapes, chain_stem,
-                        channels_last, drop_path, make, recompute)
+from kernels import BatchNorm, ReLU, channels_last, recompute, share_relu
+from operations import (OPS, ChainHead, FactorizedReduce, ReLUConvBN, chain_operation, chain_shapes,
+                        chain_stem, drop_path)
 
 
 class Cell(nn.Module):
-    """A derived cell: a node is the sum of its edges; the output concatenates the nodes that are entered."""
+    """A derived cell: a node is the sum of its edges; the output concatenates the nodes that
+    are entered."""
 
     def __init__(self, edges, channels_0, channels_1, channels, reduction, after_reduction):
         super().__init__()
-        preprocess = FactorizedReduce if after_reduction else ConvBN
+        preprocess = FactorizedReduce if after_reduction else ReLUConvBN
         self.preprocess_0 = preprocess(channels_0, channels)
-        self.preprocess_1 = ConvBN(channels_1, channels)
+        self.preprocess_1 = ReLUConvBN(channels_1, channels)
         self.edges = sorted(edges, key=lambda edge: edge.node)
-        self.ops = nn.ModuleList(make(edge.op, channels, 2 if reduction and edge.source < 2 else 1)
-                                 for edge in self.edges)
+        self.operations = nn.ModuleList(
+            OPS[edge.op](channels, 2 if reduction and edge.source < 2 else 1, affine=True)
+            for edge in self.edges)
         self.nodes = sorted({edge.node for edge in edges})
         self.out_channels = len(self.nodes) * channels
 
-    def forward(self, state_0, state_1, drop_path_prob):  # two rectified states -> (B, out_channels, H, W)
+    def forward(self, state_0, state_1, drop_path_prob):  # -> (B, out_channels, H, W)
         states = {0: self.preprocess_0(state_0), 1: self.preprocess_1(state_1)}
-        rectified = {}  # ReLU of a state, once for all its edges
-        for edge, op in zip(self.edges, self.ops):
-            x = states[edge.source]
-            if op.rectified:
-                if edge.source not in rectified:
-                    rectified[edge.source] = F.relu(x)
-                x = rectified[edge.source]
-            y = op(x)
-            if self.training and drop_path_prob > 0 and not isinstance(op, Identity):
+        for edge, op in zip(self.edges, self.operations):
+            y = op(share_relu(states[edge.source]))
+            if self.training and drop_path_prob > 0 and not isinstance(op, nn.Identity):
                 y = drop_path(y, drop_path_prob)
             states[edge.node] = states[edge.node] + y if edge.node in states else y
         return torch.cat([states[node] for node in self.nodes], 1)
 
 
 class AuxiliaryHead(nn.Module):
-    """A second classifier on two thirds of the depth, for training only.
+    """A second classifier at two thirds of the depth, for training only.
 
-    pool_stride: 3 for the 8x8 features of CIFAR, 2 for the 7x7 ones of ImageNet, each pooled to 2x2; features
-    of any other size are pooled to 2x2 adaptively.
+    pool_stride: 3 for the 8x8 features of CIFAR, 2 for the 7x7 ones of ImageNet, each pooled to
+    2x2; features of any other size are pooled to 2x2 adaptively.
     """
 
     def __init__(self, channels, num_classes, pool_stride, last_bn):
         super().__init__()
-        self.pool_stride = pool_stride
+        self.pool_stride, self.relu = pool_stride, ReLU()
         self.features = nn.Sequential(
             nn.Conv2d(channels, 128, 1, bias=False), BatchNorm(128), nn.ReLU(),
-            nn.Conv2d(128, 768, 2, bias=False), BatchNorm(768) if last_bn else nn.Identity(), nn.ReLU())
+            nn.Conv2d(128, 768, 2, bias=False), BatchNorm(768) if last_bn else nn.Identity(),
+            nn.ReLU())
         self.classifier = nn.Linear(768, num_classes)
 
-    def forward(self, x):  # (B, C, H, W), rectified -> (B, num_classes)
+    def forward(self, x):  # (B, C, H, W) -> (B, num_classes)
+        x = self.relu(x)
         if x.shape[2] == x.shape[3] == 5 + self.pool_stride:
             x = F.avg_pool2d(x, 5, self.pool_stride)
         else:
@@ -62,14 +61,18 @@ class AuxiliaryHead(nn.Module):
         return self.classifier(self.features(x).flatten(1))
 
 
-class _Network(nn.Module):
-    """The chain of cells that both networks share, on the two states that a stem makes of the pictures."""
+class CellNetwork(nn.Module):
+    """The stack of cells that NetworkCIFAR and NetworkImageNet share, after their stems.
 
-    def __init__(self, genotype, stem_0, stem_1, stem_channels, init_channels, num_classes, layers, head):
-        """stem_1: halves what stem_0 made, after a ReLU, or None; head: None or the arguments of AuxiliaryHead after
-        its number of channels."""
+    stem_1: halves what stem_0 made, or None. head: None, or the arguments of AuxiliaryHead
+    after its number of channels. .drop_path_prob: share of paths dropped while training.
+    .recompute: whether cells compute their activations again in the backward pass.
+    """
+
+    def __init__(self, genotype, stem_0, stem_1, stem_channels, init_channels, num_classes,
+                 layers, head):
         super().__init__()
-        self.drop_path_prob, self.recompute = 0.0, False  # recompute: see operations.recompute
+        self.drop_path_prob, self.recompute = 0.0, False
         self.stem_0, self.stem_1 = stem_0, stem_1
         channels, widths, after_reduction = init_channels, [stem_channels] * 2, stem_1 is not None
         self.cells, self.auxiliary, self.auxiliary_layer = nn.ModuleList(), None, 2 * layers // 3
@@ -84,75 +87,78 @@ class _Network(nn.Module):
         self.classifier = nn.Linear(widths[1], num_classes)
 
     def forward(self, images):
-        """(B, in_channels, H, W) -> logits (B, num_classes), and the auxiliary head's while training, or None."""
-        states = [F.relu(channels_last(self.stem_0(images)))] * 2  # two cells take each state, and both start with a ReLU
+        """(B, in_channels, H, W) -> logits (B, num_classes), and the auxiliary head's while
+        training, or None."""
+        states = [share_relu(channels_last(self.stem_0(images)))] * 2  # shared by two cells
         if self.stem_1 is not None:
-            states[1] = F.relu(self.stem_1(states[0]))
+            states[1] = share_relu(self.stem_1(states[0]))
         auxiliary_logits = None
         for layer, cell in enumerate(self.cells):
-            inputs = (*states, self.drop_path_prob)
+            inputs = *states, self.drop_path_prob
             output = recompute(cell, *inputs) if self.recompute and self.training else cell(*inputs)
-            states = [states[1], F.relu(output)]
+            states = [states[1], share_relu(output)]
             if layer == self.auxiliary_layer and self.auxiliary is not None and self.training:
-                auxiliary_logits = self.auxiliary(states[1]).to(images.dtype)  # float32 under autocast, too
-        return self.classifier(output.mean((2, 3))).to(images.dtype), auxiliary_logits
+                auxiliary_logits = self.auxiliary(output).to(images.dtype)
+        logits = self.classifier(output.mean((2, 3)))
+        return logits.to(images.dtype), auxiliary_logits  # float32 under autocast, too
 
 
-class NetworkCIFAR(_Network):
-    """For small pictures: the size is halved twice, in the cells layers // 3 and 2 * layers // 3."""
+class NetworkCIFAR(CellNetwork):
+    """For small pictures: the size is halved twice, in cells layers // 3 and 2 * layers // 3."""
 
-    def __init__(self, genotype, init_channels=36, num_classes=10, layers=20, auxiliary=True, in_channels=3):
+    def __init__(self, genotype, init_channels=36, num_classes=10, layers=20, auxiliary=True,
+                 in_channels=3):
         stem = nn.Sequential(nn.Conv2d(in_channels, 3 * init_channels, 3, padding=1, bias=False),
                              BatchNorm(3 * init_channels))
-        super().__init__(genotype, stem, None, 3 * init_channels, init_channels, num_classes, layers,
-                         (num_classes, 3, True) if auxiliary else None)
+        super().__init__(genotype, stem, None, 3 * init_channels, init_channels, num_classes,
+                         layers, (num_classes, 3, True) if auxiliary else None)
 
 
-class NetworkImageNet(_Network):
+class NetworkImageNet(CellNetwork):
     """For pictures of 224x224: the stem brings them to 28x28, the cells to 7x7."""
 
     def __init__(self, genotype, init_channels=48, num_classes=1000, layers=14, auxiliary=True):
         def conv_bn(inputs, outputs):
-            return nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False), BatchNorm(outputs)
+            return (nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False),
+                    BatchNorm(outputs))
 
         half, full = init_channels // 2, init_channels
-        super().__init__(genotype, nn.Sequential(*conv_bn(3, half), nn.ReLU(), *conv_bn(half, full)),
-                         nn.Sequential(*conv_bn(full, full)), full, init_channels, num_classes, layers,
-                         (num_classes, 2, False) if auxiliary else None)
+        super().__init__(
+            genotype, nn.Sequential(*conv_bn(3, half), nn.ReLU(), *conv_bn(half, full)),
+            nn.Sequential(ReLU(), *conv_bn(full, full)), full, init_channels, num_classes,
+            layers, (num_classes, 2, False) if auxiliary else None)
 
 
 class ChainLayer(nn.Module):
     """A layer of S2: the sum of the choices that its genotype names."""
 
-    def __init__(self, names, in_channels, out_channels, stride, same_shape, activation, squeeze):
+    def __init__(self, operations):
         super().__init__()
-        self.identity = "skip_connect" in names
-        self.same_shape, blocks = same_shape, [name for name in names if name != "skip_connect"]
-        self.blocks = nn.ModuleList(Bottlenecks(in_channels, out_channels, stride, int(name[-1]), [int(name[2])],
-                                                activation=activation, squeeze=squeeze) for name in blocks)
+        self.operations = nn.ModuleList(operations)
 
     def forward(self, x):
-        branches = [block(x) + x if self.same_shape else block(x) for block in self.blocks]
-        return reduce(torch.add, branches + [x] if self.identity else branches)
+        return reduce(torch.add, [op(x) for op in self.operations])
 
 
 class NetworkS2(nn.Module):
-    """The network of a ChainGenotype. in: (B, in_channels, H, W); out: logits (B, num_classes), and None, there being no
-    auxiliary head.
+    """The network of a ChainGenotype. in: (B, in_channels, H, W); out: logits (B, num_classes),
+    and None, there being no auxiliary head.
 
-    width: factor of all channels; squeeze: squeeze-and-excitation in every block; h_swish: in place of ReLU6;
-    image_size: see operations.chain_strides.
+    width: factor of all channels; squeeze: squeeze-and-excitation in every block; h_swish: in
+    place of ReLU6; image_size: see operations.chain_strides.
     """
 
-    def __init__(self, genotype, num_classes=1000, dropout=0.2, width=1.0, squeeze=False, h_swish=False, in_channels=3,
-                 image_size=224):
+    def __init__(self, genotype, num_classes=1000, dropout=0.2, width=1.0, squeeze=False,
+                 h_swish=False, in_channels=3, image_size=224):
         super().__init__()
-        self.auxiliary, self.drop_path_prob, self.recompute = None, 0.0, False  # paths of a chain are never dropped
+        self.auxiliary, self.recompute = None, False
+        self.drop_path_prob = 0.0  # without effect: paths of a chain are never dropped
         activation = nn.Hardswish if h_swish else nn.ReLU6
         first, shapes = chain_shapes(image_size, width)
         self.stem = chain_stem(in_channels, width, first, activation)
-        self.layers = nn.ModuleList(ChainLayer(names, *shape, activation, squeeze)
-                                    for names, shape in zip(genotype.layers, shapes))
+        self.layers = nn.ModuleList(
+            ChainLayer(chain_operation(name, *shape, activation=activation, squeeze=squeeze)
+                       for name in names) for names, shape in zip(genotype.layers, shapes))
         self.head = ChainHead(width, num_classes, dropout, activation)
 
     def forward(self, images):

@@ -1,11 +1,20 @@
-"""One run on disk: what a script does to it step by step, checkpoints, resuming; and the device that it runs on.
+"""One run on disk, and what keeps it safe; the device and the precision that it runs in.
 
-A run is a folder:  config.json (settings, command lines, versions, the dataset's fingerprint), log.txt, metrics.csv (a row
-an epoch), checkpoint.pt, and the script's own results. Every file is written whole or not at all. One process writes.
+A run is a folder: config.json (settings, command lines, versions, the dataset), log.txt,
+metrics.csv (a row an epoch), checkpoint.pt, and the script's own results. Every file is
+written whole or not at all, and one process writes. A script's loop is
+
+    with run:
+        run.track(network=network, sgd=sgd, ...)    # what a checkpoint holds; loads it
+        for epoch in run.epochs():                  # those that are left
+            for _ in run.steps(count):              # those that are left in the epoch
+                run.add(loss=loss, ...)             # sums up; raises where one is not finite
+            run.end_epoch(row, line)
+
+SIGINT and SIGTERM are heeded between two steps, or two batches of `run.watched`: the run
+saves, says how to go on and ends. Resumed, it computes what it would have computed, bit for bit.
 """
-import contextlib
 import csv
-import ctypes
 import hashlib
 import io
 import json
@@ -21,26 +30,29 @@ import torch
 from tqdm import tqdm
 
 from flags import UserError, reason
+from genotypes import write_whole
+from kernels import keep_freed_memory
 
 try:
     import fcntl
 except ImportError:  # Windows: there, nobody keeps two processes from writing one run
     fcntl = None
 
-VERSION = 1  # of what a run's files hold; raised when old ones can no longer be read
+VERSION = 2  # of what a run's files hold; raised when old ones can no longer be read
 
 
 def choose_device(name="auto"):
     """The torch.device `name`; "auto": CUDA, else MPS (Apple), else the CPU. Raises UserError."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+                 "cpu": True}
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
     try:
         device = torch.device(name)
         if available[device.type]:
             torch.empty(0, device=device)
-            if device.type == "cpu" and sys.platform == "linux":
-                _keep_freed_memory()
+            if device.type == "cpu":
+                keep_freed_memory()
             return device
     except (RuntimeError, KeyError):
         pass
@@ -48,23 +60,9 @@ def choose_device(name="auto"):
     raise UserError(f"--device {name!r} is not there; this machine has: {there}")
 
 
-def cosine(epoch, epochs, high, low=0.0):
-    """The learning rate of an epoch on half a cosine from `high`, in epoch 0, down to `low`."""
-    return low + (high - low) * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
-
-
-def _keep_freed_memory():
-    """Have glibc keep freed memory, which it else returns to the system and gets back page by page at every step."""
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        mallopt(trim_threshold, 2 ** 31 - 1)
-        mallopt(mmap_max, 0)
-
-
 class Precision:
-    """Where the forward pass computes in 16 bits (`amp`): in bfloat16, or where there is none in float16, whose small
-    gradients a scaler keeps above zero. Parameters, gates and losses stay float32."""
+    """Where the forward pass computes in 16 bits (`amp`): in bfloat16, or where there is none in
+    float16, whose small gradients .scaler keeps above zero. All else stays float32."""
 
     def __init__(self, device, amp):
         self.device, self.amp = device, amp
@@ -76,137 +74,58 @@ class Precision:
     def autocast(self):
         return torch.autocast(self.device.type, self.dtype, enabled=self.amp)
 
-    def descend(self, loss, optimizer, parameters, largest_norm):
-        """A step of `optimizer` on `loss`, the gradients of `parameters` clipped to a norm of `largest_norm`. Returns the
-        norm before; 0 where a scaler leaves out steps that are not finite."""
-        self.scaler.scale(loss).backward()
-        self.scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, largest_norm)
-        self.scaler.step(optimizer)
-        self.scaler.update()
-        return torch.zeros_like(norm) if self.scaler.is_enabled() else norm
 
-
-def write_whole(path, content):
-    """Write a file whole or not at all. content: text or bytes. Raises OSError."""
-    part = path + ".part"
-    try:
-        with open(part, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(part)
-        raise
+def set_learning_rate(optimizer, epoch, epochs, high, low=0.0):
+    """Half a cosine from `high`, in epoch 0, down to `low`."""
+    for group in optimizer.param_groups:
+        group["lr"] = low + (high - low) * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
 
 def read_metrics(folder):
-    """The rows of a run's metrics.csv, with numbers, or None where a field is empty. Raises OSError, ValueError."""
+    """The rows of a run's metrics.csv: numbers, None where a field is empty. Raises OSError,
+    ValueError."""
     with open(os.path.join(folder, "metrics.csv"), newline="") as file:
-        return [{key: float(value) if value else None for key, value in row.items()} for row in csv.DictReader(file)]
+        return [{key: float(value) if value else None for key, value in row.items()}
+                for row in csv.DictReader(file)]
 
 
 class Stopped(Exception):
     """SIGINT or SIGTERM has asked the run to end."""
 
 
-class Stopping:
-    """Within it, SIGINT and SIGTERM are kept in `.signal` until the step in progress is done; a second SIGINT ends the
-    process at once. While `.idle`, when nothing is being changed, they raise Stopped."""
-
-    def __enter__(self):
-        self.signal, self.idle = None, False
-        self.former = {number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def receive(self, number, frame):
-        if self.signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number
-        if self.idle:
-            self.idle = False
-            raise Stopped
-
-    def __exit__(self, *_):
-        for number, handler in self.former.items():
-            signal.signal(number, handler)
-
-
-class Task:
-    """What a run does, step by step, and everything that it changes as it goes.
-
-    A subclass has .parts(), {name: part with a state_dict}; .begin(epoch), which sets the rates; .step(), which returns
-    the loss, the figures that an epoch averages, and what must be finite beside them; .finish(means), which makes a row
-    of metrics and changes nothing; .line(row), which describes it; .save_results(run).
-    """
-
-    def __init__(self, settings, steps):
-        self.settings, self.steps = settings, steps  # in an epoch
-        self.rows, self.done, self.sums, self.seconds = [], 0, 0.0, 0.0  # done, sums, seconds: of the epoch in progress
-
-    def state_dict(self):
-        return {"random": torch.get_rng_state(), "rows": self.rows, "done": self.done, "sums": self.sums,
-                "seconds": self.seconds, **{name: part.state_dict() for name, part in self.parts().items()}}
-
-    def load_state_dict(self, state):
-        for name, part in self.parts().items():
-            part.load_state_dict(state[name])
-        torch.set_rng_state(state["random"])
-        self.rows, self.done, self.sums, self.seconds = (state[key] for key in ("rows", "done", "sums", "seconds"))
-
-    def advance(self):
-        """A step, counted and summed up. Returns the loss. Raises UserError where anything is not finite."""
-        start = time.monotonic()
-        loss, figures, others = self.step()
-        if not torch.stack([loss, *figures, *others]).isfinite().all():
-            raise UserError(
-                f"the loss or a gradient is not finite (loss {loss.item()}) in epoch {len(self.rows) + 1}, step {self.done + 1}; "
-                "the last checkpoint is of before and stays. Start a new run with a lower --learning_rate"
-                + " or --arch_learning_rate" * hasattr(self.settings, "arch_learning_rate")
-                + (", or without --amp" if self.settings.amp else ""))
-        self.sums = self.sums + torch.stack(figures).cpu()
-        self.done += 1
-        self.seconds += time.monotonic() - start
-        return loss
-
-    def measure(self):
-        """The row of metrics of an epoch whose steps are done; changes nothing."""
-        start = time.monotonic()
-        row = self.finish((self.sums / self.steps).tolist())
-        return {**row, "seconds": round(self.seconds + time.monotonic() - start, 2)}
-
-    def close(self, row):
-        """Ends the epoch."""
-        self.rows.append(row)
-        self.done, self.sums, self.seconds = 0, 0.0, 0.0
-
-
 class Run:
-    """The folder of one run. `config`: its settings and where they came from, a dict of JSON values.
-
-    `with run:` keeps every other process from writing it, until it ends or the process dies.
-    """
+    """The folder of one run. config: its settings and where they came from, a dict of JSON
+    values. .rows: the metrics of the epochs that are done."""
 
     def __init__(self, folder, config):
-        self.folder, self.config, self.descriptor = folder, config, None
+        self.folder, self.config = folder, config
+        self.rows, self.parts, self.checkpoint, self.descriptor = [], {}, None, None
+        self.done, self.count, self.sums, self.seconds = 0, 0, {}, 0.0  # of the epoch in progress
+        self.changed, self.signal, self.former_handlers, self.bar = False, None, {}, None
+
+    # ------------------------------------------------------------ making and opening
 
     @classmethod
-    def create(cls, script, settings, fingerprint):
-        """A new folder, settings["name"] or named after script, dataset and time, in settings["runs"]. Raises UserError,
+    def create(cls, script, settings, **facts):
+        """A new folder, settings["name"] or named after script, dataset and time, in
+        settings["runs"]. facts: what config.json keeps beside the settings. Raises UserError,
         OSError."""
         name = settings["name"] or time.strftime(f"{script}-{settings['dataset']}-%Y%m%d-%H%M%S")
-        folder = os.path.join(settings["runs"], name)
-        if os.path.lexists(folder):
-            raise UserError(f"{folder!r} exists already: give another --name, or --resume {folder} to go on with it")
-        run = cls(folder + ".part", {
-            "script": script, "version": VERSION, "settings": settings, "fingerprint": fingerprint, "commands": [sys.argv],
-            "torch": torch.__version__, "python": platform.python_version(), "machine": platform.platform()})
-        os.makedirs(run.folder, exist_ok=True)
-        run.write_config()
-        os.rename(run.folder, folder)
-        run.folder = folder
+        run = cls(os.path.join(settings["runs"], name), {
+            "script": script, "version": VERSION, "settings": settings, "commands": [sys.argv],
+            **facts, "torch": torch.__version__, "python": platform.python_version(),
+            "machine": platform.platform()})
+        os.makedirs(settings["runs"], exist_ok=True)
+        try:
+            os.mkdir(run.folder)
+        except FileExistsError:
+            raise UserError(f"{run.folder!r} exists already: give another --name, or --resume "
+                            f"{run.folder} to go on with it") from None
+        try:
+            run.write_config()
+        except BaseException:
+            os.rmdir(run.folder)
+            raise
         return run
 
     @classmethod
@@ -215,16 +134,19 @@ class Run:
         try:
             with open(os.path.join(folder, "config.json")) as file:
                 config = json.load(file)
-            made_by, version, settings, _, commands = (
-                config[key] for key in ("script", "version", "settings", "fingerprint", "commands"))
-            if not isinstance(settings, dict) or not isinstance(commands, list):
+            kinds = dict(settings=dict, commands=list, fingerprint=str, classes=list, shape=list)
+            if config["version"] == VERSION and not all(
+                    isinstance(config[key], kind) for key, kind in kinds.items()):
                 raise TypeError
+            config["script"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f"{folder!r} is not the folder of a run: it has no readable config.json") from None
-        if made_by != script:
-            raise UserError(f"{folder!r} is a run of {made_by}.py, not of {script}.py")
-        if version != VERSION:
-            raise UserError(f"{folder!r} was made by version {version} of this code, which is {VERSION}")
+            raise UserError(f"{folder!r} is not the folder of a run: it has no readable "
+                            "config.json") from None
+        if config["script"] != script:
+            raise UserError(f"{folder!r} is a run of {config['script']}.py, not of {script}.py")
+        if config["version"] != VERSION:
+            raise UserError(f"{folder!r} was made by version {config['version']} of this code, "
+                            f"which is {VERSION}")
         return cls(folder, config)
 
     def __enter__(self):
@@ -233,19 +155,161 @@ class Run:
             try:
                 fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                self.__exit__()
-                raise UserError(f"another process is writing the run {self.folder!r}: wait for it, or stop it") from None
+                os.close(self.descriptor)
+                raise UserError(f"another process is writing the run {self.folder!r}: wait for "
+                                "it, or stop it") from None
+        try:
+            self.checkpoint = self.load("checkpoint.pt", ("random", "rows", "done", "sums", "seconds"))
+            self.rows = self.checkpoint["rows"]
+        except FileNotFoundError:  # before the first checkpoint
+            pass
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
-    def __exit__(self, *_):
-        if self.descriptor is not None:
-            os.close(self.descriptor)
+    def __exit__(self, kind, error, trace):
+        if self.bar is not None:
+            self.bar.close()
+        try:
+            if kind is Stopped:
+                self.save_checkpoint()
+                self.log(f"stopped in epoch {len(self.rows) + 1} after step {self.done} "
+                         f"of {self.count}; go on:\n{self.resume_command()}")
+                sys.exit(128 + self.signal)
+            if kind is not None and issubclass(kind, OSError):
+                raise error
+        except OSError as error:
+            raise UserError(f"{reason(error)}; the checkpoint before it is whole, go on with: "
+                            + self.resume_command()) from None
+        finally:
+            for number, handler in self.former_handlers.items():
+                signal.signal(number, handler)
+            if self.descriptor is not None:
+                os.close(self.descriptor)
+
+    def resume_command(self):
+        return f"python {self.config['script']}.py --resume {shlex.quote(self.folder)}"
+
+    def change(self, settings):
+        """The settings of a resumed run; config.json gets them from `track`, when all is read."""
+        self.changed = settings != self.config["settings"]
+        if self.changed:
+            self.config["settings"] = settings
+            self.config["commands"].append(sys.argv)
 
     def check_fingerprint(self, fingerprint):
         """Raises UserError where the dataset is not the one that the run began with."""
         if fingerprint != self.config["fingerprint"]:
-            raise UserError(f"the dataset is not the one that the run {self.folder!r} began with: its fingerprint is "
-                            f"{fingerprint}, not {self.config['fingerprint']}; name the right folder by --data")
+            raise UserError(f"the dataset is not the one that the run {self.folder!r} began with: "
+                            f"its fingerprint is {fingerprint}, not {self.config['fingerprint']}; "
+                            "name the right folder by --data")
+
+    # ------------------------------------------------------------ the loop
+
+    def track(self, **parts):
+        """Names what a checkpoint holds, each with a state_dict, and loads it where there is a
+        checkpoint. From here on, signals end the run as said above. Raises UserError."""
+        if self.checkpoint:
+            for name, part in parts.items():
+                self.restore(part, name, self.checkpoint)
+            self.done, self.sums, self.seconds = (
+                self.checkpoint[key] for key in ("done", "sums", "seconds"))
+            torch.set_rng_state(self.checkpoint["random"])
+        self.parts, self.checkpoint = parts, None
+        if self.changed:
+            self.write_config()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.former_handlers[number] = signal.signal(number, self.receive)
+
+    def restore(self, part, name, state):
+        """Bring `part` to what `state` holds under `name`. Raises UserError."""
+        try:
+            part.load_state_dict(state[name])
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+            fault = " ".join(str(error).split())[:200]
+            fault = f"it lacks {fault}" if isinstance(error, KeyError) else fault
+            raise UserError(f"what {self.folder!r} holds does not fit its settings: {fault}") from None
+
+    def receive(self, number, frame):
+        if self.signal and number == signal.SIGINT:  # the second time: at once
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def stop_if_asked(self):
+        if self.signal:
+            raise Stopped
+
+    def epochs(self):
+        """The epochs that are left, from 0, each until its `end_epoch`."""
+        while len(self.rows) < self.config["settings"]["epochs"]:
+            yield len(self.rows)
+
+    def steps(self, count):
+        """The steps that are left of `count` in this epoch, with a progress bar where stdout is a
+        terminal. After each, it may save, or stop."""
+        self.count, saved = count, time.monotonic()
+        with tqdm(total=count, initial=self.done, desc=self.title(), leave=False,
+                  disable=not sys.stdout.isatty()) as self.bar:
+            while self.done < count:
+                start = time.monotonic()
+                yield self.done
+                self.done += 1
+                self.seconds += time.monotonic() - start
+                self.bar.update()
+                self.stop_if_asked()
+                if time.monotonic() - saved >= 60 * self.config["settings"]["checkpoint_minutes"]:
+                    self.save_checkpoint()
+                    saved = time.monotonic()
+        self.stop_if_asked()
+        self.measuring = time.monotonic()
+
+    def title(self):
+        return f"epoch {len(self.rows) + 1}/{self.config['settings']['epochs']}"
+
+    def add(self, *others, **figures):
+        """Sum up what a step has computed, scalar tensors; the first of `figures` is the loss.
+        Raises UserError where one of them, or of `others`, is not finite."""
+        values = torch.stack([*figures.values(), *others]).tolist()
+        if not all(map(math.isfinite, values)):
+            settings = self.config["settings"]
+            rates = [f"--{name}" for name in ("learning_rate", "arch_learning_rate")
+                     if name in settings]
+            raise UserError(
+                f"the loss or a gradient is not finite (loss {values[0]}) in epoch "
+                f"{len(self.rows) + 1}, step {self.done + 1}; the last checkpoint is of before and "
+                f"stays. Start a new run with a lower {' or '.join(rates)}"
+                + (", or without --amp" if settings["amp"] else ""))
+        for name, value in zip(figures, values):
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        if not self.bar.disable:
+            self.bar.set_postfix(loss=f"{values[0]:.3f}")
+
+    def means(self):
+        """The means of what was added over the steps of this epoch."""
+        return {name: value / self.done for name, value in self.sums.items()}
+
+    def watched(self, batches):
+        """The same batches; between them, a signal ends the run."""
+        for batch in batches:
+            self.stop_if_asked()
+            yield batch
+
+    def end_epoch(self, row, line):
+        """Keep the epoch's `row` of metrics, save a checkpoint, and print `line` about it."""
+        self.seconds += time.monotonic() - self.measuring
+        title = self.title()
+        self.rows.append({**row, "seconds": round(self.seconds, 2)})
+        self.done, self.sums, self.seconds = 0, {}, 0.0
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        self.write("metrics.csv", text.getvalue())
+        self.save_checkpoint()
+        self.log(f"{title}  {line}  {self.rows[-1]['seconds']:.1f} s")
+
+    # ------------------------------------------------------------ files
 
     def path(self, name):
         return os.path.join(self.folder, name)
@@ -266,28 +330,28 @@ class Run:
             former = ""
         self.write("log.txt", former + line + "\n")
 
-    def write_metrics(self, rows):
-        """metrics.csv from a list of dicts with the same keys."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        self.write("metrics.csv", text.getvalue())
+    def save_checkpoint(self):
+        self.save("checkpoint.pt", {
+            "random": torch.get_rng_state(), "rows": self.rows, "done": self.done,
+            "sums": self.sums, "seconds": self.seconds,
+            **{name: part.state_dict() for name, part in self.parts.items()}})
 
     def save(self, name, state):
-        """Write tensors and plain values as a torch file, followed by its SHA-256, which torch.load ignores."""
+        """Write tensors and plain values as a torch file, then its SHA-256, which torch.load
+        ignores."""
         buffer = io.BytesIO()
         torch.save({"script": self.config["script"], "version": VERSION, **state}, buffer)
         self.write(name, buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
 
     def load(self, name, keys):
-        """What `save` wrote, on the CPU, with at least these `keys`; code in the file is never run. Raises UserError,
-        FileNotFoundError."""
+        """What `save` wrote, on the CPU, with at least these `keys`; code in the file is never
+        run. Raises UserError, FileNotFoundError."""
         with open(self.path(name), "rb") as file:
             content = file.read()
         refusal = f"{self.path(name)} cannot be read: "
         if hashlib.sha256(content[:-32]).digest() != content[-32:]:
-            raise UserError(refusal + "it is cut off, damaged or not of this code, for its checksum is wrong")
+            raise UserError(refusal + "it is cut off, damaged or not of this code, for its "
+                            "checksum is wrong")
         try:
             state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds
@@ -298,69 +362,6 @@ class Run:
         if lacking:
             raise UserError(refusal + "it lacks " + ", ".join(lacking))
         if (state["script"], state["version"]) != (self.config["script"], VERSION):
-            raise UserError(refusal + f"it is of {state['script']}.py, version {state['version']}, not of "
-                            f"{self.config['script']}.py, version {VERSION}")
+            raise UserError(refusal + f"it is of {state['script']}.py, version {state['version']}, "
+                            f"not of {self.config['script']}.py, version {VERSION}")
         return state
-
-    def load_checkpoint(self):
-        """The state in checkpoint.pt, or None before there is one. Raises UserError."""
-        try:
-            return self.load("checkpoint.pt", ("rows", "done"))
-        except FileNotFoundError:
-            return None
-
-    def restore(self, task, state):
-        """Bring a task or a network to a `state` that was loaded. Raises UserError."""
-        try:
-            task.load_state_dict(state)
-        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-            lacks = "it lacks " * isinstance(error, KeyError)
-            raise UserError(f"what {self.folder!r} holds does not fit its settings: {lacks}"
-                            + " ".join(str(error).split())[:200]) from None
-
-    def go_on(self, task, settings):
-        """Run `task` to its last epoch, saving and logging as it goes. Returns the exit code. Raises UserError."""
-        if settings != self.config["settings"]:  # resumed with other flags
-            self.config["settings"] = settings
-            self.config["commands"].append(sys.argv)
-            self.write_config()
-        command = f"python {self.config['script']}.py --resume {shlex.quote(self.folder)}"
-        try:
-            with Stopping() as stop:
-                try:
-                    while len(task.rows) < settings["epochs"]:
-                        self.epoch(task, stop)
-                except Stopped:
-                    self.save("checkpoint.pt", task.state_dict())
-                    self.log(f"stopped in epoch {len(task.rows) + 1} after step {task.done} of {task.steps}; go on:\n{command}")
-                    return 128 + stop.signal
-        except OSError as error:
-            raise UserError(f"{reason(error)}; the checkpoint before it is whole, go on with: {command}") from None
-        return 0
-
-    def epoch(self, task, stop):
-        """The rest of the epoch in which `task` is, with a progress bar where stdout is a terminal."""
-        settings, saved = self.config["settings"], time.monotonic()
-        title = f"epoch {len(task.rows) + 1}/{settings['epochs']}"
-        task.begin(len(task.rows))
-        with tqdm(total=task.steps, initial=task.done, desc=title, leave=False, disable=not sys.stdout.isatty()) as bar:
-            while task.done < task.steps:
-                loss = task.advance()
-                bar.update()
-                if not bar.disable:
-                    bar.set_postfix(loss=f"{loss:.3f}")
-                if stop.signal:
-                    raise Stopped
-                if time.monotonic() - saved >= 60 * settings["checkpoint_minutes"]:
-                    self.save("checkpoint.pt", task.state_dict())
-                    saved = time.monotonic()
-        stop.idle = True
-        if stop.signal:
-            raise Stopped
-        row = task.measure()
-        stop.idle = False
-        task.close(row)
-        self.write_metrics(task.rows)
-        task.save_results(self)
-        self.save("checkpoint.pt", task.state_dict())
-        self.log(f"{title}  {task.line(row)}  {row['seconds']:.1f} s")

@@ -1,8 +1,10 @@
-"""Every equation against an independent oracle, every published figure that can be counted, both scripts for real.
+"""Every equation against an independent oracle, every published figure that can be
+counted, both scripts for real.
 
     python -m pytest
 
-The oracle of the supernet is Eq. 6 written literally: 14 edges of 7 operations, each a module of its own, in NCHW.
+The literal networks are compared with a cell written by hand in plain tensor functions,
+and the fast ones with the literal ones, which then use PyTorch's own functions in NCHW.
 """
 import copy
 import csv
@@ -20,6 +22,7 @@ import subprocess
 import sys
 import time
 import warnings
+from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -31,10 +34,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.func import functional_call
 
+import benchmark
 import data
 import fair_darts
+import fast
 import flags
 import genotypes
+import kernels
 import model_eval
 import model_search
 import operations
@@ -46,229 +52,15 @@ import visualize
 from genotypes import PRIMITIVES, ChainGenotype, Edge, Genotype
 
 
-# ---------------------------------------------------------------- the oracle: each edge with its own operations
-
-class OracleReduce(nn.Module):
-    """Factorised reduction: ReLU, two 1x1 convolutions of stride 2, the second shifted by a pixel, BN."""
-
-    def __init__(self, in_channels, out_channels, affine):
-        super().__init__()
-        self.conv_1 = nn.Conv2d(in_channels, out_channels // 2, 1, 2, bias=False)
-        self.conv_2 = nn.Conv2d(in_channels, out_channels - out_channels // 2, 1, 2, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels, affine=affine)
-
-    def forward(self, x):
-        x = F.relu(x)
-        shifted = torch.zeros_like(x)
-        shifted[:, :, :-1, :-1] = x[:, :, 1:, 1:]
-        return self.bn(torch.cat([self.conv_1(x), self.conv_2(shifted)], 1))
-
-
-def oracle_conv_bn(in_channels, out_channels, affine):
-    return nn.Sequential(nn.ReLU(), nn.Conv2d(in_channels, out_channels, 1, bias=False),
-                         nn.BatchNorm2d(out_channels, affine=affine))
-
-
-def oracle_operation(op, channels, stride, search):
-    """`op` as DARTS writes it. While searching, batch norm is not affine and also follows the poolings."""
-    def separable(kernel, stride, dilation):
-        return [nn.ReLU(), nn.Conv2d(channels, channels, kernel, stride, dilation * (kernel // 2), dilation,
-                                     groups=channels, bias=False),
-                nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels, affine=not search)]
-
-    pool_bn = [nn.BatchNorm2d(channels, affine=False)] if search else []
-    kernel = int(op[-1]) if op[-1].isdigit() else 0
-    if op == "max_pool_3x3":
-        return nn.Sequential(nn.MaxPool2d(3, stride, 1), *pool_bn)
-    if op == "avg_pool_3x3":
-        return nn.Sequential(nn.AvgPool2d(3, stride, 1, count_include_pad=False), *pool_bn)
-    if op == "skip_connect":
-        return nn.Identity() if stride == 1 else OracleReduce(channels, channels, not search)
-    if op.startswith("sep_conv"):
-        return nn.Sequential(*separable(kernel, stride, 1), *separable(kernel, 1, 1))
-    return nn.Sequential(*separable(kernel, stride, 2))
-
-
-class OracleCell(nn.Module):
-    """A searched cell, edge by edge; edges in the order of the rows of alpha."""
-
-    def __init__(self, nodes, channels_0, channels_1, channels, reduction, after_reduction, primitives):
-        super().__init__()
-        preprocess = OracleReduce if after_reduction else oracle_conv_bn
-        self.preprocess_0 = preprocess(channels_0, channels, False)
-        self.preprocess_1 = oracle_conv_bn(channels_1, channels, False)
-        self.pairs = [(node, source) for node in range(2, nodes + 2) for source in range(node)]
-        self.edges = nn.ModuleList(
-            nn.ModuleList(oracle_operation(op, channels, 2 if reduction and source < 2 else 1, True)
-                          for op in primitives) for _, source in self.pairs)
-
-    def forward(self, state_0, state_1, gates):
-        states = [self.preprocess_0(state_0), self.preprocess_1(state_1)]
-        for node in range(2, self.pairs[-1][0] + 1):
-            states.append(sum(gates[row, o] * op(states[source]) for row, (target, source) in enumerate(self.pairs)
-                              if target == node for o, op in enumerate(self.edges[row])))
-        return torch.cat(states[2:], 1)
-
-
-class Oracle(nn.Module):
-    """A plain form of a network; .pairs(network) gives its parameters, each with the same part of the network's."""
-
-    def take_weights(self, network):
-        self.to(next(network.parameters()).dtype)
-        with torch.no_grad():
-            for own, theirs in self.pairs(network):
-                own.copy_(theirs)
-
-
-class OracleNetwork(Oracle):
-    """The supernet edge by edge, with the weights of a model_search.Network of the same arguments."""
-
-    def __init__(self, network, init_channels=16, num_classes=10, layers=8, nodes=4, in_channels=3, gate="sigmoid",
-                 primitives=PRIMITIVES):
-        super().__init__()
-        self.gate, self.primitives = gate, primitives
-        self.alphas = nn.ParameterList([alpha.detach().clone() for alpha in network.alphas])
-        channels, after_reduction, widths = init_channels, False, [3 * init_channels] * 2
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False),
-                                  nn.BatchNorm2d(3 * channels))
-        self.cells, self.reductions = nn.ModuleList(), []
-        for layer in range(layers):
-            self.reductions.append(layer in (layers // 3, 2 * layers // 3))
-            channels *= 2 if self.reductions[-1] else 1
-            self.cells.append(OracleCell(nodes, *widths, channels, self.reductions[-1], after_reduction, primitives))
-            after_reduction, widths = self.reductions[-1], [widths[1], nodes * channels]
-        self.classifier = nn.Linear(widths[1], num_classes)
-        self.take_weights(network)
-
-    def pairs(self, network, of=lambda parameter: parameter):
-        """[(own parameter, the same part of the network's)]; `of` may ask for gradients instead."""
-        couples = list(zip(self.stem.parameters(), map(of, network.stem.parameters())))
-        couples += zip(self.classifier.parameters(), map(of, network.classifier.parameters()))
-        for cell, other in zip(self.cells, network.cells):
-            couples += zip(cell.preprocess_0.parameters(), map(of, other.preprocess_0.parameters()))
-            couples += zip(cell.preprocess_1.parameters(), map(of, other.preprocess_1.parameters()))
-            for (node, source), edge in zip(cell.pairs, cell.edges):
-                first = max(2, source + 1)  # the first node that `source` enters
-                count = cell.pairs[-1][0] - first + 1
-                mixed, stacked = other.mixed[source], []
-                for op, module in zip(self.primitives, edge):
-                    if op == "skip_connect" and mixed.reduce is not None:
-                        stacked = [of(w).chunk(count) for w in mixed.reduce.parameters()]
-                    elif "conv_" in op:  # kernel sizes 3 and 5 in one module
-                        kernels = mixed.kernels[op[:8]]
-                        size = kernels.index(int(op[-1]))
-                        stacked = [of(w).chunk(count) if w.shape[2] > 1 else of(w).chunk(len(kernels))[size].chunk(count)
-                                   for w in mixed.convolutions[op[:8]].parameters() if w.shape[2] in (1, int(op[-1]))]
-                    couples += zip(module.parameters(), (w[node - first] for w in stacked))
-        return couples
-
-    def forward(self, images):
-        gates = [torch.sigmoid(a) if self.gate == "sigmoid" else torch.softmax(a, 1) for a in self.alphas]
-        states = [self.stem(images)] * 2
-        for reduction, cell in zip(self.reductions, self.cells):
-            states = [states[1], cell(*states, gates[reduction])]
-        return self.classifier(states[1].mean((2, 3)))
-
-
-def oracle_bottleneck(name, in_channels, out_channels, stride):
-    """mbN_kK of S2, with batch norm as a supernet has it."""
-    width, kernel = int(name[2]) * in_channels, int(name[-1])
-    return nn.Sequential(
-        nn.Conv2d(in_channels, width, 1, bias=False), nn.BatchNorm2d(width, affine=False), nn.ReLU6(),
-        nn.Conv2d(width, width, kernel, stride, kernel // 2, groups=width, bias=False), nn.BatchNorm2d(width, affine=False),
-        nn.ReLU6(), nn.Conv2d(width, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels, affine=False))
-
-
-class OracleS2(Oracle):
-    """The supernet of S2 as the plain sum over its choices, with the weights of a model_search.NetworkS2."""
-
-    def __init__(self, network, gate="sigmoid"):
-        super().__init__()
-        self.gate = gate
-        self.alphas = nn.ParameterList([network.alphas[0].detach().clone()])
-        self.stem, self.head = copy.deepcopy(network.stem), copy.deepcopy(network.head)
-        self.layers, self.residual = nn.ModuleList(), [layer.same_shape for layer in network.layers]
-        for layer in network.layers:
-            convs = layer.blocks[0].expand[0], layer.blocks[0].project[0]
-            self.layers.append(nn.ModuleList(
-                oracle_bottleneck(name, convs[0].in_channels, convs[1].out_channels, layer.blocks[0].stride)
-                for name in genotypes.CHOICES[:6]))
-        self.take_weights(network)
-
-    def pairs(self, network, of=lambda parameter: parameter):
-        couples = list(zip(self.stem.parameters(), map(of, network.stem.parameters())))
-        couples += zip(self.head.parameters(), map(of, network.head.parameters()))
-        for layer, other in zip(self.layers, network.layers):
-            for index, block in enumerate(layer):  # kernels 3, 5, 7 with expansion 3, then with 6
-                theirs, size = other.blocks[index % 3], index // 3
-                channels = theirs.expand[0].in_channels
-                own = slice(0, 3 * channels) if size == 0 else slice(3 * channels, None)
-                couples += [(block[0].weight, of(theirs.expand[0].weight)[own]), (block[3].weight, of(theirs.depthwise.weight)[own]),
-                            (block[6].weight, of(theirs.project[size].weight))]
-        return couples
-
-    def forward(self, images):
-        alphas, x = self.alphas[0], self.stem(images)
-        for layer, residual, own in zip(self.layers, self.residual, alphas):
-            gates = (torch.sigmoid(own) if self.gate == "sigmoid"
-                     else torch.softmax(own, 0) if residual else torch.softmax(own[:6], 0))
-            y = sum(gate * (block(x) + x if residual else block(x)) for gate, block in zip(gates, layer))
-            x = y + gates[6] * x if residual else y
-        return self.head(x)
-
-
-class OracleDerived(Oracle):
-    """NetworkCIFAR in the plain form: NCHW, an operation with its own ReLU for every edge; same weights."""
-
-    def __init__(self, network, genotype, init_channels, num_classes, layers, in_channels=3):
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, 3 * init_channels, 3, padding=1, bias=False),
-                                  nn.BatchNorm2d(3 * init_channels))
-        channels, after_reduction, widths = init_channels, False, [3 * init_channels] * 2
-        self.cells, self.edges, self.layers = nn.ModuleList(), [], layers
-        for layer in range(layers):
-            reduction = layer in (layers // 3, 2 * layers // 3)
-            channels *= 2 if reduction else 1
-            edges = genotype.reduce if reduction else genotype.normal
-            preprocess = OracleReduce if after_reduction else oracle_conv_bn
-            self.cells.append(nn.ModuleDict({
-                "0": preprocess(widths[0], channels, True), "1": oracle_conv_bn(widths[1], channels, True),
-                "ops": nn.ModuleList(oracle_operation(e.op, channels, 2 if reduction and e.source < 2 else 1, False)
-                                     for e in edges)}))
-            self.edges.append(edges)
-            after_reduction, widths = reduction, [widths[1], channels * len({e.node for e in edges})]
-            if layer == 2 * layers // 3:
-                self.head = nn.Sequential(
-                    nn.ReLU(), nn.AvgPool2d(5, 3), nn.Conv2d(widths[1], 128, 1, bias=False), nn.BatchNorm2d(128),
-                    nn.ReLU(), nn.Conv2d(128, 768, 2, bias=False), nn.BatchNorm2d(768), nn.ReLU(), nn.Flatten(),
-                    nn.Linear(768, num_classes))
-        self.classifier = nn.Linear(widths[1], num_classes)
-        self.take_weights(network)
-
-    def pairs(self, network, of=lambda parameter: parameter):
-        couples = list(zip(self.stem.parameters(), map(of, network.stem_0.parameters())))
-        couples += zip(self.classifier.parameters(), map(of, network.classifier.parameters()))
-        couples += zip(self.head.parameters(), map(of, network.auxiliary.parameters()))
-        for cell, other in zip(self.cells, network.cells):
-            for own, theirs in (("0", other.preprocess_0), ("1", other.preprocess_1), ("ops", other.ops)):
-                couples += zip(cell[own].parameters(), map(of, theirs.parameters()))
-        return couples
-
-    def forward(self, images):
-        states = [self.stem(images)] * 2
-        for layer, (cell, edges) in enumerate(zip(self.cells, self.edges)):
-            inner = {0: cell["0"](states[0]), 1: cell["1"](states[1])}
-            for node in sorted({e.node for e in edges}):
-                inner[node] = sum(op(inner[e.source]) for e, op in zip(edges, cell["ops"]) if e.node == node)
-            states = [states[1], torch.cat([inner[node] for node in sorted(inner) if node > 1], 1)]
-            if layer == 2 * self.layers // 3:
-                head = self.head(states[1])
-        return self.classifier(states[1].mean((2, 3))), head
-
-
 def close(a, b, tolerance=1e-9):
-    """Whether every element of `a` is within `tolerance` of `b`, relative to the largest of `b` (or to 1)."""
+    """Whether every element of `a` is within `tolerance` of `b`, relative to the largest
+    of `b` (or to 1)."""
     return (a - b).abs().max().item() <= tolerance * max(1, b.abs().max().item())
+
+
+def all_close(first, second, tolerance=1e-9):
+    first, second = list(first), list(second)
+    return len(first) == len(second) and all(close(a, b, tolerance) for a, b in zip(first, second))
 
 
 def batch(size, count=4, channels=3, classes=10, seed=0):
@@ -277,9 +69,141 @@ def batch(size, count=4, channels=3, classes=10, seed=0):
             torch.randint(0, classes, (count,), generator=random))
 
 
+# ---------------------------------------------------------------- the literal form, by hand
+
+def normal(x):
+    """Batch norm without scale and shift."""
+    mean = x.mean((0, 2, 3), keepdim=True)
+    return (x - mean) / (((x - mean) ** 2).mean((0, 2, 3), keepdim=True) + 1e-5).sqrt()
+
+
+def separable(x, depthwise, pointwise, stride, dilation):
+    padding = dilation * (depthwise.shape[2] // 2)
+    x = F.conv2d(F.relu(x), depthwise, None, stride, padding, dilation, len(depthwise))
+    return normal(F.conv2d(x, pointwise))
+
+
+def by_hand(name, op, x, stride, search=True):
+    """The operation `name` of DARTS on maps of even size, with the convolutions of `op`."""
+    w = [weight for weight in op.parameters() if weight.ndim == 4]
+    if name == "skip_connect" and stride == 1:
+        return x
+    if name == "skip_connect":
+        x = F.relu(x)
+        halves = F.conv2d(x, w[0], stride=2), F.conv2d(x[:, :, 1:, 1:], w[1], stride=2)
+        return normal(torch.cat(halves, 1))
+    if name == "max_pool_3x3":
+        y = F.max_pool2d(x, 3, stride, 1)
+        return normal(y) if search else y
+    if name == "avg_pool_3x3":
+        y = F.avg_pool2d(x, 3, stride, 1) * 9  # zeros count in it, so divide by what is inside
+        y = y / (F.avg_pool2d(torch.ones_like(x), 3, stride, 1) * 9)
+        return normal(y) if search else y
+    if name.startswith("sep_conv"):
+        return separable(separable(x, w[0], w[1], stride, 1), w[2], w[3], 1, 1)
+    return separable(x, w[0], w[1], stride, 2)
+
+
+@pytest.mark.parametrize("use_fast", [False, True])
+@pytest.mark.parametrize("reduction", [False, True])
+def test_searched_cell_by_hand(reduction, use_fast):
+    """Eq. 1, 6 on two nodes and five edges."""
+    torch.manual_seed(0)
+    cell = model_search.Cell(2, 6, 5, 4, reduction, False, PRIMITIVES).double()
+    (x0, _), (x1, _) = batch(8, channels=6), batch(8, channels=5, seed=1)
+    g = torch.rand(5, 7, dtype=torch.float64, requires_grad=True)
+    s0 = normal(F.conv2d(F.relu(x0), cell.preprocess_0[1].weight))
+    s1 = normal(F.conv2d(F.relu(x1), cell.preprocess_1[1].weight))
+
+    def edge(row, x, stride):
+        ops = cell.edges[row].operations
+        return sum(g[row, o] * by_hand(name, ops[o], x, stride) for o, name in enumerate(PRIMITIVES))
+
+    stride = 2 if reduction else 1
+    node_2 = edge(0, s0, stride) + edge(1, s1, stride)
+    node_3 = edge(2, s0, stride) + edge(3, s1, stride) + edge(4, node_2, 1)
+    expected, got = torch.cat([node_2, node_3], 1), cell(x0, x1, g, use_fast)
+    assert close(got, expected)
+    target, inputs = torch.randn_like(expected), [g, *cell.parameters()]
+    gradients = [torch.autograd.grad((y * target).sum(), inputs) for y in (got, expected)]
+    assert all_close(*gradients) and gradients[0][0].abs().min() > 1e-6
+
+
+MULTI = Genotype([Edge("skip_connect", 3, 0), Edge("sep_conv_3x3", 3, 0),
+                  Edge("max_pool_3x3", 3, 1)],
+                 [Edge("avg_pool_3x3", 2, 1), Edge("dil_conv_5x5", 5, 2),
+                  Edge("skip_connect", 5, 0)])
+ARCHITECTURES = {"MULTI": MULTI, **{name: getattr(genotypes, name) for name in
+                                    ("FairDARTS_a", "FairDARTS_c", "DARTS_V2", "GDAS")}}
+
+
+@pytest.mark.parametrize("reduction", [False, True])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_derived_cell_by_hand(name, reduction):
+    """Missing nodes (a, c), all nodes (DARTS_V2), a chain of nodes (GDAS), several
+    operations on an edge (MULTI)."""
+    torch.manual_seed(0)
+    edges = ARCHITECTURES[name].reduce if reduction else ARCHITECTURES[name].normal
+    cell = model_eval.Cell(edges, 6, 5, 4, reduction, False).double()
+    (x0, _), (x1, _) = batch(8, channels=6), batch(8, channels=5, seed=1)
+    states = {0: normal(F.conv2d(F.relu(x0), cell.preprocess_0[1].weight)),
+              1: normal(F.conv2d(F.relu(x1), cell.preprocess_1[1].weight))}
+    for node in range(2, 6):
+        terms = [by_hand(edge.op, op, states[edge.source], 2 if reduction and edge.source < 2 else 1,
+                         search=False)
+                 for edge, op in zip(cell.edges, cell.operations) if edge.node == node]
+        if terms:
+            states[node] = sum(terms)
+    expected = torch.cat([states[node] for node in sorted(states) if node > 1], 1)
+    assert sorted(cell.edges) == sorted(edges) and close(cell(x0, x1, 0.0), expected)
+
+
+@pytest.mark.parametrize("expansion, kernel, residual", [(3, 3, True), (6, 7, False)])
+def test_inverted_bottleneck_by_hand(expansion, kernel, residual):
+    torch.manual_seed(0)
+    block = operations.chain_operation(f"mb{expansion}_k{kernel}", 8, 8, 1, residual).double()
+    x, _ = batch(9, channels=8)
+    expand, depthwise, project = [w for w in block.parameters() if w.ndim == 4]
+    y = normal(F.conv2d(x, expand)).clamp(0, 6)
+    y = normal(F.conv2d(y, depthwise, None, 1, kernel // 2, 1, 8 * expansion)).clamp(0, 6)
+    y = normal(F.conv2d(y, project))
+    assert len(depthwise) == 8 * expansion and depthwise.shape[2] == kernel
+    assert close(block(x), y + x if residual else y)
+
+
 # ---------------------------------------------------------------- the supernet: Eq. 2, 6
 
 ALL, FEW = PRIMITIVES, ("skip_connect", "sep_conv_3x3")  # RobustDARTS's S3 has such small sets
+
+
+def results(network, images, labels, stock=False, recompute=False):
+    """Logits, gradients and buffers of two passes, the second from moved statistics; then the
+    logits in eval mode."""
+    network.recompute, found = recompute, []
+    with kernels.stock(stock):
+        for _ in range(2):
+            network.zero_grad()
+            logits = network.train()(images)
+            F.cross_entropy(logits, labels).backward()
+            found += [logits.detach()]
+            found += [w.grad.clone() for w in network.parameters() if w.grad is not None]
+            found += [buffer.double().clone() for buffer in network.buffers()]
+        found.append(network.eval()(images).detach())
+    return found
+
+
+def assert_fast_is_literal(network, images, labels):
+    with torch.no_grad():
+        for alphas in network.alphas:
+            alphas.normal_()
+    expected = results(benchmark.plain(network), images, labels, stock=True)
+    for recompute in (False, True):
+        other = copy.deepcopy(network)
+        assert other.fast and all_close(results(other, images, labels, recompute=recompute), expected)
+        literal = benchmark.plain(network)  # with the faster convolutions
+        assert all_close(results(literal, images, labels, recompute=recompute), expected)
+    assert all(w.grad is None or w.grad.abs().max() > 0 for w in other.weights())
+    return other
 
 
 @pytest.mark.parametrize("gate, size, nodes, layers, memory_format, primitives", [
@@ -289,112 +213,110 @@ ALL, FEW = PRIMITIVES, ("skip_connect", "sep_conv_3x3")  # RobustDARTS's S3 has 
     ("sigmoid", 16, 3, 8, "channels_last", ALL), ("sigmoid", 7, 2, 3, "channels_last", FEW),
     ("softmax", 8, 2, 3, "channels_last", ("avg_pool_3x3", "dil_conv_5x5")),
     ("sigmoid", 8, 2, 3, "channels_last", ("max_pool_3x3", "sep_conv_5x5", "dil_conv_3x3")),
-    ("sigmoid", 8, 2, 3, "channels_last", ("dil_conv_3x3",)), ("sigmoid", 8, 2, 3, "channels_last", ("skip_connect",)),
+    ("sigmoid", 8, 2, 3, "channels_last", ("dil_conv_3x3",)),
+    ("sigmoid", 8, 2, 3, "channels_last", ("skip_connect",)),
     ("sigmoid", 8, 2, 3, "channels_last", ("max_pool_3x3",))])
-def test_supernet_equals_the_edge_by_edge_oracle(gate, size, nodes, layers, memory_format, primitives, monkeypatch):
-    if memory_format == "contiguous":
-        for module in (model_search, operations):
+def test_fast_supernet_equals_the_literal_one(gate, size, nodes, layers, memory_format, primitives,
+                                              monkeypatch):
+    if memory_format == "contiguous":  # as on MPS
+        for module in (model_search, fast, kernels):
             monkeypatch.setattr(module, "channels_last", lambda x: x.contiguous())
     torch.manual_seed(1)
-    arguments = dict(init_channels=4, num_classes=10, layers=layers, nodes=nodes, in_channels=3, gate=gate,
-                     primitives=primitives)
-    network = model_search.Network(**arguments).double()
-    with torch.no_grad():
-        for alpha in network.alphas:
-            alpha.normal_()
-    oracle = OracleNetwork(network, **arguments)
-    images, labels = batch(size)
-    reached = 0
-    for step in range(2):  # the second step is from batch-norm statistics that the first one moved
-        logits, expected = network(images), oracle(images)
-        assert close(logits, expected)
-        network.zero_grad()
-        oracle.zero_grad()
-        F.cross_entropy(logits, labels).backward()
-        F.cross_entropy(expected, labels).backward()
-        checked = 0
-        for own, theirs in oracle.pairs(network, of=lambda w: w.grad):
-            if own.grad is not None:
-                assert close(theirs, own.grad)
-                checked += own.numel()
-        for alpha, other in zip(network.alphas, oracle.alphas):
-            if other.grad is not None:  # two layers have reduction cells only
-                assert close(alpha.grad, other.grad)
-                reached = max(reached, other.grad.abs().max().item())
-        assert checked == sum(w.numel() for w in network.weights())
+    network = model_search.Network(4, 10, layers, nodes, 3, gate, primitives).double()
+    network = assert_fast_is_literal(network, *batch(size))
+    reached = max(a.grad.abs().max().item() for a in network.alphas if a.grad is not None)
     assert reached > (1e-6 if gate == "sigmoid" or len(primitives) > 1 else 0)
-    network.eval()
-    oracle.eval()
-    assert close(network(images), oracle(images))
 
 
-@pytest.mark.parametrize("kernel, stride, size, narrow, copies", [
-    (3, 1, 8, 0, 1), (3, 2, 7, 0, 2), (5, 1, 9, 0, 1), (5, 2, 8, 0, 3), (5, 1, 7, 6, 2), (5, 2, 15, 6, 2), (5, 1, 2, 0, 1),
-    (5, 2, 3, 3, 2), (3, 1, 1, 0, 2), (5, 1, 1, 6, 2), (7, 1, 9, 0, 1), (7, 2, 8, 0, 1), (7, 1, 3, 0, 2), (7, 2, 15, 0, 1)])
-def test_depthwise_equals_conv2d(kernel, stride, size, narrow, copies):
+@pytest.mark.parametrize("gate, size, width", [("sigmoid", 8, 0.1), ("softmax", 8, 0.25),
+                                               ("sigmoid", 17, 0.1), ("softmax", 65, 0.1)])
+def test_fast_chain_supernet_equals_the_literal_one(gate, size, width):
+    torch.manual_seed(1)
+    network = model_search.NetworkS2(10, 3, gate, width, size).double()
+    network = assert_fast_is_literal(network, *batch(size, 3))
+    [alphas] = network.alphas
+    assert alphas.grad[network.present].abs().max() > 1e-5
+    assert (alphas.grad[~network.present] == 0).all()
+
+
+def test_one_checkpoint_for_both_forms():
+    one, other = [model_search.Network(2, layers=3, fast=form) for form in (True, False)]
+    other.load_state_dict(one.state_dict())
+    images, _ = batch(8)
+    assert close(one.eval()(images.float()), other.eval()(images.float()), 1e-4)
+    assert not hasattr(fast.Cell, "parameters")
+
+
+def test_oracle_uses_stock_functions_in_nchw(monkeypatch):
+    for name in ("to_phases", "filter_gradient", "Depthwise"):
+        monkeypatch.setattr(kernels, name, None)
+    network = benchmark.plain(model_search.Network(2, layers=3))
+    formats = []
+    network.cells[0].register_forward_pre_hook(lambda module, args: formats.append(
+        args[0].is_contiguous() and not hasattr(args[0], "shared_relu")))
+    with kernels.stock():
+        F.cross_entropy(network(batch(8)[0].float()), batch(8)[1]).backward()
+    assert formats == [True]
+
+
+@pytest.mark.parametrize("kernel, stride, size, small, copies, dilation", [
+    (3, 1, 8, 0, 1, 1), (3, 2, 7, 0, 2, 1), (5, 1, 9, 0, 1, 1), (5, 2, 8, 0, 3, 1),
+    (5, 1, 7, 6, 2, 1), (5, 2, 15, 6, 2, 1), (5, 1, 2, 0, 1, 1), (5, 2, 3, 3, 2, 1),
+    (3, 1, 1, 0, 2, 1), (5, 1, 1, 6, 2, 1), (7, 1, 9, 0, 1, 1), (7, 2, 8, 0, 1, 1),
+    (7, 1, 3, 0, 2, 1), (7, 2, 15, 0, 1, 1), (9, 1, 9, 0, 1, 1), (3, 1, 8, 0, 1, 2),
+    (5, 1, 8, 0, 2, 2), (5, 1, 7, 0, 1, 2), (5, 2, 8, 0, 1, 2), (3, 2, 7, 0, 1, 2),
+    (3, 1, 9, 0, 1, 3)])
+def test_depthwise_equals_conv2d(kernel, stride, size, small, copies, dilation):
     torch.manual_seed(0)
-    x = torch.randn(3, 6 if copies == 1 or narrow == 6 else 3, size, size, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(3, 6 if copies == 1 or small == 6 else 3, size, size, dtype=torch.float64,
+                    requires_grad=True)
     count = copies * x.shape[1]
     weight = torch.randn(count, 1, kernel, kernel, dtype=torch.float64)
-    if narrow:
-        weight[:narrow] = F.pad(weight[:narrow, :, 1:-1, 1:-1], [1] * 4)
+    if small:
+        weight[:small] = F.pad(weight[:small, :, 1:-1, 1:-1], [1] * 4)
     weight.requires_grad_()
-    expected = F.conv2d(torch.cat([x] * copies, 1), weight, None, stride, kernel // 2, 1, count)
-    got = operations.Depthwise.apply(x, weight, stride, narrow)
+    padding = dilation * (kernel // 2)
+    expected = F.conv2d(torch.cat([x] * copies, 1), weight, None, stride, padding, dilation, count)
+    got = kernels.depthwise(x, weight, stride, dilation, small)
     target = torch.randn_like(expected)
     dx, dw = torch.autograd.grad((expected * target).sum(), (x, weight))
     own_dx, own_dw = torch.autograd.grad((got * target).sum(), (x, weight))
     assert close(got, expected) and close(own_dx, dx)
-    assert close(own_dw[narrow:], dw[narrow:])
-    if narrow:
-        assert close(own_dw[:narrow, :, 1:-1, 1:-1], dw[:narrow, :, 1:-1, 1:-1])
+    assert close(own_dw[small:], dw[small:])
+    if small:
+        assert close(own_dw[:small, :, 1:-1, 1:-1], dw[:small, :, 1:-1, 1:-1])
 
 
-@pytest.mark.parametrize("gate, size, width", [("sigmoid", 8, 0.1), ("softmax", 8, 0.25), ("sigmoid", 17, 0.1), ("softmax", 65, 0.1)])
-def test_chain_supernet_equals_the_plain_sum(gate, size, width):
-    torch.manual_seed(1)
-    network = model_search.NetworkS2(10, 3, gate, width, size).double()
-    with torch.no_grad():
-        network.alphas[0].normal_()
-    oracle = OracleS2(network, gate)
-    images, labels = batch(size, 3)
-    for recompute in (False, True):
-        network.recompute = recompute
-        logits, expected = network(images), oracle(images)
-        assert close(logits, expected)
-        network.zero_grad()
-        oracle.zero_grad()
-        F.cross_entropy(logits, labels).backward()
-        F.cross_entropy(expected, labels).backward()
-        checked = 0
-        for own, theirs in oracle.pairs(network, of=lambda w: w.grad):
-            assert close(theirs, own.grad)
-            checked += own.numel()
-        assert checked == sum(w.numel() for w in network.weights())
-        present = network.present
-        assert close(network.alphas[0].grad[present], oracle.alphas[0].grad[present])
-        assert network.alphas[0].grad[present].abs().max() > 1e-5
-        assert (network.alphas[0].grad[~present] == 0).all()
-    network.eval()
-    oracle.eval()
-    assert close(network(images), oracle(images))
+def test_shared_relu_is_computed_once():
+    relu, x = operations.ReLU(), torch.randn(3, requires_grad=True)
+    assert relu(x) is not relu(x)
+    shared = kernels.share_relu(x * 1)
+    assert relu(shared) is relu(shared) is kernels.ReLU()(kernels.share_relu(shared))
+    assert torch.equal(relu(shared), x.clamp(min=0))
+    (relu(shared).sum() + relu(shared).sum()).backward()
+    assert torch.equal(x.grad, 2.0 * (x > 0))
+    with kernels.stock():
+        assert not hasattr(kernels.share_relu(x * 1), "shared_relu")
 
 
 def test_absent_choices_count_nowhere():
     network = model_search.NetworkS2(10, 1, width=0.1, image_size=8)
     assert (~network.present).sum() == 6 and (network.present[:, :6]).all()
     assert network.all_gates().shape == (127,) and (network.all_gates() == 0.5).all()
-    assert (network.gates()[0][~network.present] == 0).all()
+    assert (network.compute_gates()[0][~network.present] == 0).all()
     architect = fair_darts.Architect(network, 0.1, w01=10.0)
     with torch.no_grad():
         network.alphas[0][network.present] = torch.linspace(-3, 3, 127)
     images, labels = batch(8, 6, 1)
     gates = network.all_gates().detach()
     _, penalty = architect.step(images.float(), labels)
-    assert penalty.item() == pytest.approx(-((gates - 0.5) ** 2).sum().item() / 127, abs=1e-6)
-    assert (network.alphas[0][~network.present] == 0).all() and network.alphas[0][network.present].abs().min() > 0
+    assert penalty.item() == pytest.approx(-((gates - 0.5) ** 2).sum().item() / 127,
+                                           abs=1e-6)
+    assert ((network.alphas[0][~network.present] == 0).all()
+            and network.alphas[0][network.present].abs().min() > 0)
     softmax = model_search.NetworkS2(10, 1, "softmax", 0.1, 8)
-    assert softmax.gates()[0].sum(1).allclose(torch.ones(19)) and (softmax.gates()[0][~softmax.present] == 0).all()
+    [gates] = softmax.compute_gates()
+    assert gates.sum(1).allclose(torch.ones(19)) and (gates[~softmax.present] == 0).all()
 
 
 def test_strides_of_chains_for_small_pictures():
@@ -406,19 +328,22 @@ def test_strides_of_chains_for_small_pictures():
             side = -(-side // stride)
         assert side >= 8 or size > 64
     assert operations.chain_strides(224)[1:] == [stride for _, stride in genotypes.CHAIN]
-    assert [i for i, stride in enumerate(operations.chain_strides(32)) if stride == 2] == [7, 15]  # the last two of five
+    assert [i for i, stride in enumerate(operations.chain_strides(32))
+            if stride == 2] == [7, 15]  # the last two of five
 
 
 def test_phases_and_their_inverse():
     x = torch.randn(2, 3, 6, 8)
-    phases = operations.to_phases(x)
+    phases = kernels.to_phases(x)
     assert torch.equal(phases[2 * 2:2 * 3], x[:, :, 1::2, ::2])  # phase (1, 0) of both pictures
-    assert torch.equal(operations.from_phases(phases), x)
+    assert torch.equal(kernels.from_phases(phases), x)
 
 
 @pytest.mark.parametrize("unrolled", [False, True])
 def test_recompute_changes_nothing(unrolled):
-    """Losses, alphas, weights and batch-norm statistics, bit for bit, over several two-level steps."""
+    """Losses, alphas, weights and batch-norm statistics, bit for bit, over several
+    two-level steps.
+    """
     results = []
     for recompute in (False, True):
         network = small_network()
@@ -427,7 +352,8 @@ def test_recompute_changes_nothing(unrolled):
         architect = fair_darts.Architect(network, 0.1)
         losses = []
         for step in range(3):
-            (images, labels), (train_images, train_labels) = batch(8, 6, 1, 3, step), batch(8, 6, 1, 3, 10 + step)
+            (images, labels), (train_images, train_labels) = (
+                batch(8, 6, 1, 3, step), batch(8, 6, 1, 3, 10 + step))
             if unrolled:
                 losses += architect.step_unrolled(images, labels, train_images, train_labels, sgd)
             else:
@@ -459,14 +385,13 @@ def test_recompute_repeats_drop_path():
 
 
 def test_recompute_keeps_less():
-    import benchmark
     torch.manual_seed(0)
-    network = model_search.Network(4, layers=3)
-    oracle, (images, labels) = OracleNetwork(network, 4, layers=3), batch(16)
-    kept = {}
-    for name, net in (("plain", oracle), ("ours", network), ("recompute", network)):
+    network, (images, labels) = model_search.Network(4, layers=3), batch(16)
+    literal, kept = benchmark.plain(network), {}
+    for name, net in (("plain", literal), ("ours", network), ("recompute", network)):
         network.recompute = name == "recompute"
-        kept[name] = benchmark.saved_bytes(lambda: F.cross_entropy(net(images.float()), labels))
+        with kernels.stock(name == "plain"):
+            kept[name] = benchmark.saved_bytes(lambda: F.cross_entropy(net(images.float()), labels))
     assert kept["ours"] < 0.7 * kept["plain"] and kept["recompute"] < 0.25 * kept["plain"]
 
 
@@ -480,7 +405,8 @@ def test_sixteen_bit_steps_stay_near_float32(dtype):
             precision.dtype, precision.scaler = dtype, torch.amp.GradScaler("cpu", init_scale=128.0)
             precision.loss_scale = precision.scaler.get_scale
         sgd = torch.optim.SGD(network.weights(), 0.01, momentum=0.9)
-        architect = fair_darts.Architect(network, 0.02, autocast=precision.autocast, loss_scale=precision.loss_scale)
+        architect = fair_darts.Architect(network, 0.02, autocast=precision.autocast,
+                                         loss_scale=precision.loss_scale)
         losses = []
         for step in range(5):
             images, labels = batch(8, 32, 1, 3, step)
@@ -488,26 +414,36 @@ def test_sixteen_bit_steps_stay_near_float32(dtype):
             with fair_darts.frozen(network.alphas):
                 sgd.zero_grad()
                 with precision.autocast():
-                    logits, gates = network(images.float()), torch.cat(network.gates())
+                    logits, gates = network(images.float()), network.all_gates()
                 train_loss = F.cross_entropy(logits, labels)
-                precision.descend(train_loss, sgd, network.weights(), 5.0)
-            assert {t.dtype for t in (loss, penalty, logits, gates, train_loss, *network.parameters())} == {torch.float32}
+                precision.scaler.scale(train_loss).backward()
+            precision.scaler.unscale_(sgd)
+            nn.utils.clip_grad_norm_(network.weights(), 5.0)
+            precision.scaler.step(sgd)
+            precision.scaler.update()
+            assert {t.dtype for t in (loss, penalty, logits, gates, train_loss,
+                                      *network.parameters())} == {torch.float32}
             losses += [loss, train_loss.detach()]
-        results.append((torch.stack(losses), torch.cat(network.gates()).detach()))
+        results.append((torch.stack(losses), network.all_gates().detach()))
     assert results[1][0].isfinite().all() and not torch.equal(results[0][0], results[1][0])
     assert (results[0][0] - results[1][0]).abs().max() < 0.1
     assert (results[0][1] - results[1][1]).abs().mean() < 0.01
 
 
 def test_gate_gradient_with_channels_last_input():
-    """A strided scale makes batch norm's channels_last gradient wrong on the CPU; the gates come from a column."""
+    """A strided scale makes batch norm's channels_last gradient wrong on the CPU; the
+    gates come from a column.
+    """
     torch.manual_seed(0)
     gates = torch.rand(3, 7, dtype=torch.float64, requires_grad=True)
-    x = torch.randn(4, 6, 5, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
-    bn = operations.BatchNorm(6, affine=False).double()
+    x = torch.randn(4, 6, 5, 5, dtype=torch.float64).contiguous(
+        memory_format=torch.channels_last).requires_grad_()
+    norms = [kernels.BatchNorm(2, affine=False).double() for _ in range(3)]
     target = torch.randn(4, 6, 5, 5, dtype=torch.float64)
-    got = torch.autograd.grad((bn(x, gates[:, 2]) * target).sum(), (x, gates))
-    y = (x - x.mean((0, 2, 3), keepdim=True)) / (x.var((0, 2, 3), unbiased=False, keepdim=True) + bn.eps).sqrt()
+    y = fast.BatchNorms(norms)(x, gates[:, 2])
+    got = torch.autograd.grad((y * target).sum(), (x, gates))
+    y = (x - x.mean((0, 2, 3), keepdim=True)) / (
+        x.var((0, 2, 3), unbiased=False, keepdim=True) + norms[0].eps).sqrt()
     scale = gates[:, 2].repeat_interleave(2)[:, None, None]
     for a, b in zip(got, torch.autograd.grad((y * scale * target).sum(), (x, gates))):
         assert close(a, b)
@@ -516,16 +452,18 @@ def test_gate_gradient_with_channels_last_input():
 def test_alphas_and_weights_of_the_supernet():
     network = model_search.Network(init_channels=4, layers=3)
     assert [tuple(a.shape) for a in network.alphas] == [(14, 7), (14, 7)]
-    assert all((g == 0.5).all() for g in network.gates())  # sigmoid(0): no operation starts ahead
+    assert (network.all_gates() == 0.5).all()  # sigmoid(0): no operation starts ahead
     names = {id(a) for a in network.alphas} | {id(w) for w in network.weights()}
     assert len(names) == len(list(network.parameters())) == len(network.weights()) + 2
     softmax = model_search.Network(init_channels=4, layers=3, gate="softmax")
     assert all(0 < a.abs().max() < 0.01 for a in softmax.alphas)
-    assert torch.cat(softmax.gates()).sum(1).allclose(torch.ones(28))
+    assert torch.cat(softmax.compute_gates()).sum(1).allclose(torch.ones(28))
 
 
 def test_published_size_of_the_supernet():
-    """DARTS prints 1.93 M parameters for its search network of 16 channels and 8 cells."""
+    """DARTS prints 1.93 M parameters for its search network
+    of 16 channels and 8 cells.
+    """
     assert sum(w.numel() for w in model_search.Network().weights()) == 1_930_618
 
 
@@ -535,11 +473,13 @@ def test_published_size_of_the_supernet():
     (fair_darts.zero_one_loss, lambda z: -(z - 0.5) ** 2, lambda z: -2 * (z - 0.5)),
     (fair_darts.zero_one_loss_l1, lambda z: -abs(z - 0.5), lambda z: -math.copysign(1, z - 0.5))])
 def test_zero_one_losses(penalty, formula, slope):
-    gates = torch.rand(28, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    gates = torch.rand(28, 7, dtype=torch.float64,
+                       generator=torch.Generator().manual_seed(0)).requires_grad_()
     value = penalty(gates)
     values = gates.detach().flatten().tolist()
     assert value.item() == pytest.approx(sum(map(formula, values)) / len(values), abs=1e-12)
-    expected = torch.tensor([slope(z) / len(values) for z in values], dtype=torch.float64).view(28, 7)
+    expected = torch.tensor([slope(z) / len(values) for z in values],
+                            dtype=torch.float64).view(28, 7)
     assert close(torch.autograd.grad(value, gates)[0], expected, 1e-12)
     assert penalty(torch.full((3, 7), 0.5)) == 0  # the maximum
     assert penalty(torch.tensor([0.49, 0.51])) < 0
@@ -551,14 +491,16 @@ def test_gates():
     for a, s, m in zip(alphas, fair_darts.gates(alphas), fair_darts.gates(alphas, "softmax")):
         for i in range(7):
             assert s[i].item() == pytest.approx(1 / (1 + math.exp(-a[i])), abs=1e-12)
-            assert m[i].item() == pytest.approx(math.exp(a[i]) / sum(math.exp(v) for v in a), abs=1e-12)
+            assert m[i].item() == pytest.approx(
+                math.exp(a[i]) / sum(math.exp(v) for v in a), abs=1e-12)
 
 
-# ---------------------------------------------------------------- the two-level optimisation: Eq. 4, 8
+# ---------------------------------------------------------------- two-level optimisation: Eq. 4, 8
 
 def small_network(seed=0):
     torch.manual_seed(seed)
-    network = model_search.Network(init_channels=2, num_classes=3, layers=3, nodes=2, in_channels=1).double()
+    network = model_search.Network(init_channels=2, num_classes=3, layers=3, nodes=2,
+                                   in_channels=1).double()
     with torch.no_grad():
         for alpha in network.alphas:
             alpha.normal_()
@@ -595,53 +537,76 @@ def test_unrolled_gradient_is_the_exact_one(steps):
         optimizer.step()
     # exact: double backward through the update that torch.optim.SGD documents
     state = {name: value.detach().clone() for name, value in network.state_dict().items()}
-    weights = {n: w.detach().clone().requires_grad_() for n, w in network.named_parameters() if "alphas" not in n}
-    alphas = {n: a.detach().clone().requires_grad_() for n, a in network.named_parameters() if "alphas" in n}
+    weights = {n: w.detach().clone().requires_grad_()
+               for n, w in network.named_parameters() if "alphas" not in n}
+    alphas = {n: a.detach().clone().requires_grad_()
+              for n, a in network.named_parameters() if "alphas" in n}
     twin = small_network()
     loss = F.cross_entropy(functional_call(twin, {**weights, **alphas}, train_images), train_labels)
     moved = {}
-    for (name, w), g in zip(weights.items(), torch.autograd.grad(loss, list(weights.values()), create_graph=True)):
-        velocity = optimizer.state[network.get_parameter(name)]["momentum_buffer"] if steps else 0
+    for (name, w), g in zip(
+            weights.items(),
+            torch.autograd.grad(loss, list(weights.values()), create_graph=True)):
+        velocity = (optimizer.state[network.get_parameter(name)]["momentum_buffer"]
+                    if steps else 0)
         moved[name] = w - 0.1 * (0.9 * velocity + g + 0.05 * w)
     val_loss = F.cross_entropy(functional_call(twin, {**moved, **alphas}, images), labels)
     penalty = fair_darts.zero_one_loss(torch.sigmoid(torch.cat(list(alphas.values()))))
     exact = torch.autograd.grad(val_loss + 10 * penalty, list(alphas.values()))
     first_order = torch.autograd.grad(
-        F.cross_entropy(functional_call(twin, {**weights, **alphas}, images), labels) + 10 * penalty.detach(),
+        F.cross_entropy(functional_call(twin, {**weights, **alphas}, images), labels)
+        + 10 * penalty.detach(),
         list(alphas.values()))
 
     architect = fair_darts.Architect(network, w01=10.0)
     random = torch.get_rng_state()
-    got, loss, _ = architect.unrolled_gradient(images, labels, train_images, train_labels, optimizer, radius=1e-6)
+    got, loss, _ = architect.unrolled_gradient(images, labels, train_images, train_labels,
+                                               optimizer, radius=1e-6)
     assert loss.item() == pytest.approx(val_loss.item(), rel=1e-12)
     for g, e, f in zip(got, exact, first_order):
         assert close(g / e.abs().max(), e / e.abs().max(), 1e-6)
-        assert not close(f / e.abs().max(), e / e.abs().max(), 1e-2)  # the test can tell the orders apart
+        # the test can tell the orders apart
+        assert not close(f / e.abs().max(), e / e.abs().max(), 1e-2)
     assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     architect.step_unrolled(images, labels, train_images, train_labels, optimizer)
-    assert all(torch.equal(state[n], v) == ("alphas" not in n) for n, v in network.state_dict().items())
+    assert all(torch.equal(state[n], v) == ("alphas" not in n)
+               for n, v in network.state_dict().items())
 
 
-# ---------------------------------------------------------------- discretisation: Eq. 3, sigma_threshold
+# ---------------------------------------------------------------- discretisation: Eq. 3, threshold
 
 # sigmoid(alpha) at the end of the search that gave FairDARTS_a, columns in the order of PRIMITIVES
 GATES_A_NORMAL = [
-    [0.927, 0.0547, 0.0669, 0.9432, 0.0739, 0.0773, 0.9268], [0.8769, 0.0486, 0.0597, 0.8739, 0.901, 0.0692, 0.0769],
-    [0.1161, 0.0648, 0.1094, 0.0659, 0.057, 0.0596, 0.059], [0.0443, 0.0437, 0.064, 0.0805, 0.063, 0.065, 0.0667],
-    [0.0321, 0.0345, 0.0369, 0.0588, 0.0803, 0.0853, 0.0661], [0.9402, 0.0585, 0.0691, 0.9353, 0.0621, 0.9368, 0.0674],
-    [0.0634, 0.063, 0.0718, 0.06, 0.0722, 0.0642, 0.0577], [0.0482, 0.0533, 0.0601, 0.0672, 0.8269, 0.0708, 0.0655],
-    [0.0525, 0.054, 0.0657, 0.0602, 0.0672, 0.0654, 0.0801], [0.0653, 0.0593, 0.0667, 0.9255, 0.0679, 0.0693, 0.068],
-    [0.0475, 0.048, 0.0563, 0.0668, 0.9011, 0.0633, 0.0692], [0.0409, 0.0434, 0.0409, 0.696, 0.8011, 0.0637, 0.844],
-    [0.0443, 0.0469, 0.9284, 0.0615, 0.0625, 0.8495, 0.0631], [0.0465, 0.0471, 0.0472, 0.0596, 0.0666, 0.8923, 0.0715]]
+    [0.927, 0.0547, 0.0669, 0.9432, 0.0739, 0.0773, 0.9268],
+    [0.8769, 0.0486, 0.0597, 0.8739, 0.901, 0.0692, 0.0769],
+    [0.1161, 0.0648, 0.1094, 0.0659, 0.057, 0.0596, 0.059],
+    [0.0443, 0.0437, 0.064, 0.0805, 0.063, 0.065, 0.0667],
+    [0.0321, 0.0345, 0.0369, 0.0588, 0.0803, 0.0853, 0.0661],
+    [0.9402, 0.0585, 0.0691, 0.9353, 0.0621, 0.9368, 0.0674],
+    [0.0634, 0.063, 0.0718, 0.06, 0.0722, 0.0642, 0.0577],
+    [0.0482, 0.0533, 0.0601, 0.0672, 0.8269, 0.0708, 0.0655],
+    [0.0525, 0.054, 0.0657, 0.0602, 0.0672, 0.0654, 0.0801],
+    [0.0653, 0.0593, 0.0667, 0.9255, 0.0679, 0.0693, 0.068],
+    [0.0475, 0.048, 0.0563, 0.0668, 0.9011, 0.0633, 0.0692],
+    [0.0409, 0.0434, 0.0409, 0.696, 0.8011, 0.0637, 0.844],
+    [0.0443, 0.0469, 0.9284, 0.0615, 0.0625, 0.8495, 0.0631],
+    [0.0465, 0.0471, 0.0472, 0.0596, 0.0666, 0.8923, 0.0715]]
 GATES_A_REDUCE = [
-    [0.9408, 0.0725, 0.9339, 0.9339, 0.0632, 0.934, 0.9296], [0.9357, 0.9363, 0.0676, 0.9341, 0.068, 0.0659, 0.0707],
-    [0.9395, 0.9411, 0.9351, 0.9329, 0.0614, 0.935, 0.9338], [0.0639, 0.0641, 0.0657, 0.935, 0.9366, 0.936, 0.938],
-    [0.0584, 0.0604, 0.9332, 0.9356, 0.0625, 0.0618, 0.0623], [0.9379, 0.9391, 0.9367, 0.0625, 0.9365, 0.9354, 0.935],
-    [0.0638, 0.0636, 0.9324, 0.9356, 0.9376, 0.0639, 0.934], [0.0629, 0.0632, 0.935, 0.9352, 0.9353, 0.935, 0.0648],
-    [0.0621, 0.0633, 0.9356, 0.0651, 0.9366, 0.0634, 0.9368], [0.0673, 0.0684, 0.9379, 0.0635, 0.9366, 0.0657, 0.9362],
-    [0.0629, 0.0635, 0.9372, 0.0629, 0.0625, 0.9338, 0.9361], [0.061, 0.0627, 0.9322, 0.0624, 0.0629, 0.9349, 0.0649],
-    [0.0611, 0.0633, 0.9343, 0.0638, 0.9355, 0.0645, 0.9332], [0.0614, 0.0635, 0.0581, 0.0638, 0.0668, 0.9354, 0.9331]]
+    [0.9408, 0.0725, 0.9339, 0.9339, 0.0632, 0.934, 0.9296],
+    [0.9357, 0.9363, 0.0676, 0.9341, 0.068, 0.0659, 0.0707],
+    [0.9395, 0.9411, 0.9351, 0.9329, 0.0614, 0.935, 0.9338],
+    [0.0639, 0.0641, 0.0657, 0.935, 0.9366, 0.936, 0.938],
+    [0.0584, 0.0604, 0.9332, 0.9356, 0.0625, 0.0618, 0.0623],
+    [0.9379, 0.9391, 0.9367, 0.0625, 0.9365, 0.9354, 0.935],
+    [0.0638, 0.0636, 0.9324, 0.9356, 0.9376, 0.0639, 0.934],
+    [0.0629, 0.0632, 0.935, 0.9352, 0.9353, 0.935, 0.0648],
+    [0.0621, 0.0633, 0.9356, 0.0651, 0.9366, 0.0634, 0.9368],
+    [0.0673, 0.0684, 0.9379, 0.0635, 0.9366, 0.0657, 0.9362],
+    [0.0629, 0.0635, 0.9372, 0.0629, 0.0625, 0.9338, 0.9361],
+    [0.061, 0.0627, 0.9322, 0.0624, 0.0629, 0.9349, 0.0649],
+    [0.0611, 0.0633, 0.9343, 0.0638, 0.9355, 0.0645, 0.9332],
+    [0.0614, 0.0635, 0.0581, 0.0638, 0.0668, 0.9354, 0.9331]]
 
 
 def gates_with(*entries, nodes=4):
@@ -656,7 +621,8 @@ def test_published_gates_give_the_published_genotype():
     assert fair_darts.discretize(GATES_A_NORMAL, GATES_A_REDUCE) == genotypes.FairDARTS_a
     dominant = fair_darts.dominant_operations(GATES_A_NORMAL)
     assert len(dominant) == 8 and [e.node for e in dominant] == [2, 2, 3, 3, 4, 4, 5, 5]
-    assert dominant[2:4] == [Edge("max_pool_3x3", 3, 0), Edge("dil_conv_3x3", 3, 2)]  # below any threshold
+    assert dominant[2:4] == [Edge("max_pool_3x3", 3, 0),
+                             Edge("dil_conv_3x3", 3, 2)]  # below any threshold
 
 
 def test_discretize_cases():
@@ -665,15 +631,20 @@ def test_discretize_cases():
 
     assert normal() == []  # nothing above the threshold
     assert normal(("sep_conv_3x3", 3, 0, 0.85)) == [Edge("sep_conv_3x3", 3, 0)]
-    assert normal(("sep_conv_3x3", 3, 0, 0.5), threshold=0.5) == [Edge("sep_conv_3x3", 3, 0)]  # at the threshold
-    isolated = ("sep_conv_3x3", 2, 0, 0.9), ("skip_connect", 4, 3, 0.99), ("max_pool_3x3", 5, 1, 0.9)
+    assert normal(("sep_conv_3x3", 3, 0, 0.5), threshold=0.5) == [
+        Edge("sep_conv_3x3", 3, 0)]  # at the threshold
+    isolated = (("sep_conv_3x3", 2, 0, 0.9), ("skip_connect", 4, 3, 0.99),
+                ("max_pool_3x3", 5, 1, 0.9))
     assert normal(*isolated) == [Edge("sep_conv_3x3", 2, 0), Edge("max_pool_3x3", 5, 1)]
     chain = ("skip_connect", 4, 3, 0.9), ("skip_connect", 5, 4, 0.9), ("dil_conv_5x5", 2, 1, 0.9)
     assert normal(*chain) == [Edge("dil_conv_5x5", 2, 1)]
     ties = [("sep_conv_3x3", 4, source, 0.9) for source in range(4)] + [("skip_connect", 4, 1, 0.9)]
-    assert normal(*ties) == [Edge("sep_conv_3x3", 4, 0), Edge("skip_connect", 4, 1)]  # the lower index first
-    # the best two edges are chosen before the threshold: a third edge never replaces one that falls short
-    third = [("sep_conv_3x3", 4, 0, 0.9), ("sep_conv_3x3", 4, 1, 0.89), ("skip_connect", 4, 2, 0.88)]
+    # the lower index first
+    assert normal(*ties) == [Edge("sep_conv_3x3", 4, 0), Edge("skip_connect", 4, 1)]
+    # the best two edges are chosen before the threshold:
+    # a third edge never replaces one that falls short
+    third = [("sep_conv_3x3", 4, 0, 0.9), ("sep_conv_3x3", 4, 1, 0.89),
+             ("skip_connect", 4, 2, 0.88)]
     assert normal(*third) == [Edge("sep_conv_3x3", 4, 0), Edge("sep_conv_3x3", 4, 1)]
     two = ("sep_conv_3x3", 2, 0, 0.9), ("max_pool_3x3", 2, 0, 0.95), ("dil_conv_3x3", 2, 1, 0.9)
     assert normal(*two, ops_per_edge=2) == [Edge("max_pool_3x3", 2, 0), Edge("sep_conv_3x3", 2, 0),
@@ -682,7 +653,9 @@ def test_discretize_cases():
 
 
 def test_softmax_rule_is_darts_parse():
-    """Eq. 3: two edges a node by their largest weight, argmax on each, no threshold; written as DARTS has it."""
+    """Eq. 3: two edges a node by their largest weight, argmax on each, no threshold;
+    written as DARTS has it.
+    """
     alphas = torch.randn(2, 14, 7, generator=torch.Generator().manual_seed(3))
     weights = torch.softmax(alphas, 2).numpy()
     cells = []
@@ -691,7 +664,8 @@ def test_softmax_rule_is_darts_parse():
         for node in range(2, 6):
             rows = cell[start:start + node]
             best = sorted(range(node), key=lambda source: -max(rows[source]))[:2]
-            edges += [Edge(PRIMITIVES[rows[source].argmax()], node, source) for source in sorted(best)]
+            edges += [Edge(PRIMITIVES[rows[source].argmax()], node, source)
+                      for source in sorted(best)]
             start += node
         cells.append(edges)
     assert fair_darts.discretize(*torch.from_numpy(weights), threshold=0) == Genotype(*cells)
@@ -701,16 +675,20 @@ def test_softmax_rule_is_darts_parse():
 def test_discretize_chain():
     gates = torch.full((19, 7), 0.1)
     chain = fair_darts.discretize_chain(gates)
-    assert chain.layers[0] == ("mb3_k3",) and chain.layers[1] == ("skip_connect",)  # no gate at the threshold
+    assert (chain.layers[0] == ("mb3_k3",)
+            and chain.layers[1] == ("skip_connect",))  # no gate at the threshold
     gates[0, 4], gates[1, 2], gates[3, [0, 5, 6]] = 0.7, 0.84, torch.tensor([0.85, 0.95, 0.9])
     chain = fair_darts.discretize_chain(gates)
     assert chain.layers[:4] == [("mb6_k5",), ("skip_connect",), ("mb3_k3",), ("mb6_k7",)]
-    assert fair_darts.discretize_chain(gates, ops_per_layer=2).layers[3] == ("mb6_k7", "skip_connect")
-    assert fair_darts.discretize_chain(gates, ops_per_layer=9).layers[3] == ("mb3_k3", "mb6_k7", "skip_connect")
+    assert fair_darts.discretize_chain(gates, ops_per_layer=2).layers[3] == (
+        "mb6_k7", "skip_connect")
+    assert fair_darts.discretize_chain(gates, ops_per_layer=9).layers[3] == (
+        "mb3_k3", "mb6_k7", "skip_connect")
     gates[2, 6] = 0.99  # no choice there
     assert fair_darts.discretize_chain(gates, ops_per_layer=9).layers[2] == ("mb3_k3",)
     weights = torch.softmax(torch.randn(19, 7, generator=torch.Generator().manual_seed(0)), 1)
-    expected = [(genotypes.CHOICES[int(row[:7 if same else 6].argmax())],) for row, same in zip(weights, genotypes.SAME_SHAPE)]
+    expected = [(genotypes.CHOICES[int(row[:7 if same else 6].argmax())],)
+                for row, same in zip(weights, genotypes.SAME_SHAPE)]
     assert fair_darts.discretize_chain(weights, threshold=0).layers == expected
     assert fair_darts.dominant_choices(weights) == [names[0] for names in expected]
     assert fair_darts.discrete_chain_gates(chain)[3].tolist() == [0, 0, 0, 0, 0, 1, 0]
@@ -718,11 +696,13 @@ def test_discretize_chain():
 
 # ---------------------------------------------------------------- genotypes
 
-LOG_OF_DARTS = ("2018-06-01 genotype = Genotype(normal=[('sep_conv_3x3', 1), ('sep_conv_3x3', 0), "
-                "('skip_connect', 0), ('sep_conv_3x3', 1), ('skip_connect', 0), ('sep_conv_3x3', 1), "
-                "('sep_conv_3x3', 0), ('skip_connect', 2)], normal_concat=range(2, 6), reduce=[('max_pool_3x3', 0), "
-                "('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 0), ('max_pool_3x3', 0), "
-                "('skip_connect', 2), ('skip_connect', 2), ('avg_pool_3x3', 0)], reduce_concat=[2, 3, 4, 5])")
+LOG_OF_DARTS = (
+    "2018-06-01 genotype = Genotype(normal=[('sep_conv_3x3', 1), ('sep_conv_3x3', 0), "
+    "('skip_connect', 0), ('sep_conv_3x3', 1), ('skip_connect', 0), ('sep_conv_3x3', 1), "
+    "('sep_conv_3x3', 0), ('skip_connect', 2)], normal_concat=range(2, 6), "
+    "reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 0), "
+    "('max_pool_3x3', 0), ('skip_connect', 2), ('skip_connect', 2), ('avg_pool_3x3', 0)], "
+    "reduce_concat=[2, 3, 4, 5])")
 
 
 def test_genotypes_are_read_and_written(tmp_path):
@@ -732,7 +712,8 @@ def test_genotypes_are_read_and_written(tmp_path):
         assert genotypes.get(str(genotype)) == genotype
         genotypes.save(genotype, path)
         assert genotypes.get(path) == genotypes.load(path) == genotype
-        assert isinstance(genotype, ChainGenotype) or all(genotypes.prune(cell) == cell for cell in genotype)
+        assert (isinstance(genotype, ChainGenotype)
+                or all(genotypes.prune(cell) == cell for cell in genotype))
     assert list(tmp_path.iterdir()) == [tmp_path / "genotype.json"]
     assert genotypes.get(LOG_OF_DARTS) == genotypes.DARTS_V1
     assert len(genotypes.PUBLISHED) == 14
@@ -741,40 +722,53 @@ def test_genotypes_are_read_and_written(tmp_path):
 def test_idle_edges_are_dropped_and_named():
     g = genotypes.FairDARTS_g
     text = str(Genotype([*g.normal, Edge("skip_connect", 4, 3)], g.reduce))  # as it was published
-    with pytest.warns(UserWarning, match=r"normal cell: edge \('skip_connect', 4, 3\) dropped.*node 3"):
+    with pytest.warns(UserWarning,
+                      match=r"normal cell: edge \('skip_connect', 4, 3\) dropped.*node 3"):
         assert genotypes.get(text) == g
 
 
 @pytest.mark.parametrize("text, message", [
-    ("FairDARTS_A", "did you mean 'FairDARTS_a'"), ("PDARTS", "did you mean 'P_DARTS'"), ("zzz", "choose from"),
+    ("FairDARTS_A", "did you mean 'FairDARTS_a'"), ("PDARTS", "did you mean 'P_DARTS'"),
+    ("zzz", "choose from"),
     ("Genotype(normal=[('sep_conv_3x4', 2, 0)], reduce=[('skip_connect', 2, 0)])",
      r"normal cell, edge \('sep_conv_3x4', 2, 0\): unknown operation; did you mean 'sep_conv_3x3'"),
-    ("Genotype(normal=[('skip_connect', 2, 0)], reduce=[('skip_connect', 2, 2)])", r"reduce cell, edge .* from 0 to 1"),
-    ("Genotype(normal=[('skip_connect', 6, 0)], reduce=[('skip_connect', 2, 0)])", "node from 2 to 5"),
-    ("Genotype(normal=[('skip_connect', 2, -1)], reduce=[('skip_connect', 2, 0)])", "from 0 to 1"),
-    ("Genotype(normal=[('skip_connect', 2, True)], reduce=[('skip_connect', 2, 0)])", "from 0 to 1"),
-    ("Genotype(normal=[('skip_connect', 0)], reduce=[('skip_connect', 2, 0)])", "two for each node"),
+    ("Genotype(normal=[('skip_connect', 2, 0)], reduce=[('skip_connect', 2, 2)])",
+     r"reduce cell, edge .* from 0 to 1"),
+    ("Genotype(normal=[('skip_connect', 6, 0)], reduce=[('skip_connect', 2, 0)])",
+     "node from 2 to 5"),
+    ("Genotype(normal=[('skip_connect', 2, -1)], reduce=[('skip_connect', 2, 0)])",
+     "from 0 to 1"),
+    ("Genotype(normal=[('skip_connect', 2, True)], reduce=[('skip_connect', 2, 0)])",
+     "from 0 to 1"),
+    ("Genotype(normal=[('skip_connect', 0)], reduce=[('skip_connect', 2, 0)])",
+     "two for each node"),
     ("Genotype(normal=[('skip_connect', 2, 0), ('skip_connect', 0)], reduce=[])", "expected"),
     ("Genotype(normal=[], reduce=[('skip_connect', 2, 0)])", "normal cell: it has no edge"),
-    ("Genotype(normal=[('skip_connect', 4, 3)], reduce=[('skip_connect', 2, 0)])", "no edge that comes from an input"),
-    ("Genotype(normal=[('skip_connect', 2, 0)], normal_concat=[3], reduce=[('skip_connect', 2, 0)])", "leaves out"),
-    ("Genotype(normal=__import__('os').getcwd(), reduce=[])", "cannot read"), ("Genotype(", "cannot read"),
-    ("ChainGenotype(layers=[])", "a chain has 19 layers, got 0"), ("ChainGenotype(layers=3)", "a chain has 19 layers, got 3"),
+    ("Genotype(normal=[('skip_connect', 4, 3)], reduce=[('skip_connect', 2, 0)])",
+     "no edge that comes from an input"),
+    ("Genotype(normal=[('skip_connect', 2, 0)], normal_concat=[3], "
+     "reduce=[('skip_connect', 2, 0)])", "leaves out"),
+    ("Genotype(normal=__import__('os').getcwd(), reduce=[])", "cannot read"),
+    ("Genotype(", "cannot read"),
+    ("ChainGenotype(layers=[])", "a chain has 19 layers, got 0"),
+    ("ChainGenotype(layers=3)", "a chain has 19 layers, got 3"),
     ("ChainGenotype(layers=[()] * 19)", "cannot read"), ("ChainGenotype()", "cannot read"),
     (f"ChainGenotype(layers={[('mb3_k3',)] * 18 + [()]})", "layer 18, .*one or more"),
     (f"ChainGenotype(layers={[('mb3_k3', 'mb3_k3')] * 19})", "named twice"),
     (f"ChainGenotype(layers={[('mb3_k4',)] * 19})", "layer 0, .*did you mean 'mb3_k"),
     (f"ChainGenotype(layers={[('skip_connect',)] * 19})", "layer 0, .*no identity here"),
-    ("Genotype(normal=[('skip_connect', 2, 0)])", "cannot read"), ("Genotype(" + "(" * 10000, "cannot read")])
+    ("Genotype(normal=[('skip_connect', 2, 0)])", "cannot read"),
+    ("Genotype(" + "(" * 10000, "cannot read")])
 def test_bad_genotypes_are_refused_in_one_line(text, message):
     with pytest.raises(genotypes.GenotypeError, match=message) as error:
         genotypes.get(text)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", "\xff", '{"normal": 3, "reduce": 3}', '{"normal": [[1]]}',
-                                     '{"normal": [["skip_connect", 2.0, 0]], "reduce": []}',
-                                     '{"normal": [null], "reduce": []}', "[" * 100000, '{"layers": 3}', '{"layers": [["mb3_k3"]]}'])
+@pytest.mark.parametrize("content", [
+    "", "[]", "{}", "\xff", '{"normal": 3, "reduce": 3}', '{"normal": [[1]]}',
+    '{"normal": [["skip_connect", 2.0, 0]], "reduce": []}', '{"normal": [null], "reduce": []}',
+    "[" * 100000, '{"layers": 3}', '{"layers": [["mb3_k3"]]}'])
 def test_bad_genotype_files_are_refused(content, tmp_path):
     path = tmp_path / "genotype.json"
     path.write_text(content, encoding="latin1")
@@ -783,11 +777,14 @@ def test_bad_genotype_files_are_refused(content, tmp_path):
 
 
 def test_any_text_gives_a_genotype_or_a_genotype_error(tmp_path):
-    """2,500 texts and 500 files: published genotypes with pieces replaced, dropped or doubled, and noise."""
+    """2,500 texts and 500 files: published genotypes with pieces replaced, dropped or
+    doubled, and noise.
+    """
     dice, path = random.Random(0), tmp_path / "genotype.json"
-    pieces = ["(", ")", "[", "]", ",", "'", "=", "*", "-", "{}", "None", "0", "9" * 5000, "1e999", "Edge", "range(9)", "normal",
-              "reduce_concat=", "node=7", "\0", "\n", "\ud800", "é", "lambda: 0", "**{}", "(" * 300, "-1", "skip_connect",
-              "NaN", "Genotype(", '"', ":", "true"]
+    pieces = ["(", ")", "[", "]", ",", "'", "=", "*", "-", "{}", "None", "0", "9" * 5000, "1e999",
+              "Edge", "range(9)", "normal", "reduce_concat=", "node=7", "\0", "\n", "\ud800", "é",
+              "lambda: 0", "**{}", "(" * 300, "-1", "skip_connect", "NaN", "Genotype(", '"', ":",
+              "true"]
     read = 0
     for trial in range(3000):
         text = str(dice.choice(list(genotypes.PUBLISHED.values())))
@@ -797,7 +794,8 @@ def test_any_text_gives_a_genotype_or_a_genotype_error(tmp_path):
             text = "".join(dice.choice(pieces) for _ in range(dice.randrange(9)))
         for _ in range(dice.randrange(4)):
             start = dice.randrange(len(text) + 1)
-            text = text[:start] + dice.choice(pieces) * dice.randrange(2) + text[start + dice.choice([0, 1, 5, 40]):]
+            text = (text[:start] + dice.choice(["", dice.choice(pieces)])
+                    + text[start + dice.choice([0, 1, 5, 40]):])
         if trial >= 2500:
             path.write_bytes(text.encode(errors="surrogatepass"))
             text = str(path)
@@ -805,21 +803,25 @@ def test_any_text_gives_a_genotype_or_a_genotype_error(tmp_path):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 genotype = genotypes.get(text)
-            assert isinstance(genotype, (Genotype, ChainGenotype)) and genotypes.get(str(genotype)) == genotype
+            assert (isinstance(genotype, (Genotype, ChainGenotype))
+                    and genotypes.get(str(genotype)) == genotype)
             read += 1
         except genotypes.GenotypeError as error:
             assert "\n" not in str(error)
     assert 300 < read < 2000
 
 
-# ---------------------------------------------------------------- derived networks: published figures
+# ---------------------------------------------------------------- derived networks
 
-# parameters with the auxiliary head at 36 channels, 20 cells, 10 classes; MACs of convolutions and linear layers
-COUNTED = {"FairDARTS_a": (2_837_208, 371.46), "FairDARTS_b": (3_884_304, 536.49), "FairDARTS_c": (3_075_240, 399.99),
-           "FairDARTS_d": (3_841_968, 532.51), "FairDARTS_e": (3_120_168, 414.70), "FairDARTS_f": (3_627_480, 497.61),
+# parameters with the auxiliary head at 36 channels, 20 cells, 10 classes;
+# MACs of convolutions and linear layers
+COUNTED = {"FairDARTS_a": (2_837_208, 371.46), "FairDARTS_b": (3_884_304, 536.49),
+           "FairDARTS_c": (3_075_240, 399.99), "FairDARTS_d": (3_841_968, 532.51),
+           "FairDARTS_e": (3_120_168, 414.70), "FairDARTS_f": (3_627_480, 497.61),
            "FairDARTS_g": (3_375_480, 453.38)}
-PUBLISHED_PARAMETERS = {"FairDARTS_b": 3.88, "FairDARTS_d": 3.84, "FairDARTS_e": 3.12, "FairDARTS_f": 3.62,
-                        "FairDARTS_g": 3.375}  # millions; printed cut off, not rounded
+PUBLISHED_PARAMETERS = {  # millions; printed cut off, not rounded
+    "FairDARTS_b": 3.88, "FairDARTS_d": 3.84, "FairDARTS_e": 3.12, "FairDARTS_f": 3.62,
+    "FairDARTS_g": 3.375}
 
 
 @pytest.mark.parametrize("name", COUNTED)
@@ -829,7 +831,8 @@ def test_published_sizes(name):
     assert (parameters, round(macs / 1e6, 2), head) == (*COUNTED[name], 476_426)
     if name in PUBLISHED_PARAMETERS:
         digits = len(str(PUBLISHED_PARAMETERS[name]).split(".")[1])
-        assert math.floor(parameters / 1e6 * 10 ** digits) / 10 ** digits == PUBLISHED_PARAMETERS[name]
+        assert (math.floor(parameters / 1e6 * 10 ** digits) / 10 ** digits
+                == PUBLISHED_PARAMETERS[name])
     if name == "FairDARTS_c":  # published as 2.59: without the head
         assert math.floor((parameters - head) / 1e4) == 259
 
@@ -838,7 +841,8 @@ def test_imagenet_network():
     network = model_eval.NetworkImageNet(genotypes.FairDARTS_b)
     parameters, head, macs = train_eval.count(network, (3, 224, 224))
     assert parameters - head == 4_865_248 and round(macs / 1e6, 1) == 541.2
-    small = model_eval.NetworkImageNet(genotypes.FairDARTS_c, init_channels=8, num_classes=5, layers=3)
+    small = model_eval.NetworkImageNet(genotypes.FairDARTS_c, init_channels=8, num_classes=5,
+                                       layers=3)
     logits, auxiliary = small(torch.randn(2, 3, 224, 224))
     assert logits.shape == auxiliary.shape == (2, 5)
     (logits.sum() + auxiliary.sum()).backward()
@@ -854,58 +858,50 @@ def test_published_chain():
 def test_derived_chain_equals_the_supernet_with_its_gates():
     torch.manual_seed(0)
     supernet = model_search.NetworkS2(10, 3, width=0.1, image_size=16).double()
-    layers = [(("mb3_k3", "mb6_k7", "skip_connect") if same else ("mb6_k3", "mb3_k5")) if index % 3 else ("mb6_k5",)
+    layers = [(("mb3_k3", "mb6_k7", "skip_connect") if same else ("mb6_k3", "mb3_k5"))
+              if index % 3 else ("mb6_k5",)
               for index, same in enumerate(genotypes.SAME_SHAPE)]
     layers[1] = ("skip_connect",)
     genotype = ChainGenotype(layers)
     network = model_eval.NetworkS2(genotype, 10, 0, 0.1, image_size=16).double()
     network.stem.load_state_dict(supernet.stem.state_dict())
     network.head.load_state_dict(supernet.head.state_dict())
-    oracle = OracleS2(supernet)
-    with torch.no_grad():
-        for layer, names, blocks in zip(network.layers, genotype.layers, oracle.layers):
-            for block, name in zip(layer.blocks, [name for name in names if name != "skip_connect"]):
-                convs = [m for m in block.modules() if isinstance(m, nn.Conv2d)]
-                theirs = [m for m in blocks[genotypes.CHOICES.index(name)] if isinstance(m, nn.Conv2d)]
-                for conv, other in zip(convs, theirs):
-                    conv.weight.copy_(other.weight)
+    for layer, names, searched in zip(network.layers, genotype.layers, supernet.layers):
+        for op, name in zip(layer.operations, names):
+            other = searched.operations[genotypes.CHOICES.index(name)]
+            op.load_state_dict(other.state_dict(), strict=False)  # without affine batch norm
     images, labels = batch(16, 3)
     gates = [fair_darts.discrete_chain_gates(genotype).double()]
     assert close(network(images)[0], supernet(images, gates))
     network.recompute = True
     F.cross_entropy(network(images)[0], labels).backward()
     assert all(w.grad is not None for w in network.parameters())
-    for options in (dict(squeeze=True), dict(h_swish=True), dict(squeeze=True, h_swish=True, dropout=0.5)):
+    for options in (dict(squeeze=True), dict(h_swish=True),
+                    dict(squeeze=True, h_swish=True, dropout=0.5)):
         other = model_eval.NetworkS2(genotype, 7, width=0.1, in_channels=1, image_size=8, **options)
         logits, auxiliary = other(torch.randn(4, 1, 8, 8))
         assert logits.shape == (4, 7) and auxiliary is None
-        assert any("squeeze" in name for name, _ in other.named_parameters()) == options.get("squeeze", False)
+        assert (any("squeeze" in name for name, _ in other.named_parameters())
+                == options.get("squeeze", False))
     images = torch.randn(4, 1, 8, 8)
     assert not torch.equal(other(images)[0], other(images)[0])  # dropout
     other.eval()
     assert torch.equal(other(images)[0], other(images)[0])
 
 
-MULTI = Genotype([Edge("skip_connect", 3, 0), Edge("sep_conv_3x3", 3, 0), Edge("max_pool_3x3", 3, 1)],
-                 [Edge("avg_pool_3x3", 2, 1), Edge("dil_conv_5x5", 5, 2), Edge("skip_connect", 5, 0)])
-
-
-@pytest.mark.parametrize("name", ["FairDARTS_a", "FairDARTS_c", "DARTS_V2", "GDAS", "multi"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_derived_network_equals_the_plain_form(name):
-    """Missing nodes (a, c), all nodes (DARTS_V2), a chain of nodes (GDAS), many operations on an edge (multi)."""
     torch.manual_seed(0)
-    genotype = MULTI if name == "multi" else genotypes.get(name)
-    network = model_eval.NetworkCIFAR(genotype, 4, 10, 3).double()
-    oracle = OracleDerived(network, genotype, 4, 10, 3)
+    network = model_eval.NetworkCIFAR(ARCHITECTURES[name], 4, 10, 3).double()
     images, labels = batch(32)
-    losses = [F.cross_entropy(logits, labels) + 0.4 * F.cross_entropy(head, labels)
-              for logits, head in (network(images), oracle(images))]
-    assert close(*losses)
-    losses[0].backward()
-    losses[1].backward()
-    pairs = oracle.pairs(network, of=lambda w: w.grad)
-    assert sum(own.numel() for own, _ in pairs) == sum(w.numel() for w in network.parameters())
-    assert all(close(theirs, own.grad) for own, theirs in pairs)
+    found = []
+    for plain in (False, True):
+        other = copy.deepcopy(network)
+        with kernels.stock(plain):
+            logits, head = other(images)
+            (F.cross_entropy(logits, labels) + 0.4 * F.cross_entropy(head, labels)).backward()
+        found.append([logits, head, *(w.grad for w in other.parameters()), *other.buffers()])
+    assert all_close(*found)
 
 
 @pytest.mark.parametrize("size", [8, 15, 20, 64])
@@ -913,7 +909,8 @@ def test_derived_network_on_other_sizes(size):
     network = model_eval.NetworkCIFAR(genotypes.FairDARTS_b, 4, 7, 3, in_channels=1)
     logits, auxiliary = network(torch.randn(3, 1, size, size))
     assert logits.shape == auxiliary.shape == (3, 7)
-    assert model_eval.NetworkCIFAR(genotypes.FairDARTS_b, 4, 7, 3, auxiliary=False)(torch.randn(3, 3, 8, 8))[1] is None
+    assert model_eval.NetworkCIFAR(genotypes.FairDARTS_b, 4, 7, 3, auxiliary=False)(
+        torch.randn(3, 3, 8, 8))[1] is None
 
 
 def test_drop_path():
@@ -922,7 +919,8 @@ def test_drop_path():
     assert set(x.unique().tolist()) == {0.0, 1.25}
     assert (x == x[:, :, :1, :1]).all()  # whole samples
     assert x.mean().item() == pytest.approx(1, abs=0.02)
-    network = model_eval.NetworkCIFAR(Genotype([Edge("skip_connect", 2, 0)], [Edge("skip_connect", 2, 0)]), 4, 5, 4)
+    network = model_eval.NetworkCIFAR(
+        Genotype([Edge("skip_connect", 2, 0)], [Edge("skip_connect", 2, 0)]), 4, 5, 4)
     images = torch.randn(4, 3, 16, 16)
     plain = network(images)[0]
     network.drop_path_prob = 0.9
@@ -937,12 +935,13 @@ def test_drop_path():
 @pytest.mark.parametrize("op", PRIMITIVES)
 def test_operations_halve_any_size_alike(op, size):
     for stride in (1, 2):
-        out = operations.make(op, 4, stride)(torch.randn(2, 4, size, size))
+        out = operations.OPS[op](4, stride, True)(torch.randn(2, 4, size, size))
         assert out.shape == (2, 4, -(-size // stride), -(-size // stride))
 
 
 def test_average_pooling_does_not_count_padding():
-    assert torch.equal(operations.make("avg_pool_3x3", 1, 1)(torch.ones(1, 1, 4, 4)), torch.ones(1, 1, 4, 4))
+    assert torch.equal(operations.OPS["avg_pool_3x3"](1, 1, True)(torch.ones(1, 1, 4, 4)),
+                       torch.ones(1, 1, 4, 4))
 
 
 # ---------------------------------------------------------------- data
@@ -956,8 +955,10 @@ def test_split_is_disjoint_and_seeded():
 
 def test_digits():
     d = data.load("digits")
-    assert d.images.shape == (1437, 1, 8, 8) and d.test_images.shape == (360, 1, 8, 8) and d.images.dtype == torch.uint8
-    assert len(d.classes) == 10 and set(d.labels.tolist()) == set(d.test_labels.tolist()) == set(range(10))
+    assert (d.images.shape == (1437, 1, 8, 8) and d.test_images.shape == (360, 1, 8, 8)
+            and d.images.dtype == torch.uint8)
+    assert (len(d.classes) == 10
+            and set(d.labels.tolist()) == set(d.test_labels.tolist()) == set(range(10)))
     x = torch.cat([images for images, _ in data.in_order(d.images, d.labels, d.mean, d.std)])
     assert x.mean().abs() < 1e-5 and abs(x.std(unbiased=False) - 1) < 1e-5
     from sklearn.datasets import load_digits
@@ -1010,9 +1011,11 @@ def test_batches_go_through_all_pictures_and_resume():
     passes = [torch.cat([one.next()[1] for _ in range(len(one))]).tolist() for _ in range(2)]
     assert sorted(passes[0]) == sorted(passes[1]) == list(range(20)) and passes[0] != passes[1]
     x, y = other.next()
-    assert torch.equal(x, y.view(5, 1, 1, 1).expand(5, 1, 4, 4).float()) and y.tolist() == passes[0][:5]
+    assert (torch.equal(x, y.view(5, 1, 1, 1).expand(5, 1, 4, 4).float())
+            and y.tolist() == passes[0][:5])
     assert stream(2).next()[1].tolist() != passes[0][:5]
-    state = {key: value.clone() if torch.is_tensor(value) else value for key, value in one.state_dict().items()}
+    state = {key: value.clone() if torch.is_tensor(value) else value
+             for key, value in one.state_dict().items()}
     expected = [one.next() for _ in range(6)]
     resumed = stream(7)
     resumed.load_state_dict(state)
@@ -1040,7 +1043,8 @@ def test_folder(pictures, tmp_path):
     d = data.load("folder", str(pictures), 16)
     assert d.images.shape == (32, 3, 16, 16) and d.test_images.shape == (12, 3, 16, 16)
     assert d.classes == ["blue", "red"]
-    assert (d.images[d.labels == 1, 0].float().mean() > 140) and (d.images[d.labels == 0, 2].float().mean() > 140)
+    assert ((d.images[d.labels == 1, 0].float().mean() > 140)
+            and (d.images[d.labels == 0, 2].float().mean() > 140))
     for part in ("train", "test"):
         for name in "ab":
             (tmp_path / part / name).mkdir(parents=True)
@@ -1051,16 +1055,18 @@ def test_folder(pictures, tmp_path):
 
 # ---------------------------------------------------------------- the scripts
 
-SMALL_SEARCH = ["--dataset", "digits", "--init_channels", "2", "--layers", "3", "--nodes", "2", "--batch_size", "100",
-                "--epochs", "2", "--figures_every", "0"]
-SMALL_EVAL = ["--dataset", "digits", "--init_channels", "4", "--layers", "3", "--batch_size", "200", "--epochs", "2"]
+SMALL_SEARCH = ["--dataset", "digits", "--init_channels", "2", "--layers", "3", "--nodes", "2",
+                "--batch_size", "100", "--epochs", "2", "--figures_every", "0"]
+SMALL_EVAL = ["--dataset", "digits", "--init_channels", "4", "--layers", "3",
+              "--batch_size", "200", "--epochs", "2"]
 
 
 def call(script, monkeypatch, *arguments):
     """Run a script in this process; its exit code."""
     monkeypatch.setattr(sys, "argv", [script.__name__ + ".py", *map(str, arguments)])
     monkeypatch.setattr("warnings.showwarning", None)  # put back afterwards
-    entry = {train_search: "search", train_eval: "train", visualize: "visualize", reproduce: "reproduce"}[script]
+    entry = {train_search: "search_or_resume", train_eval: "train_or_test", visualize: "visualize",
+             reproduce: "reproduce"}[script]
     with pytest.raises(SystemExit) as stop:
         flags.main(getattr(script, entry))
     return stop.value.code or 0
@@ -1068,109 +1074,146 @@ def call(script, monkeypatch, *arguments):
 
 def table(folder):
     with open(folder / "metrics.csv") as file:
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+        return [{key: value for key, value in row.items() if key != "seconds"}
+                for row in csv.DictReader(file)]
 
 
 def test_search_runs_repeats_and_resumes(tmp_path, monkeypatch, capsys):
-    search = [*SMALL_SEARCH, "--runs", tmp_path, "--arch_learning_rate", "0.2", "--w01", "10", "--gap_every", "1"]
+    search = [*SMALL_SEARCH, "--runs", tmp_path, "--arch_learning_rate", "0.2", "--w01", "10",
+              "--gap_every", "1"]
     assert call(train_search, monkeypatch, *search, "--name", "a") == 0
     out = capsys.readouterr().out
     assert out.count("epoch 1/2  train loss") == out.count("epoch 2/2  train loss") == 1
     genotype = genotypes.load(str(tmp_path / "a" / "genotype.json"))
-    assert str(genotype) in out and f"train_eval.py --arch {tmp_path / 'a' / 'genotype.json'}" in out
+    assert (str(genotype) in out
+            and f"train_eval.py --arch {tmp_path / 'a' / 'genotype.json'}" in out)
     gates = np.load(tmp_path / "a" / "gates.npz")
     assert gates["normal"].shape == gates["reduce"].shape == (2, 5, 7)
     assert fair_darts.discretize(gates["normal"][-1], gates["reduce"][-1]) == genotype
     assert call(train_search, monkeypatch, *search, "--name", "b") == 0
     assert call(train_search, monkeypatch, *search, "--name", "c", "--seed", "1") == 0
-    states = {n: torch.load(tmp_path / n / "checkpoint.pt", weights_only=True)["network"] for n in "abc"}
-    assert all(torch.equal(v, states["b"][k]) for k, v in states["a"].items())  # the same seed, bit for bit
-    assert not any(torch.equal(v, states["c"][k]) for k, v in states["a"].items() if k.startswith("alphas"))
+    states = {n: torch.load(tmp_path / n / "checkpoint.pt", weights_only=True)["network"]
+              for n in "abc"}
+    # the same seed, bit for bit
+    assert all(torch.equal(v, states["b"][k]) for k, v in states["a"].items())
+    assert not any(torch.equal(v, states["c"][k]) for k, v in states["a"].items()
+                   if k.startswith("alphas"))
     assert table(tmp_path / "a") == table(tmp_path / "b") != table(tmp_path / "c")
     # one epoch less, then resumed with --epochs upward
     short = [x if x != "2" or search[i - 1] != "--epochs" else "1" for i, x in enumerate(search)]
-    assert call(train_search, monkeypatch, *short, "--name", "d", "--learning_rate_min", "0.005") == 1  # no genotype yet
+    assert call(train_search, monkeypatch, *short, "--name", "d",
+                "--learning_rate_min", "0.005") == 1  # no genotype yet
     assert call(train_search, monkeypatch, "--resume", tmp_path / "d", "--epochs", 2) == 0
-    assert call(train_search, monkeypatch, *search, "--name", "e", "--learning_rate_min", "0.005") == 0
+    assert call(train_search, monkeypatch, *search, "--name", "e",
+                "--learning_rate_min", "0.005") == 0
     for name in ("network", "sgd", "adam"):  # a constant rate, so that both have the same schedule
-        one, other = (torch.load(tmp_path / n / "checkpoint.pt", weights_only=True)[name] for n in "de")
+        one, other = (torch.load(tmp_path / n / "checkpoint.pt", weights_only=True)[name]
+                      for n in "de")
         assert str(one) == str(other)
     assert table(tmp_path / "d") == table(tmp_path / "e")
 
 
 def test_search_without_a_gate_at_the_threshold(tmp_path, monkeypatch, capsys):
-    assert call(train_search, monkeypatch, *SMALL_SEARCH, "--runs", tmp_path, "--name", "a", "--epochs", 1) == 1
+    assert call(train_search, monkeypatch, *SMALL_SEARCH, "--runs", tmp_path, "--name", "a",
+                "--epochs", 1) == 1
     out = capsys.readouterr().out
     assert "no gate of a cell reaches --threshold 0.85; the nearest is, normal cell: 0.5" in out
     assert not (tmp_path / "a" / "genotype.json").exists()
     again = out.strip().split("\n")[-1].split()  # the command that it proposes
     assert again[:2] == ["python", "train_search.py"]
-    monkeypatch.setattr(train_search, "Search", None)  # derives without a network
+    monkeypatch.setattr(data, "load", None)  # derives without the pictures
     call(train_search, monkeypatch, *again[2:])
     assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--threshold", 0.4) == 0
     assert len(genotypes.load(str(tmp_path / "a" / "genotype.json")).normal) == 4
 
 
-def small_search(**changes):
-    """A train_search.Search on digits that has done nothing yet."""
-    s = {**train_search.OTHER, **train_search.RECIPE, **data.RECIPES["digits"].search, "init_channels": 2, "layers": 3, "nodes": 2}
-    return train_search.Search(SimpleNamespace(**{**s, **changes}), data.load("digits"), torch.device("cpu"))
+def small_search():
+    """The settings of a small search on digits, its network, and the validation half."""
+    s = Namespace(**{**train_search.flags().defaults(), **data.RECIPES["digits"].search,
+                     "init_channels": 2, "layers": 3, "nodes": 2})
+    dataset = data.load("digits")
+    torch.manual_seed(0)
+    network = train_search.build(s, dataset.classes, dataset.images.shape[1:])
+    return s, network, list(train_search.halves(s, dataset, torch.device("cpu")))[1]
 
 
 def test_discretisation_gap():
-    task = small_search(gap_every=1)
-    for _ in range(2):
-        task.advance()
+    s, network, v = small_search()
+    images, labels = v.next()
+    F.cross_entropy(network(images), labels).backward()  # moves the running statistics
     with torch.no_grad():
-        for alpha in task.network.alphas:
+        for alpha in network.alphas:
             alpha.copy_(3 * torch.randn(alpha.shape, generator=torch.Generator().manual_seed(0)))
-    before = {name: value.clone() for name, value in task.network.state_dict().items()}
-    row = task.gap()
-    assert all(torch.equal(value, before[name]) for name, value in task.network.state_dict().items())
-    # the same by hand: a copy of the network whose gates are set, in one batch of statistics at a time
-    network = small_search().network
-    network.load_state_dict(before)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    run = SimpleNamespace(watched=lambda batches: batches)
+    row = train_search.gap(run, network, v, s)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    # the same by hand: a copy of the network whose gates are set, in one batch of
+    # statistics at a time
+    other = copy.deepcopy(network)
     genotype = fair_darts.discretize(*(torch.sigmoid(alpha) for alpha in network.alphas))
     assert genotype.normal and genotype.reduce
     pairs = [(node, source) for node in (2, 3) for source in range(node)]
-    for gates, name in ((None, "soft_accuracy"), ([torch.tensor([[float(Edge(op, *pair) in cell) for op in PRIMITIVES]
-                                                                for pair in pairs]) for cell in genotype], "discrete_accuracy")):
-        v, hits = task.validation, 0
+    for gates, name in (
+            (None, "soft_accuracy"),
+            ([torch.tensor([[float(Edge(op, *pair) in cell) for op in PRIMITIVES]
+                            for pair in pairs]) for cell in genotype], "discrete_accuracy")):
+        hits = 0
         with torch.no_grad():
             for images, labels in zip(v.images.split(256), v.labels.split(256)):
-                hits += (network.train()(data.normalize(images, v.mean, v.std), gates).argmax(1) == labels).sum().item()
+                hits += (other.train()(data.normalize(images, v.mean, v.std), gates).argmax(1)
+                         == labels).sum().item()
         assert row[name] == 100 * hits / len(v.labels)
     assert row["soft_accuracy"] != row["discrete_accuracy"]
     # gates that are 0 and 1 already, and as a genotype has them: no gap at all
     with torch.no_grad():
-        for alpha, edges in zip(task.network.alphas, genotype):
+        for alpha, edges in zip(network.alphas, genotype):
             alpha.copy_(2000 * fair_darts.discrete_gates(edges, alpha) - 1000)
-    row = task.gap()
+    row = train_search.gap(run, network, v, s)
     assert row["soft_accuracy"] == row["discrete_accuracy"]
-    assert task.finish([0.0] * 4).keys() == small_search(gap_every=0).finish([0.0] * 4).keys()
+
+
+def test_line_of_an_epoch():
+    """Two accuracies of one supernet are told apart; argmax has no threshold to count by."""
+    s, network, _ = small_search()
+    row = dict(train_loss=1, train_accuracy=2, valid_loss=3, valid_accuracy=4, penalty=-0.1,
+               soft_accuracy=5, discrete_accuracy=6, **train_search.count_gates(network, 0.5))
+    line = train_search.describe(row, s)
+    assert "acc 4.00%  l2 penalty -0.1000  gates 0.500 to 0.500, 70 above, 70 below" in line
+    assert line.endswith("gap, by batch statistics: 5.00% - 6.00%")
+    row.update(train_search.count_gates(network, 0.0), soft_accuracy=None)
+    assert row["gates_above"] is None and "above" not in train_search.describe(row, s)
 
 
 def test_search_over_a_few_operations(tmp_path, monkeypatch, capsys):
     search = [*SMALL_SEARCH, "--runs", tmp_path, "--epochs", 1, "--threshold", 0, "--name"]
-    assert call(train_search, monkeypatch, *search, "a", "--primitives", "sep_conv_3x3,skip_connect") == 0
+    assert call(train_search, monkeypatch, *search, "a",
+                "--primitives", "sep_conv_3x3,skip_connect") == 0
     gates = np.load(tmp_path / "a" / "gates.npz")
-    assert gates["primitives"].tolist() == ["skip_connect", "sep_conv_3x3"] and gates["normal"].shape == (1, 5, 2)
+    assert (gates["primitives"].tolist() == ["skip_connect", "sep_conv_3x3"]
+            and gates["normal"].shape == (1, 5, 2))
     genotype = genotypes.load(str(tmp_path / "a" / "genotype.json"))
     assert {edge.op for cell in genotype for edge in cell} <= {"skip_connect", "sep_conv_3x3"}
-    call(train_search, monkeypatch, "--resume", tmp_path / "a", "--primitives", "skip_connect,sep_conv_3x3")
+    call(train_search, monkeypatch, "--resume", tmp_path / "a",
+         "--primitives", "skip_connect,sep_conv_3x3")
     capsys.readouterr()
-    assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--primitives", "sep_conv_5x5") == 2
+    assert call(train_search, monkeypatch, "--resume", tmp_path / "a",
+                "--primitives", "sep_conv_5x5") == 2
     assert "--primitives sep_conv_5x5 contradicts" in capsys.readouterr().err
     chosen = gates_with(("sep_conv_5x5", 2, 1, 0.9))[:, [2, 4]]
-    assert fair_darts.discretize(chosen, chosen, primitives=["skip_connect", "sep_conv_5x5"]).normal == [
-        Edge("sep_conv_5x5", 2, 1)]
+    assert fair_darts.discretize(
+        chosen, chosen, primitives=["skip_connect", "sep_conv_5x5"]).normal == [
+            Edge("sep_conv_5x5", 2, 1)]
 
 
 def test_search_in_chains(pictures, tmp_path, monkeypatch, capsys):
-    """S2 on digits and on a picture folder, both gate kinds, figures, resume, then the training of what was found."""
+    """S2 on digits and on a picture folder, both gate kinds, figures, resume, then the
+    training of what was found.
+    """
     common = ["--space", "s2", "--width", 0.1, "--epochs", 1, "--runs", tmp_path, "--name"]
     digits = ["--dataset", "digits", "--batch_size", 300]
-    assert call(train_search, monkeypatch, *common, "a", *digits, "--arch_learning_rate", 1, "--figures_every", 1) == 0
+    assert call(train_search, monkeypatch, *common, "a", *digits, "--arch_learning_rate", 1,
+                "--figures_every", 1) == 0
     gates = np.load(tmp_path / "a" / "gates.npz")
     assert gates["layers"].shape == (1, 19, 7) and np.isnan(gates["layers"]).sum() == 6
     assert gates["primitives"].tolist() == list(genotypes.CHOICES)
@@ -1179,35 +1222,47 @@ def test_search_in_chains(pictures, tmp_path, monkeypatch, capsys):
     for name in names:
         assert_picture(tmp_path / "a" / "figures" / f"{name}.png")
     chain = genotypes.load(str(tmp_path / "a" / "genotype.json"))
-    assert str(chain) in capsys.readouterr().out and chain == fair_darts.discretize_chain(gates["layers"][-1])
-    assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--epochs", 2, "--ops_per_layer", 2, "--threshold", 0) == 0
-    assert len(table(tmp_path / "a")) == 2 and table(tmp_path / "a")[0]["skips_layers"].isdigit()
-    assert {len(names) for names in genotypes.load(str(tmp_path / "a" / "genotype.json")).layers} == {2}
-    folder = ["--dataset", "folder", "--data", pictures, "--image_size", 16, "--batch_size", 16, "--figures_every", 0]
+    assert (str(chain) in capsys.readouterr().out
+            and chain == fair_darts.discretize_chain(gates["layers"][-1]))
+    assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--epochs", 2,
+                "--ops_per_layer", 2, "--threshold", 0) == 0
+    assert (len(table(tmp_path / "a")) == 2
+            and table(tmp_path / "a")[0]["skips_layers"].isdigit())
+    assert {len(names) for names in
+            genotypes.load(str(tmp_path / "a" / "genotype.json")).layers} == {2}
+    folder = ["--dataset", "folder", "--data", pictures, "--image_size", 16, "--batch_size", 16,
+              "--figures_every", 0]
     assert call(train_search, monkeypatch, *common, "b", *folder, "--gate", "softmax") == 0
-    train = ["--arch", tmp_path / "b" / "genotype.json", *folder[:-2], "--epochs", 1, "--runs", tmp_path, "--name", "c"]
+    train = ["--arch", tmp_path / "b" / "genotype.json", *folder[:-2], "--epochs", 1,
+             "--runs", tmp_path, "--name", "c"]
     assert call(train_eval, monkeypatch, *train, "--width", 0.1, "--squeeze") == 0
     assert call(train_eval, monkeypatch, "--resume", tmp_path / "c", "--epochs", 2) == 0
     assert call(train_eval, monkeypatch, "--evaluate", tmp_path / "c") == 0
 
 
 def test_empty_cell_is_not_written(tmp_path, capsys):
-    """Gates above the threshold, but only on an edge that leaves a node which nothing enters."""
-    run = runs.Run(str(tmp_path), {})
-    s = SimpleNamespace(space="s1", threshold=0.85, edges_per_node=2, ops_per_edge=1, primitives=",".join(PRIMITIVES))
-    gates = torch.stack([gates_with(("sep_conv_3x3", 2, 0, 0.9)), gates_with(("sep_conv_3x3", 5, 4, 0.9))])
-    assert train_search.derive(run, s, gates) == 1
+    """Gates above the threshold, but only on an edge that leaves a node
+    which nothing enters.
+    """
+    run = runs.Run(str(tmp_path), {"script": "train_search"})
+    s = Namespace(**train_search.flags().defaults())
+    network = model_search.Network(2, layers=1)
+    network.alphas[0].data = gates_with(("sep_conv_3x3", 2, 0, 0.9)).logit()
+    network.alphas[1].data = gates_with(("sep_conv_3x3", 5, 4, 0.9)).logit()
+    assert train_search.derive(run, s, network) == 1
     out = capsys.readouterr().out
     assert "reduce cell is empty" in out and "--threshold 0.75" in out
     assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
 
 
 def test_softmax_and_unrolled_search(tmp_path, monkeypatch):
-    assert call(train_search, monkeypatch, *SMALL_SEARCH, "--runs", tmp_path, "--name", "a", "--gate", "softmax",
-                "--epochs", 1, "--unrolled", "--batch_size", 300) == 0
+    assert call(train_search, monkeypatch, *SMALL_SEARCH, "--runs", tmp_path, "--name", "a",
+                "--gate", "softmax", "--epochs", 1, "--unrolled", "--batch_size", 300) == 0
     settings = json.loads((tmp_path / "a" / "config.json").read_text())["settings"]
-    assert (settings["learning_rate"], settings["arch_learning_rate"], settings["w01"]) == (0.025, 3e-4, 0)
-    assert len(genotypes.load(str(tmp_path / "a" / "genotype.json")).normal) == 4  # argmax: two edges a node
+    assert (settings["learning_rate"], settings["arch_learning_rate"], settings["w01"]) == (
+        0.025, 0.05, 0)  # digits's own rates, not DARTS's
+    # argmax: two edges a node
+    assert len(genotypes.load(str(tmp_path / "a" / "genotype.json")).normal) == 4
 
 
 def test_evaluation_runs_repeats_and_resumes(tmp_path, monkeypatch, capsys):
@@ -1217,7 +1272,8 @@ def test_evaluation_runs_repeats_and_resumes(tmp_path, monkeypatch, capsys):
     assert "parameters" in out and "M MACs" in out and out.count("test loss") == 2
     assert call(train_eval, monkeypatch, *train, "--name", "b") == 0
     assert call(train_eval, monkeypatch, *train, "--name", "c", "--seed", "1") == 0
-    states = {n: torch.load(tmp_path / n / "checkpoint.pt", weights_only=True)["network"] for n in "abc"}
+    states = {n: torch.load(tmp_path / n / "checkpoint.pt", weights_only=True)["network"]
+              for n in "abc"}
     assert all(torch.equal(v, states["b"][k]) for k, v in states["a"].items())
     assert not torch.equal(states["a"]["classifier.weight"], states["c"]["classifier.weight"])
     rows = table(tmp_path / "a")
@@ -1231,18 +1287,22 @@ def test_evaluation_runs_repeats_and_resumes(tmp_path, monkeypatch, capsys):
 
 
 def test_scripts_on_a_picture_folder(pictures, tmp_path):
-    """Real processes, as a user starts them: search, then the command that it prints."""
+    """Real processes, as a user starts them: search,
+    then the command that it prints.
+    """
     def start(*command):
-        return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=300)
+        return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True,
+                              timeout=300)
 
-    done = start("train_search.py", "--dataset", "folder", "--data", pictures, "--image_size", 16, "--init_channels", 2,
-                 "--layers", 3, "--batch_size", 8, "--epochs", 2, "--arch_learning_rate", 0.5, "--runs", tmp_path,
-                 "--name", "search")
+    done = start("train_search.py", "--dataset", "folder", "--data", pictures, "--image_size", 16,
+                 "--init_channels", 2, "--layers", 3, "--batch_size", 8, "--epochs", 2,
+                 "--arch_learning_rate", 0.5, "--runs", tmp_path, "--name", "search")
     assert done.returncode == 0 and done.stderr == ""
     command = done.stdout.strip().split("\n")[-1].split()
     assert command[:2] == ["python", "train_eval.py"]
-    done = start(*command[1:], "--init_channels", 4, "--layers", 3, "--batch_size", 8, "--epochs", 8, "--runs", tmp_path,
-                 "--name", "eval", "--drop_path_prob", 0, "--no-cutout")
+    done = start(*command[1:], "--init_channels", 4, "--layers", 3, "--batch_size", 8,
+                 "--epochs", 8, "--runs", tmp_path, "--name", "eval", "--drop_path_prob", 0,
+                 "--no-cutout")
     assert done.returncode == 0 and done.stderr == ""
     rows = table(tmp_path / "eval")
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
@@ -1252,54 +1312,85 @@ def test_scripts_on_a_picture_folder(pictures, tmp_path):
 # a script, its arguments and what its refusal must say
 EVAL, DIGITS = ["--arch", "FairDARTS_a"], ["--dataset", "digits"]
 REFUSED = [
-    (train_eval, ["--arch", "FairDARTS_h"], "did you mean 'FairDARTS_"), (train_eval, [], "--arch is missing"),
-    (train_eval, ["--arch", "nowhere.json"], "unknown architecture 'nowhere.json'"), (train_eval, ["--arch", ""], "unknown"),
+    (train_eval, ["--arch", "FairDARTS_h"], "did you mean 'FairDARTS_"),
+    (train_eval, [], "--arch is missing"),
+    (train_eval, ["--arch", "nowhere.json"], "unknown architecture 'nowhere.json'"),
+    (train_eval, ["--arch", ""], "unknown"),
     (train_eval, ["--arch", "Genotype(normal=[], reduce=[])"], "normal cell: it has no edge"),
     (train_eval, ["--arch", "__import__('os').mkdir('x')"], "unknown architecture"),
-    (train_eval, ["--arch", "Genotype(normal=open('x', 'w'), reduce=[])"], "cannot read"), (train_eval, ["--arch"], "--arch"),
+    (train_eval, ["--arch", "Genotype(normal=open('x', 'w'), reduce=[])"], "cannot read"),
+    (train_eval, ["--arch"], "--arch"),
     (train_eval, [*EVAL, "--dataset", "cifar11"], "unknown 'cifar11'; did you mean 'cifar10'"),
     (train_eval, [*EVAL, *DIGITS, "--batch_size", "2000"], "--batch_size 1437 or less"),
-    (train_eval, [*EVAL, "--batch_size", "1"], "from 2 up"), (train_eval, [*EVAL, "--drop_path_prob", "1"], "--drop_path_prob"),
-    (train_eval, [*EVAL, "--drop_path_prob", "-0.1"], "from 0 to 0.999"), (train_eval, [*EVAL, "--layers", "0"], "from 1 up"),
-    (train_eval, [*EVAL, "--init_channels", "x"], "whole number"), (train_eval, [*EVAL, "--cutout_length", "0"], "from 1 up"),
-    (train_eval, [*EVAL, "--auxiliary=yes"], "--auxiliary"), (train_eval, [*EVAL, "--auxilary"], "did you mean '--auxiliary'"),
-    (train_eval, [*EVAL, "--auxiliary_weight", "heavy"], "a number"), (train_eval, [*EVAL, "--epochs", "1.5"], "whole number"),
-    (train_eval, [*EVAL, "--momentum", "nan"], "'nan'"), (train_eval, [*EVAL, "--weight_decay", "-1"], "from 0 up"),
-    (train_eval, [*EVAL, "--grad_clip", "0"], "above 0"), (train_eval, [*EVAL, "--image_size", "4"], "from 8 up"),
+    (train_eval, [*EVAL, "--batch_size", "1"], "from 2 up"),
+    (train_eval, [*EVAL, "--drop_path_prob", "1"], "--drop_path_prob"),
+    (train_eval, [*EVAL, "--drop_path_prob", "-0.1"], "from 0 to 0.999"),
+    (train_eval, [*EVAL, "--layers", "0"], "from 1 up"),
+    (train_eval, [*EVAL, "--init_channels", "x"], "whole number"),
+    (train_eval, [*EVAL, "--cutout_length", "0"], "from 1 up"),
+    (train_eval, [*EVAL, "--auxiliary=yes"], "--auxiliary"),
+    (train_eval, [*EVAL, "--auxilary"], "did you mean '--auxiliary'"),
+    (train_eval, [*EVAL, "--auxiliary_weight", "heavy"], "a number"),
+    (train_eval, [*EVAL, "--epochs", "1.5"], "whole number"),
+    (train_eval, [*EVAL, "--momentum", "nan"], "'nan'"),
+    (train_eval, [*EVAL, "--weight_decay", "-1"], "from 0 up"),
+    (train_eval, [*EVAL, "--grad_clip", "0"], "above 0"),
+    (train_eval, [*EVAL, "--image_size", "4"], "from 8 up"),
     (train_eval, [*EVAL, "--dataset", "folder"], "there is no folder 'data/train'"),
-    (train_eval, [*EVAL, "--w01", "10"], "unknown argument '--w01'"), (train_eval, [*EVAL, "--seed", "-1"], "from 0"),
-    (train_eval, [*EVAL, "--learning_rate", "1e400"], "1e400"), (train_eval, [*EVAL, "--device", "gpu"], "this machine has:"),
-    (train_eval, ["--evaluate", "nowhere"], "not the folder of a run"), (train_eval, ["--evaluate"], "expected one argument"),
+    (train_eval, [*EVAL, "--w01", "10"], "unknown argument '--w01'"),
+    (train_eval, [*EVAL, "--seed", "-1"], "from 0"),
+    (train_eval, [*EVAL, "--learning_rate", "1e400"], "1e400"),
+    (train_eval, [*EVAL, "--device", "gpu"], "this machine has:"),
+    (train_eval, ["--evaluate", "nowhere"], "not the folder of a run"),
+    (train_eval, ["--evaluate"], "expected one argument"),
     (train_eval, ["--resume", "nowhere"], "not the folder of a run"),
     (train_eval, [*EVAL, *DIGITS, "--name", "a/b"], "the name of a folder, got 'a/b'"),
     (train_eval, [*EVAL, *DIGITS, "--name", ".."], "the name of a folder"),
-    (train_search, ["--dataset", "digit"], "did you mean 'digits'"), (train_search, ["--dataset", "DIGITS"], "did you mean"),
-    (train_search, ["--dataset", "folder", "--data", "nowhere"], "there is no folder 'nowhere/train'"),
+    (train_search, ["--dataset", "digit"], "did you mean 'digits'"),
+    (train_search, ["--dataset", "DIGITS"], "did you mean"),
+    (train_search, ["--dataset", "folder", "--data", "nowhere"],
+     "there is no folder 'nowhere/train'"),
     (train_search, [*DIGITS, "--batch_size", "719"], "--batch_size 718 or less"),
     (train_search, [*DIGITS, "--train_portion", "0.999"], "--batch_size 2 or less"),
-    (train_search, ["--train_portion", "1"], "above 0 and below 1"), (train_search, ["--train_portion", "0"], "above 0"),
-    (train_search, ["--threshold", "-0.1"], "from 0 to 1, got '-0.1'"), (train_search, ["--threshold", "1.5"], "1.5"),
-    (train_search, ["--threshold", "nan"], "nan"), (train_search, ["--epochs", "-3"], "from 1 up, got '-3'"),
-    (train_search, ["--epochs", "many"], "whole number"), (train_search, ["--epochs", "0"], "from 1 up"),
-    (train_search, ["--gate", "sigmoyd"], "mean 'sigmoid'"), (train_search, ["--gate", ""], "choose from sigmoid, softmax"),
-    (train_search, ["--w10", "10"], "did you mean '--w01'"), (train_search, ["extra"], "unexpected argument 'extra'"),
-    (train_search, ["--epochs"], "expected one argument"), (train_search, ["--w01", "-1"], "--w01"),
-    (train_search, ["--w01", "inf"], "a number from 0 up, got 'inf'"), (train_search, ["--nodes", "5"], "from 1 to 4"),
-    (train_search, ["--zero_one_loss", "l3"], "choose from l2, l1"), (train_search, ["--arch_beta1", "1"], "below 1"),
-    (train_search, ["--space", "s3"], "choose from s1, s2"), (train_search, ["--width", "0.5"], "--width is of --space s2"),
+    (train_search, ["--train_portion", "1"], "above 0 and below 1"),
+    (train_search, ["--train_portion", "0"], "above 0"),
+    (train_search, ["--threshold", "-0.1"], "from 0 to 1, got '-0.1'"),
+    (train_search, ["--threshold", "1.5"], "1.5"), (train_search, ["--threshold", "nan"], "nan"),
+    (train_search, ["--epochs", "-3"], "from 1 up, got '-3'"),
+    (train_search, ["--epochs", "many"], "whole number"),
+    (train_search, ["--epochs", "0"], "from 1 up"),
+    (train_search, ["--gate", "sigmoyd"], "mean 'sigmoid'"),
+    (train_search, ["--gate", ""], "choose from sigmoid, softmax"),
+    (train_search, ["--w10", "10"], "did you mean '--w01'"),
+    (train_search, ["extra"], "unexpected argument 'extra'"),
+    (train_search, ["--epochs"], "expected one argument"),
+    (train_search, ["--w01", "-1"], "--w01"),
+    (train_search, ["--w01", "inf"], "a number from 0 up, got 'inf'"),
+    (train_search, ["--nodes", "5"], "from 1 to 4"),
+    (train_search, ["--zero_one_loss", "l3"], "choose from l2, l1"),
+    (train_search, ["--arch_beta1", "1"], "below 1"),
+    (train_search, ["--space", "s3"], "choose from s1, s2"),
+    (train_search, ["--width", "0.5"], "--width is of --space s2"),
     (train_search, ["--space", "s2", "--layers", "5"], "--layers is of the space s1"),
     (train_search, ["--space", "s2", "--width", "0"], "above 0"),
-    (train_eval, ["--arch", "FairNAS_A", "--layers", "5"], "--layers is for architectures of cells"),
+    (train_eval, ["--arch", "FairNAS_A", "--layers", "5"],
+     "--layers is for architectures of cells"),
     (train_eval, [*EVAL, "--squeeze"], "--squeeze is for chains"),
-    (train_search, ["--primitives", ""], "unknown ''"), (train_search, ["--primitives", "sep_conv_3x3,conv"], "unknown 'conv'"),
+    (train_search, ["--primitives", ""], "unknown ''"),
+    (train_search, ["--primitives", "sep_conv_3x3,conv"], "unknown 'conv'"),
     (train_search, ["--primitives", "skip_connect,skip_connect"], "'skip_connect' is named twice"),
     (train_search, ["--primitives", "skip_conect"], "did you mean 'skip_connect'"),
-    (train_search, ["--checkpoint_minutes", "-1"], "from 0 up"), (train_search, ["--edges_per_node", "0"], "from 1 up"),
-    (train_search, ["--unrolled", "yes"], "unexpected argument 'yes'"), (train_search, ["--arch", "x"], "unknown argument"),
-    (train_search, ["--epoch", "3"], "did you mean '--epochs'"), (train_search, ["--=3"], "unknown argument"),
-    (train_search, ["--resume", "nowhere"], "not the folder of a run"), (train_search, ["--resume", ""], "not the folder"),
+    (train_search, ["--checkpoint_minutes", "-1"], "from 0 up"),
+    (train_search, ["--edges_per_node", "0"], "from 1 up"),
+    (train_search, ["--unrolled", "yes"], "unexpected argument 'yes'"),
+    (train_search, ["--arch", "x"], "unknown argument"),
+    (train_search, ["--epoch", "3"], "did you mean '--epochs'"),
+    (train_search, ["--=3"], "unknown argument"),
+    (train_search, ["--resume", "nowhere"], "not the folder of a run"),
+    (train_search, ["--resume", ""], "not the folder"),
     (train_search, [*DIGITS, "--runs", "/dev/null", "--name", "x"], "/dev/null"),
-    (train_search, ["--device", "tpu"], "this machine has:"), (train_search, ["--device", "cuda:99"], "machine has:")]
+    (train_search, ["--device", "tpu"], "this machine has:"),
+    (train_search, ["--device", "cuda:99"], "machine has:")]
 
 
 @pytest.mark.parametrize("script, arguments, message", REFUSED)
@@ -1330,22 +1421,25 @@ def test_refusals_of_folders_and_runs(pictures, tmp_path, monkeypatch, capsys):
     Image.new("RGB", (8, 8)).save(tmp_path / "one" / "train" / "dog" / "a.png")
     assert "one class" in refused(train_search, *folder)  # test/ has cats only
     (tmp_path / "runs" / "old").mkdir(parents=True)
-    assert "exists already" in refused(train_eval, *SMALL_EVAL, "--arch", "FairDARTS_a", "--name", "old")
-    assert call(train_eval, monkeypatch, *SMALL_EVAL, "--arch", "FairDARTS_a", "--name", "eval", "--runs",
-                tmp_path / "runs", "--epochs", 1) == 0
+    assert "exists already" in refused(train_eval, *SMALL_EVAL, "--arch", "FairDARTS_a",
+                                       "--name", "old")
+    assert call(train_eval, monkeypatch, *SMALL_EVAL, "--arch", "FairDARTS_a", "--name", "eval",
+                "--runs", tmp_path / "runs", "--epochs", 1) == 0
     capsys.readouterr()
     run = tmp_path / "runs" / "eval"
     assert "run of train_eval.py" in refused(train_search, "--resume", run)
     assert "--layers 5 contradicts" in refused(train_eval, "--resume", run, "--layers", 5)
     assert "--arch Genotype(" in refused(train_eval, "--resume", run, "--arch", "FairDARTS_b")
-    assert "--arch FairDARTS_a" not in refused(train_eval, "--resume", run, "--arch", "FairDARTS_a", "--layers", 5)
+    assert "--arch FairDARTS_a" not in refused(train_eval, "--resume", run,
+                                               "--arch", "FairDARTS_a", "--layers", 5)
     (run / "best.pt").write_bytes(b"junk")
     assert "best.pt cannot be read" in refused(train_eval, "--evaluate", run)
     (run / "best.pt").unlink()
     assert "has no best.pt" in refused(train_eval, "--evaluate", run)
 
 
-def test_bad_pictures_are_named_counted_and_left_out_on_request(pictures, tmp_path, monkeypatch, capsys):
+def test_bad_pictures_are_named_counted_and_left_out_on_request(pictures, tmp_path, monkeypatch,
+                                                                capsys):
     root = tmp_path / "pictures"
     shutil.copytree(pictures, root)
     (root / "train" / "red" / "text.png").write_text("no picture")
@@ -1353,17 +1447,21 @@ def test_bad_pictures_are_named_counted_and_left_out_on_request(pictures, tmp_pa
     whole = (root / "train" / "blue" / "1.png").read_bytes()
     (root / "train" / "blue" / "cut.png").write_bytes(whole[:len(whole) // 2])
     Image.fromarray(np.full((9, 9), 40000, np.uint16)).save(root / "train" / "blue" / "deep.png")
-    search = ["--dataset", "folder", "--data", root, "--image_size", 8, "--init_channels", 2, "--layers", 3, "--nodes", 1,
-              "--batch_size", 8, "--epochs", 1, "--threshold", 0, "--runs", tmp_path / "runs", "--name", "a"]
+    search = ["--dataset", "folder", "--data", root, "--image_size", 8, "--init_channels", 2,
+              "--layers", 3, "--nodes", 1, "--batch_size", 8, "--epochs", 1, "--threshold", 0,
+              "--runs", tmp_path / "runs", "--name", "a"]
     assert call(train_search, monkeypatch, *search) == 2
     captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1 and "4 of 36 files cannot be used" in captured.err and captured.out == ""
-    for part in ("cut.png (", "deep.png (mode I;16", "empty.jpg (", "text.png (", "--skip_bad_images"):
+    assert (captured.err.count("\n") == 1 and "4 of 36 files cannot be used" in captured.err
+            and captured.out == "")
+    for part in ("cut.png (", "deep.png (mode I;16", "empty.jpg (", "text.png (",
+                 "--skip_bad_images"):
         assert part in captured.err
     assert not (tmp_path / "runs").exists()
     assert call(train_search, monkeypatch, *search, "--skip_bad_images") == 0
     captured = capsys.readouterr()
-    assert "4 of 36 files" in captured.err and "16 + 16 pictures" in captured.out and "--skip_bad_images" in captured.out
+    assert ("4 of 36 files" in captured.err and "16 + 16 pictures" in captured.out
+            and "--skip_bad_images" in captured.out)
     for path in (root / "test" / "red").iterdir():
         path.write_text("no picture")
     assert call(train_search, monkeypatch, *search, "--skip_bad_images") == 2
@@ -1372,7 +1470,8 @@ def test_bad_pictures_are_named_counted_and_left_out_on_request(pictures, tmp_pa
 
 # ---------------------------------------------------------------- figures
 
-def recorded_run(folder, primitives=PRIMITIVES, nodes=4, epochs=3, gap=True, seed=0, gates=None, threshold=0.3, **settings):
+def recorded_run(folder, primitives=PRIMITIVES, nodes=4, epochs=3, gap=True, seed=0, gates=None,
+                 threshold=0.3, **settings):
     """A run's records, as a search leaves them."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
@@ -1381,11 +1480,15 @@ def recorded_run(folder, primitives=PRIMITIVES, nodes=4, epochs=3, gap=True, see
     else:
         gates = random.random((epochs, 2, nodes * (nodes + 3) // 2, len(primitives)), np.float32)
     np.savez(folder / "gates.npz", normal=gates[:, 0], reduce=gates[:, 1], primitives=primitives)
-    kind = {"gate": "sigmoid", "w01": 10.0, "zero_one_loss": "l2", "threshold": threshold, **settings}
+    kind = {"gate": "sigmoid", "w01": 10.0, "zero_one_loss": "l2", "threshold": threshold,
+            **settings}
     (folder / "config.json").write_text(json.dumps({"settings": kind}))
     rows = [dict(epoch=epoch + 1, train_loss=1.0, soft_accuracy=90 + epoch if gap else None,
                  discrete_accuracy=50.5 if gap else None, seconds=1.5) for epoch in range(epochs)]
-    runs.Run(str(folder), {}).write_metrics(rows)
+    with open(folder / "metrics.csv", "w") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
     genotype = fair_darts.discretize(*torch.from_numpy(gates[-1]), threshold, primitives=primitives)
     if all(genotype):
         genotypes.save(genotype, str(folder / "genotype.json"))
@@ -1396,7 +1499,8 @@ def assert_picture(path):
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(float)
     assert pixels.shape[1] >= 300 and pixels.shape[0] >= 200
-    assert 0.01 < (pixels.min(2) < 240).mean() < 0.99 and pixels.std() > 10  # neither blank nor filled
+    # neither blank nor filled
+    assert 0.01 < (pixels.min(2) < 240).mean() < 0.99 and pixels.std() > 10
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     assert (border > 250).all()  # nothing is cut off
 
@@ -1404,36 +1508,46 @@ def assert_picture(path):
 FIGURES = ["dominant", "gates", "heatmap", "penalty", "gap", "cell_normal", "cell_reduce"]
 
 
-@pytest.mark.parametrize("primitives, nodes, epochs", [(PRIMITIVES, 4, 50), (("skip_connect", "sep_conv_3x3"), 3, 1),
-                                                       (("dil_conv_5x5",), 1, 2), (PRIMITIVES, 3, 1)])
+@pytest.mark.parametrize("primitives, nodes, epochs", [
+    (PRIMITIVES, 4, 50), (("skip_connect", "sep_conv_3x3"), 3, 1), (("dil_conv_5x5",), 1, 2),
+    (PRIMITIVES, 3, 1)])
 def test_figures_of_a_run(primitives, nodes, epochs, tmp_path, monkeypatch, capsys):
     folder = recorded_run(tmp_path / "run", primitives, nodes, epochs, threshold=0)
     assert call(visualize, monkeypatch, folder) == 0
-    assert capsys.readouterr().out.split() == [str(folder / "figures" / f"{name}.png") for name in FIGURES]
+    assert capsys.readouterr().out.split() == [
+        str(folder / "figures" / f"{name}.png") for name in FIGURES]
     for name in FIGURES:
         assert_picture(folder / "figures" / f"{name}.png")
 
 
 def test_figures_of_several_runs_and_of_architectures(tmp_path, monkeypatch, capsys):
-    folders = [recorded_run(tmp_path / "all" / str(seed), epochs=4, seed=seed, gate=gate, zero_one_loss=loss)
-               for seed, gate, loss in ((0, "sigmoid", "l2"), (1, "sigmoid", "l1"), (2, "softmax", "l2"), (3, "softmax", "l2"))]
+    folders = [recorded_run(tmp_path / "all" / str(seed), epochs=4, seed=seed, gate=gate,
+                            zero_one_loss=loss)
+               for seed, gate, loss in ((0, "sigmoid", "l2"), (1, "sigmoid", "l1"),
+                                        (2, "softmax", "l2"), (3, "softmax", "l2"))]
     assert call(visualize, monkeypatch, *folders) == 0
     for name in ("dominant", "heatmap", "gap"):
         assert_picture(tmp_path / "all" / "comparison" / f"{name}.png")
     records = [visualize.read(str(folder)) for folder in folders]
-    assert [visualize.setting(record) for record in records] == ["sigmoid, 10 L01", "sigmoid, 10 L'01", "softmax", "softmax"]
+    assert [visualize.setting(record) for record in records] == [
+        "sigmoid, w01 10, l2", "sigmoid, w01 10, l1", "softmax", "softmax"]
     lines = visualize.compare_gap(records).axes[0].lines
-    assert lines[2].get_color() == lines[3].get_color() != lines[1].get_color()  # runs of one setting in one colour
+    # runs of one setting in one colour
+    assert lines[2].get_color() == lines[3].get_color() != lines[1].get_color()
     for name in ("FairDARTS_a", "FairNAS_A", folders[0] / "genotype.json"):
         assert call(visualize, monkeypatch, name, "--output", tmp_path / "cells") == 0
-    for name in ("FairDARTS_a_normal", "FairDARTS_a_reduce", "FairNAS_A_chain", "cell_normal", "cell_reduce"):
+    for name in ("FairDARTS_a_normal", "FairDARTS_a_reduce", "FairNAS_A_chain", "cell_normal",
+                 "cell_reduce"):
         assert_picture(tmp_path / "cells" / f"{name}.png")
     capsys.readouterr()
     (tmp_path / "empty").mkdir()
     (folders[0] / "gates.npz").write_bytes(b"junk")
     np.savez(folders[1] / "gates.npz", normal=np.array([Malicious()], dtype=object))
-    for what, message in ((["FairDARTS_x"], "did you mean"), ([tmp_path / "empty"], "not a search that has done an epoch"),
-                          ([folders[0]], "not a search"), ([folders[1], folders[2]], "not a search"), ([], "required")):
+    for what, message in (
+            (["FairDARTS_x"], "did you mean"),
+            ([tmp_path / "empty"], "not a search that has done an epoch"),
+            ([folders[0]], "not a search"), ([folders[1], folders[2]], "not a search"),
+            ([], "required")):
         assert call(visualize, monkeypatch, *what) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and message in error
@@ -1442,27 +1556,36 @@ def test_figures_of_several_runs_and_of_architectures(tmp_path, monkeypatch, cap
 def test_what_the_figures_show(tmp_path):
     gates = np.full((2, 2, 14, 7), 0.1, np.float32)
     skip, sep = PRIMITIVES.index("skip_connect"), PRIMITIVES.index("sep_conv_3x3")
-    gates[0, 0, :, skip] = 0.9  # first all skips, then all convolutions but for one, on the best edge of node 5
+    # first all skips, then all convolutions but for one, on the best edge of node 5
+    gates[0, 0, :, skip] = 0.9
     gates[1, 0, :, sep] = 0.9
     gates[1, 0, -1, skip] = 0.95
     record = visualize.read(str(recorded_run(tmp_path / "run", gates=gates, threshold=0.85)))
-    assert visualize.dominant_counts(gates[:, 0], PRIMITIVES).tolist() == [[0, 0, 8, 0, 0, 0, 0], [0, 0, 1, 7, 0, 0, 0]]
-    assert record.genotype is None and not visualize.kept_gates(record, "normal").any()  # the reduction cell has no edge
+    assert visualize.dominant_counts(gates[:, 0], PRIMITIVES).tolist() == [
+        [0, 0, 8, 0, 0, 0, 0], [0, 0, 1, 7, 0, 0, 0]]
+    # the reduction cell has no edge
+    assert (record.genotype is None
+            and not visualize.kept_gates(record, "normal").any())
     histogram = visualize.gate_histogram(record, 10)
-    assert histogram.shape == (10, 2) and histogram[:, 0].sum() == pytest.approx(1) == histogram[:, 1].sum()
-    assert histogram[9, 0] == pytest.approx(14 / 196) and histogram[9, 1] == pytest.approx(15 / 196)
+    assert (histogram.shape == (10, 2)
+            and histogram[:, 0].sum() == pytest.approx(1) == histogram[:, 1].sum())
+    assert (histogram[9, 0] == pytest.approx(14 / 196)
+            and histogram[9, 1] == pytest.approx(15 / 196))
     gates[1, 1, 0, sep] = 0.9
     record = visualize.read(str(recorded_run(tmp_path / "other", gates=gates, threshold=0.85)))
     kept = visualize.kept_gates(record, "normal")
-    assert kept.sum() == 8 and kept[-1, skip] and kept[0, sep] and kept[1, sep] and not kept[-1, sep]
+    assert (kept.sum() == 8 and kept[-1, skip] and kept[0, sep] and kept[1, sep]
+            and not kept[-1, sep])
     assert visualize.kept_gates(record, "reduce").nonzero() == (np.array([0]), np.array([sep]))
     assert visualize.measured_gaps(record) == [(1, 90, 50.5), (2, 91, 50.5)]
     assert visualize.edge_names(5) == [(2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]
 
 
 def test_cells_are_drawn_without_overlap():
-    full = [Edge(op, node, source) for node in range(2, 6) for source in range(node) for op in PRIMITIVES[:2]]
-    cells = [cell for genotype in genotypes.PUBLISHED.values() if isinstance(genotype, Genotype) for cell in genotype]
+    full = [Edge(op, node, source)
+            for node in range(2, 6) for source in range(node) for op in PRIMITIVES[:2]]
+    cells = [cell for genotype in genotypes.PUBLISHED.values() if isinstance(genotype, Genotype)
+             for cell in genotype]
     for cell in cells + [full, full[:1]]:
         points, labels = visualize.cell_layout(cell)
         assert sorted(edge for edge, _, _ in labels) == sorted(cell)
@@ -1482,45 +1605,56 @@ def test_search_draws_figures_and_survives_their_failure(tmp_path, monkeypatch, 
     drawn, draw = [], visualize.draw_run
     monkeypatch.setattr(visualize, "draw_run", lambda folder: drawn.append(draw(folder)))
     assert call(train_search, monkeypatch, *search, "a", "--gap_every", 1) == 0
-    assert [len(paths) for paths in drawn] == [5, 7] and (tmp_path / "a" / "figures" / "cell_normal.png").exists()
+    assert ([len(paths) for paths in drawn] == [5, 7]
+            and (tmp_path / "a" / "figures" / "cell_normal.png").exists())
     monkeypatch.setattr(visualize, "draw_run", lambda folder: 1 / 0)
     capsys.readouterr()
     assert call(train_search, monkeypatch, *search, "b") == 0
-    assert "note: no figures: ZeroDivisionError" in capsys.readouterr().err and len(table(tmp_path / "b")) == 2
+    assert ("note: no figures: ZeroDivisionError" in capsys.readouterr().err
+            and len(table(tmp_path / "b")) == 2)
 
 
 # ---------------------------------------------------------------- the claims
 
 def path_of_gates(tmp_path, name, ends, epochs=10, **settings):
-    """A record of two operations whose gates go from 0.5 in a straight line to `ends`, (skip, sep_conv), on all edges."""
+    """A record of two operations whose gates go from 0.5 in a straight line to `ends`,
+    (skip, sep_conv), on all edges.
+    """
     line = np.linspace(0, 1, epochs)[:, None, None, None]
-    gates = (0.5 + line * (np.array(ends) - 0.5)).astype(np.float32) * np.ones((1, 2, 14, 1), np.float32)
-    return visualize.read(str(recorded_run(tmp_path / name, ("skip_connect", "sep_conv_3x3"), gates=gates, epochs=epochs,
-                                           **settings)))
+    gates = (0.5 + line * (np.array(ends) - 0.5)).astype(np.float32) * np.ones(
+        (1, 2, 14, 1), np.float32)
+    return visualize.read(str(recorded_run(tmp_path / name, ("skip_connect", "sep_conv_3x3"),
+                                           gates=gates, epochs=epochs, **settings)))
 
 
 def test_figures_of_claims(tmp_path):
-    skips, saturated = path_of_gates(tmp_path, "a", (0.6, 0.4)), path_of_gates(tmp_path, "b", (0.05, 0.95))
+    skips, saturated = (path_of_gates(tmp_path, "a", (0.6, 0.4)),
+                        path_of_gates(tmp_path, "b", (0.05, 0.95)))
     assert reproduce.skips(skips, 9, 10) == 8 and reproduce.skips(saturated, 9, 10) == 0
     assert reproduce.skips(saturated, 0, 1) == 8  # equal gates: the lower index, the skip
     assert reproduce.distance_from_uniform(skips) == pytest.approx(0.1)
     assert (reproduce.share_decided(skips), reproduce.share_decided(saturated)) == (0, 100)
-    assert reproduce.decision_epoch(saturated) == 7  # 0.45 * 6 / 9 is more than 0.25, 0.45 * 5 / 9 is not
+    # 0.45 * 6 / 9 is more than 0.25, 0.45 * 5 / 9 is not
+    assert reproduce.decision_epoch(saturated) == 7
     assert reproduce.decision_epoch(skips) == float("inf")
     assert reproduce.last_gap(skips) == 99 - 50.5
-    assert reproduce.spread([1.0, 2.0, None, 3.0]) == "2.0 ± 1.0" and reproduce.spread([None]) == "none"
+    assert (reproduce.spread([1.0, 2.0, None, 3.0]) == "2.0 ± 1.0"
+            and reproduce.spread([None]) == "none")
     assert reproduce.spread([4, float("inf")]) == "4.0, never"
 
 
 def test_claims_can_hold_and_fail(tmp_path):
-    kinds = {"softmax": (0.55, 0.45), "sigmoid": (0.4, 0.45), "l01": (0.05, 0.95), "l1": (0.01, 0.99)}
+    kinds = {"softmax": (0.55, 0.45), "sigmoid": (0.4, 0.45), "l01": (0.05, 0.95),
+             "l1": (0.01, 0.99)}
     records = {arm: path_of_gates(tmp_path, arm, ends) for arm, ends in kinds.items()}
     for arm, gap in (("softmax", 40.0), ("l01", 1.0)):
         records[arm].rows[-1].update(soft_accuracy=90.0, discrete_accuracy=90.0 - gap)
     accuracies = {"softmax": [90.0], "sigmoid": [None], "l01": [95.0], "l1": [92.0]}
-    outcomes = {arm: reproduce.Outcome([record], accuracies[arm]) for arm, record in records.items()}
+    outcomes = {arm: reproduce.Outcome([record], accuracies[arm])
+                for arm, record in records.items()}
     rows = reproduce.claims(outcomes)
-    assert [held for _, _, held in rows] == [False, True, True, True, True]  # skips are all dominant from the start
+    # skips are all dominant from the start
+    assert [held for _, _, held in rows] == [False, True, True, True, True]
     assert "sigmoid none" in rows[4][1] and "softmax 0.05 ± 0.00" in rows[1][1]
     swapped = {**outcomes, "softmax": outcomes["l01"], "l01": outcomes["softmax"]}
     assert [held for _, _, held in reproduce.claims(swapped)] == [False, False, True, False, False]
@@ -1529,13 +1663,18 @@ def test_claims_can_hold_and_fail(tmp_path):
 
 
 def test_reproduce_runs_the_grid_once(tmp_path, monkeypatch, capsys):
-    """Real searches and trainings, the smallest there are; a run that was stopped goes on, one that is complete is kept."""
-    small = reproduce.Scale([*SMALL_SEARCH, "--nodes", "1", "--batch_size", "300", "--arch_learning_rate", "1",
-                             "--primitives", "skip_connect,sep_conv_3x3", "--epochs", "1"], [*SMALL_EVAL, "--epochs", "1"], 1, 1)
+    """Real searches and trainings, the smallest there are; a run that was stopped goes
+    on, one that is complete is kept.
+    """
+    small = reproduce.Scale(
+        [*SMALL_SEARCH, "--nodes", "1", "--batch_size", "300", "--arch_learning_rate", "1",
+         "--primitives", "skip_connect,sep_conv_3x3", "--epochs", "1"],
+        [*SMALL_EVAL, "--epochs", "1"], 1, 1)
     monkeypatch.setitem(reproduce.SCALES, "laptop", small)
-    monkeypatch.setattr(train_search.Search, "advance", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(runs.Run, "add", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
     search, flags, *_ = next(reproduce.plan("laptop", str(tmp_path)))
-    assert call(train_search, monkeypatch, *flags, "--runs", tmp_path, "--name", "laptop-softmax-1") == 130
+    assert call(train_search, monkeypatch, *flags, "--runs", tmp_path,
+                "--name", "laptop-softmax-1") == 130
     assert not reproduce.complete(search, train_search.flags(), flags)
     command = ["--runs", tmp_path, "--output", tmp_path / "out", "--jobs", 2]
     assert call(reproduce, monkeypatch, *command) == 0
@@ -1548,21 +1687,27 @@ def test_reproduce_runs_the_grid_once(tmp_path, monkeypatch, capsys):
         patch.setattr(reproduce.subprocess, "run", None)  # all is complete: nothing runs again
         assert call(reproduce, patch, *command) == 0
     assert (tmp_path / "out" / "reproduction.md").read_text() == text
-    monkeypatch.setitem(reproduce.SCALES, "laptop", small._replace(search=[*small.search, "--seed", "5", "--init_channels", "4"]))
+    monkeypatch.setitem(reproduce.SCALES, "laptop", small._replace(
+        search=[*small.search, "--seed", "5", "--init_channels", "4"]))
     capsys.readouterr()
     assert call(reproduce, monkeypatch, *command) == 2
-    assert "laptop-softmax-1' has --init_channels 2, not 4: remove it, or give other --runs" in capsys.readouterr().err
+    assert ("laptop-softmax-1' has --init_channels 2, not 4: remove it, or give other --runs"
+            in capsys.readouterr().err)
 
 
 # ---------------------------------------------------------------- runs that cannot be lost
 
-LONG = {"search": ["train_search.py", *SMALL_SEARCH, "--arch_learning_rate", "0.2", "--epochs", "6"],
-        "eval": ["train_eval.py", *SMALL_EVAL, "--arch", "FairDARTS_a", "--epochs", "4", "--drop_path_prob", "0.3"]}
+LONG = {"search": ["train_search.py", *SMALL_SEARCH, "--arch_learning_rate", "0.2",
+                   "--epochs", "6"],
+        "eval": ["train_eval.py", *SMALL_EVAL, "--arch", "FairDARTS_a", "--epochs", "4",
+                 "--drop_path_prob", "0.3"]}
 
 
 def launch(*command):
-    return subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"})  # so that two run side by side
+    return subprocess.Popen([sys.executable, *map(str, command)],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            # so that two run side by side
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def side_by_side(function):
@@ -1629,13 +1774,15 @@ def test_killed_at_ten_random_moments(whole_runs, tmp_path):
 
 def test_one_run_has_one_writer(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "a"
-    process = launch("train_search.py", *SMALL_SEARCH, "--epochs", 50, "--runs", tmp_path, "--name", "a", "--checkpoint_minutes", 0)
+    process = launch("train_search.py", *SMALL_SEARCH, "--epochs", 50, "--runs", tmp_path,
+                     "--name", "a", "--checkpoint_minutes", 0)
     wait_for(process, "epoch 1/")
     assert call(train_search, monkeypatch, "--resume", folder) == 2
     assert "another process is writing the run" in capsys.readouterr().err
     process.kill()
     process.wait()
-    monkeypatch.setattr(runs.Run, "go_on", lambda run, task, settings: len(task.rows))  # a third may
+    # a third may
+    monkeypatch.setattr(train_search, "search", lambda run, s, dataset: len(run.rows))
     assert call(train_search, monkeypatch, "--resume", folder) >= 1
     assert capsys.readouterr().err == ""
 
@@ -1662,19 +1809,53 @@ def test_signals_end_a_run_that_goes_on(whole_runs, tmp_path):
     side_by_side(run)
 
 
-def test_second_interrupt_stops_at_once():
+def new_run(tmp_path, **settings):
+    settings = {"name": "a", "runs": str(tmp_path), "dataset": "digits", "epochs": 2,
+                "learning_rate": 1, "amp": False, "checkpoint_minutes": 10, **settings}
+    return runs.Run.create("train_search", settings, fingerprint="", classes=[], shape=[])
+
+
+def test_signals_wait_for_the_end_of_a_step_or_a_batch(tmp_path, capsys):
     former = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with runs.Stopping() as stop:
+    run, done = new_run(tmp_path), []
+    with pytest.raises(SystemExit, match="143"), run:
+        run.track()
+        for _ in run.epochs():
+            for step in run.steps(3):
+                os.kill(os.getpid(), signal.SIGTERM)  # one or two: the step is done
+                os.kill(os.getpid(), signal.SIGTERM)
+                run.add(loss=torch.tensor(2.0 + step))
+                done.append(step)
+    assert done == [0] and "stopped in epoch 1 after step 1 of 3" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="130"), runs.Run.open(run.folder, "train_search") as run:
+        run.track()
+        for _ in run.epochs():
+            for step in run.steps(3):
+                run.add(loss=torch.tensor(2.0 + step))
+            assert run.means() == {"loss": 3.0}  # what the first process did is counted
+            for batch in run.watched(range(5)):
+                os.kill(os.getpid(), signal.SIGINT)
+                done.append(batch)
+    assert done == [0, 0] and "after step 3 of 3" in capsys.readouterr().out
+    with pytest.raises(KeyboardInterrupt), runs.Run.open(run.folder, "train_search") as run:
+        run.track()
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.signal == signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    with runs.Stopping() as stop:
-        stop.idle = True
-        with pytest.raises(runs.Stopped):
-            os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)  # while the checkpoint is being written
+        assert run.signal == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)  # the second time: at once
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == former
+
+
+def test_two_new_runs_of_one_name(tmp_path):
+    def create(seed):
+        try:
+            return new_run(tmp_path, seed=seed).config["settings"]["seed"]
+        except flags.UserError as error:
+            assert "exists already" in str(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        seeds = [seed for seed in pool.map(create, range(8)) if seed is not None]
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["settings"]["seed"] == seeds[0]
+    assert len(seeds) == 1
 
 
 class FullDisk(io.FileIO):
@@ -1685,53 +1866,60 @@ class FullDisk(io.FileIO):
 
 @pytest.mark.parametrize("stage", ["open", "write", "fsync", "rename", "limit"])
 def test_failed_write_leaves_the_former_checkpoint(stage, tmp_path, monkeypatch, capsys):
-    search = [*SMALL_SEARCH, "--nodes", 1, "--batch_size", 300, "--threshold", 0, "--runs", tmp_path]
+    search = [*SMALL_SEARCH, "--nodes", 1, "--batch_size", 300, "--threshold", 0,
+              "--runs", tmp_path]
     folder = tmp_path / "a"
     assert call(train_search, monkeypatch, *search, "--name", "whole") == 0
     full = OSError(errno.ENOSPC, "No space left on device", "checkpoint.pt")
     with monkeypatch.context() as patch:
-        epoch = runs.Run.epoch
+        steps = runs.Run.steps
 
-        def second_epoch_fails(self, task, stop):
-            if len(task.rows) == 1:
+        def second_epoch_fails(self, count):
+            if len(self.rows) == 1:
                 def fail(*arguments):
                     raise full
                 if stage == "open":
-                    patch.setattr(runs, "open", fail, raising=False)
+                    patch.setattr(genotypes, "open", fail, raising=False)
                 elif stage == "write":
-                    patch.setattr(runs, "open", lambda path, mode="r": FullDisk(path, "w") if "w" in mode else open(path),
-                                  raising=False)
+                    patch.setattr(
+                        genotypes, "open",
+                        lambda path, mode="r": FullDisk(path, "w") if "w" in mode else open(path),
+                        raising=False)
                 elif stage == "fsync":
                     patch.setattr(os, "fsync", fail)
                 elif stage == "rename":
                     patch.setattr(os, "replace", fail)
                 else:  # the kernel itself refuses, in the middle of the file
                     resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))
-                    patch.setattr(runs.Run, "write_metrics", lambda *_: None)
-            return epoch(self, task, stop)
+            return steps(self, count)
 
-        patch.setattr(runs.Run, "epoch", second_epoch_fails)
+        patch.setattr(runs.Run, "steps", second_epoch_fails)
         capsys.readouterr()
         try:
             assert call(train_search, monkeypatch, *search, "--name", "a") == 2
         finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            resource.setrlimit(resource.RLIMIT_FSIZE,
+                               (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and f"go on with: python train_search.py --resume {folder}" in error
+    assert (error.count("\n") == 1
+            and f"go on with: python train_search.py --resume {folder}" in error)
     assert ("File too large" if stage == "limit" else "No space left on device") in error
-    assert not list(folder.glob("*.part")) and len(runs.Run.open(str(folder), "train_search").load_checkpoint()["rows"]) == 1
+    with runs.Run.open(str(folder), "train_search") as run:
+        assert not list(folder.glob("*.part")) and len(run.rows) == 1
     assert call(train_search, monkeypatch, "--resume", folder) == 0
     assert table(folder) == table(tmp_path / "whole")
 
 
 def test_what_is_not_finite_is_never_saved(tmp_path, monkeypatch, capsys):
     search = [*SMALL_SEARCH, "--runs", tmp_path]
-    assert call(train_search, monkeypatch, *search, "--name", "wild", "--learning_rate", "1e30") == 2
+    assert call(train_search, monkeypatch, *search, "--name", "wild",
+                "--learning_rate", "1e30") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "not finite" in error and "lower --learning_rate" in error
     assert not (tmp_path / "wild" / "checkpoint.pt").exists()
-    for name, script, command in (("loss", train_search, search), ("alpha", train_search, search),
-                                  ("gradient", train_eval, [*SMALL_EVAL, "--arch", "FairDARTS_a", "--runs", tmp_path])):
+    for name, script, command in (
+            ("loss", train_search, search), ("alpha", train_search, search),
+            ("gradient", train_eval, [*SMALL_EVAL, "--arch", "FairDARTS_a", "--runs", tmp_path])):
         with monkeypatch.context() as patch:
             cross_entropy = F.cross_entropy
 
@@ -1748,7 +1936,8 @@ def test_what_is_not_finite_is_never_saved(tmp_path, monkeypatch, capsys):
         error = capsys.readouterr().err
         assert "not finite" in error and "in epoch 2, step 1;" in error
         state = torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
-        assert len(state["rows"]) == 1 and all(w.isfinite().all() for w in state["network"].values())
+        assert (len(state["rows"]) == 1
+                and all(w.isfinite().all() for w in state["network"].values()))
 
 
 class Malicious:
@@ -1757,8 +1946,10 @@ class Malicious:
 
 
 def test_bad_checkpoints_are_refused(tmp_path, monkeypatch, capsys):
-    assert call(train_search, monkeypatch, *SMALL_SEARCH, "--threshold", 0, "--runs", tmp_path, "--name", "a") == 0
-    assert call(train_eval, monkeypatch, *SMALL_EVAL, *EVAL, "--epochs", 1, "--runs", tmp_path, "--name", "b") == 0
+    assert call(train_search, monkeypatch, *SMALL_SEARCH, "--threshold", 0, "--runs", tmp_path,
+                "--name", "a") == 0
+    assert call(train_eval, monkeypatch, *SMALL_EVAL, *EVAL, "--epochs", 1, "--runs", tmp_path,
+                "--name", "b") == 0
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "a" / "checkpoint.pt"
     whole = path.read_bytes()
@@ -1778,14 +1969,20 @@ def test_bad_checkpoints_are_refused(tmp_path, monkeypatch, capsys):
         flipped = bytearray(whole)
         flipped[dice.randrange(len(whole))] ^= 1 << dice.randrange(8)
         bad.append((bytes(flipped), "checksum"))
-    bad += [(saved(Malicious()), "checksum"), (sealed(saved(Malicious())), "cannot be read: Weights only load failed"),
-            (sealed(saved({**state, "rows": Malicious()})), "Weights only"), (sealed(b"junk"), "cannot be read"),
+    bad += [(saved(Malicious()), "checksum"),
+            (sealed(saved(Malicious())), "cannot be read: Weights only load failed"),
+            (sealed(saved({**state, "rows": Malicious()})), "Weights only"),
+            (sealed(b"junk"), "cannot be read"),
             (sealed(saved([1, 2])), "expected a dictionary, found list"),
-            (sealed(saved({key: value for key, value in state.items() if key != "rows"})), "it lacks rows"),
-            (sealed(saved({key: value for key, value in state.items() if key != "adam"})), "it lacks 'adam'"),
-            (sealed(saved({**state, "version": 0})), "it is of train_search.py, version 0, not of train_search.py, version 1"),
+            (sealed(saved({key: value for key, value in state.items() if key != "rows"})),
+             "it lacks rows"),
+            (sealed(saved({key: value for key, value in state.items() if key != "adam"})),
+             "it lacks 'adam'"),
+            (sealed(saved({**state, "version": 0})),
+             "it is of train_search.py, version 0, not of train_search.py, version 2"),
             (sealed(saved({**state, "network": {}})), "does not fit its settings"),
-            (sealed(saved({**state, "sgd": {"state": {}, "param_groups": []}})), "does not fit its settings"),
+            (sealed(saved({**state, "sgd": {"state": {}, "param_groups": []}})),
+             "does not fit its settings"),
             ((tmp_path / "b" / "checkpoint.pt").read_bytes(), "it is of train_eval.py")]
     capsys.readouterr()
     for content, message in bad:
@@ -1811,24 +2008,32 @@ def test_bad_configs_are_refused(tmp_path, monkeypatch, capsys):
 
     capsys.readouterr()
     for content, message in (
-            ("", "no readable config"), ("[]", "no readable config"), ("{}", "no readable config"), ("[" * 99999, "no readable"),
-            (json.dumps({**config, "settings": 3}), "no readable config"), (json.dumps({**config, "version": 99}), "version 99"),
+            ("", "no readable config"), ("[]", "no readable config"), ("{}", "no readable config"),
+            ("[" * 99999, "no readable"),
+            (json.dumps({**config, "settings": 3}), "no readable config"),
+            (json.dumps({**config, "version": 99}), "version 99"),
             (json.dumps({**config, "script": "train_eval"}), "a run of train_eval.py"),
             (json.dumps({**config, "fingerprint": "0"}), "the dataset is not the one"),
-            (changed(epochs=None), "epochs must have a value"), (changed(epochs=-1), "from 1 up"), (changed(epochs=True), "--epochs"),
-            (changed(dataset="elsewhere"), "unknown 'elsewhere'"), (changed(help=True), "it has help"),
-            (changed(w01="ten"), "expected a number"), (changed(amp="yes"), "--amp"), (changed(gate=["sigmoid"]), "--gate"),
+            (changed(epochs=None), "epochs must have a value"),
+            (changed(epochs=-1), "from 1 up"), (changed(epochs=True), "--epochs"),
+            (changed(dataset="elsewhere"), "unknown 'elsewhere'"),
+            (changed(help=True), "it has help"), (changed(w01="ten"), "expected a number"),
+            (changed(amp="yes"), "--amp"), (changed(gate=["sigmoid"]), "--gate"),
             (changed(name="../b"), "the name of a folder"),
-            (json.dumps({**config, "settings": {k: v for k, v in settings.items() if k != "seed"}}), "it lacks seed")):
+            (json.dumps({**config, "settings": {k: v for k, v in settings.items()
+                                                if k != "seed"}}), "it lacks seed")):
         path.write_text(content)
         assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--epochs", 2) == 2
         captured = capsys.readouterr()
-        assert captured.err.count("\n") == 1 and message in captured.err and captured.out == "", content[:300]
+        assert (captured.err.count("\n") == 1 and message in captured.err
+                and captured.out == ""), content[:300]
     path.write_text(json.dumps(config))
-    assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--epochs", 2, "--checkpoint_minutes", 1) == 0
+    assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--epochs", 2,
+                "--checkpoint_minutes", 1) == 0
     capsys.readouterr()
     config = json.loads(path.read_text())  # what may change is kept
-    assert config["settings"] == {**settings, "epochs": 2, "checkpoint_minutes": 1.0} and len(config["commands"]) == 2
+    assert (config["settings"] == {**settings, "epochs": 2, "checkpoint_minutes": 1.0}
+            and len(config["commands"]) == 2)
     assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--epochs", 1) == 2
     assert "--epochs 1: the run has 2, which can only be raised" in capsys.readouterr().err
 
@@ -1837,7 +2042,8 @@ def test_bad_configs_are_refused(tmp_path, monkeypatch, capsys):
     ("cifar10", (50, 32, 32, 3), 3), ("cifar100", (50, 32, 32, 3), 3), ("svhn", (50, 3, 32, 32), 3),
     ("fashionmnist", (50, 28, 28), 1)])
 def test_downloaded_sets_as_torchvision_holds_them(name, shape, channels, monkeypatch):
-    pixels, labels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), np.arange(50) % 10
+    pixels, labels = (np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8),
+                      np.arange(50) % 10)
 
     def read(make, root, train):
         values = labels if name == "svhn" else labels.tolist()
@@ -1848,7 +2054,8 @@ def test_downloaded_sets_as_torchvision_holds_them(name, shape, channels, monkey
     d = data.load(name)
     assert d.images.shape == (50, channels, shape[2], shape[2]) and d.images.dtype == torch.uint8
     assert d.labels.dtype == torch.int64 and torch.equal(d.test_labels, torch.from_numpy(labels))
-    expected = pixels[7] if name == "svhn" else pixels[7].transpose(2, 0, 1) if channels == 3 else pixels[7][None]
+    expected = (pixels[7] if name == "svhn"
+                else pixels[7].transpose(2, 0, 1) if channels == 3 else pixels[7][None])
     assert np.array_equal(d.images[7].numpy(), expected)
 
 
@@ -1862,5 +2069,6 @@ def test_default_dataset_and_missing_downloads(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "_quietly", offline)
     dataset, why = data.load_asked({"data": str(tmp_path)}, torch.device("cuda"))
     assert dataset.name == "digits" and "cannot be downloaded (no network)" in why
-    with pytest.raises(flags.UserError, match="cannot be downloaded"):  # an explicit dataset is never replaced
+    # an explicit dataset is never replaced
+    with pytest.raises(flags.UserError, match="cannot be downloaded"):
         data.load_asked({"dataset": "cifar10", "data": str(tmp_path)}, torch.device("cuda"))

@@ -3,12 +3,13 @@
     python train_search.py --w01 10                     # digits without a GPU, CIFAR-10 with one
     python train_search.py --gate softmax               # the DARTS baseline
     python train_search.py --space s2                   # a chain of inverted bottlenecks
-    python train_search.py --dataset folder --data DIR  # your pictures: DIR/train/<class>/*, DIR/test/<class>/*
+    python train_search.py --dataset folder --data DIR  # your pictures: DIR/train/<class>/* and test
     python train_search.py --resume RUN                 # go on with a run that was stopped
-    python train_search.py --resume RUN --threshold 0.8 # derive again from a run's gates, without searching
+    python train_search.py --resume RUN --threshold 0.8 # derive again, without searching
 
-Leaves in the run's folder: genotype.json, metrics.csv, figures/, gates.npz (normal, reduce: (epochs, edges, operations), or in
-S2 layers: (epochs, layers, choices), NaN where there is no such choice; primitives: the operations' names).
+Leaves in the run's folder: genotype.json, metrics.csv, figures/, gates.npz (normal, reduce:
+(epochs, edges, operations), or in S2 layers: (epochs, layers, choices), NaN where there is no
+such choice; primitives: the operations' names).
 """
 import argparse
 import io
@@ -19,271 +20,223 @@ import warnings
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.utils import clip_grad_norm_
 
 import data
 import genotypes
-from fair_darts import (Architect, discrete_chain_gates, discrete_gates, discretize, discretize_chain, dominant_choices,
-                        dominant_operations, frozen, strongest, zero_one_loss, zero_one_loss_l1)
-from flags import RUN_DEFAULTS, Parser, add_flags, add_run_flags, main, number, one_of, refuse, resumed_settings
+import kernels
+from fair_darts import PENALTIES, Architect, frozen, strongest
+from flags import RUN_FLAGS, Parser, main, number, one_of, refuse, resumed_settings, some_of
 from model_search import Network, NetworkS2
-from operations import frozen_statistics
-from runs import Precision, Run, Task, choose_device, cosine
+from operations import OPS
+from runs import Precision, Run, choose_device, set_learning_rate
 
-# The published recipe on CIFAR-10. data.RECIPES has what other sets change; flags override both.
-RECIPE = dict(epochs=50, batch_size=128, init_channels=16, layers=8, nodes=4, train_portion=0.5,
-              learning_rate=0.005, learning_rate_min=0.001, momentum=0.9, weight_decay=3e-4, grad_clip=5.0,
-              arch_learning_rate=3e-3, arch_beta1=0.9, arch_weight_decay=1e-3, w01=10.0, threshold=0.85,
-              primitives=",".join(genotypes.PRIMITIVES))
-# What DARTS does otherwise. Its rule (Eq. 3) is argmax, with no threshold.
-SOFTMAX = dict(batch_size=64, learning_rate=0.025, arch_learning_rate=3e-4, arch_beta1=0.5, w01=0.0, threshold=0.0)
-OTHER = dict(space="s1", gate="sigmoid", zero_one_loss="l2", unrolled=False, edges_per_node=2, ops_per_edge=1, width=1.0,
-             ops_per_layer=1, gap_every=5, figures_every=10, dataset=None,
-             data="data", image_size=32, skip_bad_images=False, **RUN_DEFAULTS)
+positive, rate = number(int, 1), number(float, 0)
+share = number(float, 0, 1, open_ends=True)
+# The defaults are the published recipe on CIFAR-10; data.RECIPES has what other sets change.
+FLAGS = {
+    "space": ("s1", one_of(["s1", "s2"]), "s1, cells, or s2, a chain of inverted bottlenecks"),
+    "gate": ("sigmoid", one_of(["sigmoid", "softmax"]), "Eq. 6, or Eq. 2 with DARTS's recipe"),
+    "w01": (10.0, rate, "weight of the zero-one loss (Eq. 8)"),
+    "zero_one_loss": ("l2", one_of(PENALTIES), "l2 (Eq. 7), l1 (Eq. 9)"),
+    "threshold": (0.85, number(float, 0, 1), "gates from here up are kept; 0: argmax (Eq. 3)"),
+    "primitives": (",".join(genotypes.PRIMITIVES), some_of(OPS), "s1: candidate operations"),
+    "edges_per_node": (2, positive, "s1: edges kept for each node, at most"),
+    "ops_per_edge": (1, positive, "s1: operations kept on each edge, at most"),
+    "ops_per_layer": (1, positive, "s2: choices kept in each layer, at most"),
+    "unrolled": (False, bool, "second-order steps on alpha, as in DARTS"),
+    "gap_every": (5, number(int, 0), "epochs between measurements of the gap; 0: never"),
+    "figures_every": (10, number(int, 0), "epochs between drawings of the figures; 0: never"),
+    "dataset": (None, one_of(data.RECIPES), f"one of {', '.join(data.RECIPES)}"),
+    "data": ("data", str, "folder of the downloaded sets, or of your pictures"),
+    "image_size": (32, number(int, 8), "side to which your pictures are brought, in pixels"),
+    "skip_bad_images": (False, bool, "leave out files that cannot be used as pictures"),
+    "train_portion": (0.5, share, "part of the training set that trains the weights"),
+    "epochs": (50, positive, "passes over that part"),
+    "batch_size": (128, number(int, 2), "pictures in a step"),
+    "init_channels": (16, number(int, 2), "s1: channels of the first cells"),
+    "layers": (8, positive, "s1: cells"),
+    "nodes": (4, number(int, 1, 4), "s1: nodes in a cell"),
+    "width": (1.0, number(float, 0, open_ends=True), "s2: factor of all channels"),
+    "learning_rate": (0.005, rate, "of the weights, at the start of a cosine"),
+    "learning_rate_min": (0.001, rate, "of the weights, at its end"),
+    "momentum": (0.9, rate, "of the weights"),
+    "weight_decay": (3e-4, rate, "of the weights"),
+    "grad_clip": (5.0, number(float, 0, open_ends=True), "largest norm of the weights' gradient"),
+    "arch_learning_rate": (3e-3, rate, "of the alphas (Adam)"),
+    "arch_beta1": (0.9, share, "Adam's first beta; the second is 0.999"),
+    "arch_weight_decay": (1e-3, rate, "of the alphas"),
+    **RUN_FLAGS,
+}
+# What DARTS does otherwise on CIFAR-10. Its rule (Eq. 3) is argmax, with no threshold.
+SOFTMAX = dict(batch_size=64, learning_rate=0.025, arch_learning_rate=3e-4, arch_beta1=0.5,
+               w01=0.0, threshold=0.0)
 CELL_FLAGS = {"primitives", "edges_per_node", "ops_per_edge", "init_channels", "layers", "nodes"}
 CHAIN_FLAGS = {"width", "ops_per_layer"}
-MAY_CHANGE = {"epochs", "threshold", "edges_per_node", "ops_per_edge", "ops_per_layer", "device", "data", "checkpoint_minutes",
-              "gap_every", "figures_every"}
+MAY_CHANGE = {"epochs", "threshold", "edges_per_node", "ops_per_edge", "ops_per_layer", "device",
+              "data", "plain", "checkpoint_minutes", "gap_every", "figures_every"}
 
 
-def flags():
-    positive, rate, share = number(int, 1), number(float, 0), number(float, 0, 1, open_ends=True)
-    parser = Parser(__doc__)
-    others = {"softmax": SOFTMAX, **{name: recipe.search for name, recipe in data.RECIPES.items()}}
-    add_flags(parser, {**OTHER, **RECIPE}, others,
-        space=(one_of(SPACES), "s1, cells, or s2, a chain of inverted bottlenecks"),
-        gate=(one_of(["sigmoid", "softmax"]), "sigmoid (Eq. 6), or softmax (Eq. 2) with DARTS's recipe"),
-        w01=(rate, "weight of the zero-one loss (Eq. 8)"),
-        primitives=(operation_names, "s1: operations to choose from, separated by commas"),
-        zero_one_loss=(one_of(["l2", "l1"]), "l2 (Eq. 7) or l1 (Eq. 9)"),
-        threshold=(number(float, 0, 1), "gates from here up are kept (Sec. 4.2); 0: argmax (Eq. 3)"),
-        edges_per_node=(positive, "s1: edges kept for each node, at most"),
-        ops_per_edge=(positive, "s1: operations kept on each edge, at most"),
-        ops_per_layer=(positive, "s2: choices kept in each layer, at most"),
-        gap_every=(number(int, 0), "epochs between measurements of the discretisation gap; 0: never"),
-        figures_every=(number(int, 0), "epochs between drawings of the figures; 0: never"),
-        unrolled=(bool, "second-order steps on alpha, as in DARTS"),
-        dataset=(one_of(data.RECIPES), f"one of {', '.join(data.RECIPES)}"),
-        data=(str, "folder of the downloaded sets, or of your pictures"),
-        image_size=(number(int, 8), "side to which your pictures are brought, in pixels"),
-        skip_bad_images=(bool, "leave out files that cannot be used as pictures"),
-        train_portion=(share, "part of the training set that trains the weights"),
-        epochs=(positive, "passes over that part"),
-        batch_size=(number(int, 2), "pictures in a step"),
-        init_channels=(number(int, 2), "s1: channels of the first cells"),
-        layers=(positive, "s1: cells"),
-        nodes=(number(int, 1, 4), "s1: nodes in a cell"),
-        width=(number(float, 0, open_ends=True), "s2: factor of all channels"),
-        learning_rate=(rate, "of the weights, at the start of a cosine"),
-        learning_rate_min=(rate, "of the weights, at its end"),
-        momentum=(rate, "of the weights"),
-        weight_decay=(rate, "of the weights"),
-        grad_clip=(number(float, 0, open_ends=True), "largest norm of the weights' gradient"),
-        arch_learning_rate=(rate, "of the alphas (Adam)"),
-        arch_beta1=(share, "Adam's first beta; the second is 0.999"),
-        arch_weight_decay=(rate, "of the alphas"))
-    add_run_flags(parser)
-    return parser
+def search(run, s, dataset):
+    """The search of `run` with the settings `s`, from its start or its checkpoint. Returns the
+    exit code."""
+    device = choose_device(s.device)
+    torch.manual_seed(s.seed)
+    network = build(s, dataset.classes, dataset.images.shape[1:]).to(device)
+    network.recompute = s.recompute
+    if s.compile:
+        network.compile()
+    weights, precision = network.weights(), Precision(device, s.amp)
+    sgd = torch.optim.SGD(weights, s.learning_rate, s.momentum, weight_decay=s.weight_decay,
+                          fused=True)
+    architect = Architect(network, s.arch_learning_rate, (s.arch_beta1, 0.999),
+                          s.arch_weight_decay, s.w01, PENALTIES[s.zero_one_loss],
+                          precision.autocast, precision.loss_scale)
+    train, validation = halves(s, dataset, device)
+    history, scaler = GateHistory(), precision.scaler
+    run.track(network=network, sgd=sgd, adam=architect.optimizer, train=train,
+              validation=validation, scaler=scaler, gates=history)
+    run.log(f"run: {run.folder}  dataset: {dataset.name}, {len(train.labels)} + "
+            f"{len(validation.labels)} pictures {tuple(dataset.images.shape[1:])}  supernet: "
+            f"{sum(w.numel() for w in weights):,} weights  device: {device}")
 
+    for epoch in run.epochs():
+        set_learning_rate(sgd, epoch, s.epochs, s.learning_rate, s.learning_rate_min)
+        network.train()
+        for _ in run.steps(len(train)):
+            images, labels = train.next()
 
-def operation_names(text):
-    """A type for argparse: distinct names out of PRIMITIVES, separated by commas; returned in the order of PRIMITIVES."""
-    names = text.split(",")
-    for name in names:
-        one_of(genotypes.PRIMITIVES)(name)
-    if len(set(names)) < len(names):
-        raise argparse.ArgumentTypeError(f"{next(n for n in names if names.count(n) > 1)!r} is named twice")
-    return ",".join(name for name in genotypes.PRIMITIVES if name in names)
+            # alpha, on the validation half: Eq. 8, with Eq. 7 or 9
+            if s.unrolled:
+                valid_loss, penalty = architect.step_unrolled(*validation.next(), images, labels,
+                                                              sgd)
+            else:
+                valid_loss, penalty = architect.step(*validation.next())
 
+            # the weights, on the training half: Eq. 4
+            sgd.zero_grad()
+            with frozen(network.alphas):
+                with precision.autocast():
+                    logits = network(images)
+                loss = F.cross_entropy(logits, labels)
+                scaler.scale(loss).backward()
+            scaler.unscale_(sgd)
+            norm = clip_grad_norm_(weights, s.grad_clip)
+            scaler.step(sgd)
+            scaler.update()
 
-class S1:
-    """The space of cells, as a search needs it."""
+            # a scaler leaves out a step whose norm is not finite
+            others = [alpha.detach().sum() for alpha in network.alphas]
+            run.add(*others, *([] if scaler.is_enabled() else [norm]), train_loss=loss.detach(),
+                    valid_loss=valid_loss, penalty=penalty,
+                    train_accuracy=100 * (logits.argmax(1) == labels).float().mean())
 
-    def __init__(self, s):
-        self.settings, self.primitives = s, s.primitives.split(",")
-
-    def network(self, classes, channels, size):
-        s = self.settings
-        return Network(s.init_channels, classes, s.layers, s.nodes, channels, s.gate, self.primitives)
-
-    def genotype(self, gates):
-        s = self.settings
-        return discretize(*gates, s.threshold, s.edges_per_node, s.ops_per_edge, self.primitives)
-
-    def discrete_gates(self, genotype, gates):
-        return [discrete_gates(edges, g, self.primitives) for edges, g in zip(genotype, gates)]
-
-    def dominant(self, gates):
-        """{cell: names of its dominant operations}"""
-        return {cell: [edge.op for edge in dominant_operations(g, self.primitives)]
-                for cell, g in zip(genotypes.Genotype._fields, gates)}
-
-    def arrays(self, gates):  # (epochs, 2, edges, operations)
-        return {"normal": gates[:, 0], "reduce": gates[:, 1]}
-
-    def shortfall(self, genotype, gates):
-        """Why `genotype` is none: a line and a threshold that would give one; or None."""
-        s = self.settings
-        best = {cell: max(strongest(g, primitives=self.primitives), key=lambda found: found[1])
-                for cell, g in zip(genotypes.Genotype._fields, gates)}
-        short = [f"{cell} cell: {gate:.4f}, {edge.op} from state {edge.source} to node {edge.node}"
-                 for cell, (edge, gate) in best.items() if gate < s.threshold]
-        if short:
-            return (f"no gate of a cell reaches --threshold {s.threshold}; the nearest is, {'; '.join(short)}. Search longer, with "
-                    "a larger --w01 or --arch_learning_rate, or derive again from the gates recorded:",
-                    math.floor(100 * min(gate for _, gate in best.values())) / 100)
-        for cell, edges in genotype._asdict().items():
-            if not edges:
-                return (f"the {cell} cell is empty: all its edges whose gate reaches --threshold {s.threshold} leave nodes that "
-                        "nothing enters. Derive again with a lower one:", round(max(0.01, s.threshold - 0.1), 2))
-        return None
-
-
-class S2:
-    """The space of chains, as a search needs it."""
-    primitives = genotypes.CHOICES
-
-    def __init__(self, s):
-        self.settings = s
-
-    def network(self, classes, channels, size):
-        return NetworkS2(classes, channels, self.settings.gate, self.settings.width, size)
-
-    def genotype(self, gates):
-        return discretize_chain(gates[0], self.settings.threshold, self.settings.ops_per_layer)
-
-    def discrete_gates(self, genotype, gates):
-        return [discrete_chain_gates(genotype).to(gates[0])]
-
-    def dominant(self, gates):
-        return {"layers": dominant_choices(gates[0])}
-
-    def arrays(self, gates):  # (epochs, 1, layers, choices)
-        layers = gates[:, 0].clone()
-        layers[:, ~torch.tensor(genotypes.SAME_SHAPE), genotypes.IDENTITY] = torch.nan
-        return {"layers": layers}
-
-    def shortfall(self, genotype, gates):
-        return None  # a layer without a gate at the threshold is the identity, or its best choice
-
-
-SPACES = {"s1": S1, "s2": S2}
-
-
-class Search(Task):
-    """A search: the network, the optimisers of weights and alphas, the batches of both halves, the gates of each epoch."""
-
-    def __init__(self, s, dataset, device):
-        torch.manual_seed(s.seed)
-        self.space = SPACES[s.space](s)
-        self.network = self.space.network(len(dataset.classes), *dataset.images.shape[1:3]).to(device)
-        self.sgd = torch.optim.SGD(self.network.weights(), s.learning_rate, s.momentum, weight_decay=s.weight_decay)
-        self.precision = Precision(device, s.amp)
-        self.network.recompute = s.recompute
-        if s.compile:
-            self.network.compile()
-        penalty = {"l2": zero_one_loss, "l1": zero_one_loss_l1}[s.zero_one_loss]
-        self.architect = Architect(self.network, s.arch_learning_rate, (s.arch_beta1, 0.999), s.arch_weight_decay,
-                                   s.w01, penalty, self.precision.autocast, self.precision.loss_scale)
-        images, labels, mean, std = (t.to(device) for t in (dataset.images, dataset.labels, dataset.mean, dataset.std))
-        recipe = data.RECIPES[dataset.name]
-        halves = [half.to(device) for half in data.split(len(labels), s.train_portion, s.seed)]
-        self.train, self.validation = [
-            data.Batches(images[half], labels[half], mean, std, s.batch_size, recipe.padding, recipe.flip, 0,
-                         data.generator(s.seed, stream)) for stream, half in enumerate(halves, 2)]
-        self.gates = []  # of each epoch: (2, edges, operations) in S1, (1, layers, choices) in S2
-        super().__init__(s, len(self.train))
-
-    def parts(self):
-        return {"network": self.network, "sgd": self.sgd, "adam": self.architect.optimizer, "train": self.train,
-                "validation": self.validation, "scaler": self.precision.scaler}
-
-    def begin(self, epoch):
-        s = self.settings
-        self.network.train()
-        for group in self.sgd.param_groups:
-            group["lr"] = cosine(epoch, s.epochs, s.learning_rate, s.learning_rate_min)
-
-    def step(self):
-        """Alpha on a batch of the validation half, then the weights on one of the training half."""
-        images, labels = self.train.next()
-        if self.settings.unrolled:
-            val_loss, penalty = self.architect.step_unrolled(*self.validation.next(), images, labels, self.sgd)
-        else:
-            val_loss, penalty = self.architect.step(*self.validation.next())
-        self.sgd.zero_grad()
-        with frozen(self.network.alphas):
-            with self.precision.autocast():
-                logits = self.network(images)
-            loss = F.cross_entropy(logits, labels)
-            norm = self.precision.descend(loss, self.sgd, self.network.weights(), self.settings.grad_clip)
-        figures = [val_loss, penalty, loss.detach(), (logits.argmax(1) == labels).sum()]
-        return loss.detach(), figures, [norm, *(alpha.detach().sum() for alpha in self.network.alphas)]
-
-    def finish(self, means):
-        val_loss, penalty, train_loss, hits = means
-        gates = self.network.all_gates().detach()
-        threshold = self.settings.threshold or RECIPE["threshold"]
-        skips = {"skips_" + part: ops.count("skip_connect") for part, ops in self.space.dominant(self.last_gates()).items()}
-        return dict(
-            epoch=len(self.rows) + 1, train_loss=train_loss, train_accuracy=100 * hits / self.settings.batch_size,
-            valid_loss=val_loss, valid_accuracy=self.test(), penalty=penalty, gate_min=gates.min().item(),
-            gate_max=gates.max().item(), gates_above=int((gates >= threshold).sum()),
-            gates_below=int((gates <= 1 - threshold).sum()), **skips, **self.gap(), learning_rate=self.sgd.param_groups[0]["lr"])
-
-    def last_gates(self):
-        return torch.stack([g.detach().cpu() for g in self.network.gates()])
-
-    def close(self, row):
-        self.gates.append(self.last_gates())
-        super().close(row)
-
-    def test(self):
-        """Accuracy of the supernet on the validation half, in percent."""
-        self.network.eval()
-        return self.accuracy()
-
-    @torch.no_grad()
-    def accuracy(self, gates=None):
-        v = self.validation
-        hits = sum((self.network(images, gates).argmax(1) == labels).sum()
-                   for images, labels in data.in_order(v.images, v.labels, v.mean, v.std))
-        return 100 * hits.item() / len(v.labels)
-
-    def gap(self):
-        """The discretisation gap (Insight 2): accuracies on the validation half, in percent, with the gates as they are and
-        with those of the genotype, 0 and 1; by batch statistics, since the running ones belong to the former gates. None
-        where it is not the epoch for it."""
-        s, epoch = self.settings, len(self.rows) + 1
-        if not s.gap_every or (epoch % s.gap_every and epoch != s.epochs):
-            return dict(soft_accuracy=None, discrete_accuracy=None)
-        gates = [g.detach() for g in self.network.gates()]
-        discrete = self.space.discrete_gates(self.space.genotype(gates), gates)
-        self.network.train()
-        with frozen_statistics():
-            return dict(soft_accuracy=self.accuracy(gates), discrete_accuracy=self.accuracy(discrete))
-
-    def line(self, row):
-        skips = ", ".join(f"{name[6:]} {count}" for name, count in row.items() if name.startswith("skips_"))
-        return ("train loss {train_loss:.4f} acc {train_accuracy:.2f}%  valid loss {valid_loss:.4f} "
-                "acc {valid_accuracy:.2f}%  L01 {penalty:.4f}  gates {gate_min:.3f} to {gate_max:.3f}, {gates_above} "
-                "above, {gates_below} below  dominant skips: {skips}"
-                + "  gap {soft_accuracy:.2f}% - {discrete_accuracy:.2f}%" * (row["soft_accuracy"] is not None)
-                ).format(**row, skips=skips)
-
-    def save_results(self, run):
-        file = io.BytesIO()
-        np.savez(file, **self.space.arrays(torch.stack(self.gates)), primitives=self.space.primitives)
-        run.write("gates.npz", file.getvalue())
-        every, done = self.settings.figures_every, len(self.rows)
-        if every and done % every == 0 and done < self.settings.epochs:
+        done, last = epoch + 1, epoch + 1 == s.epochs
+        row = {"epoch": done, **run.means(),
+               "valid_accuracy": accuracy(run, network.eval(), validation),
+               **count_gates(network, s.threshold), "soft_accuracy": None,
+               "discrete_accuracy": None, "learning_rate": sgd.param_groups[0]["lr"]}
+        if s.gap_every and (last or done % s.gap_every == 0):
+            row.update(gap(run, network, validation, s))
+        history.append(network)
+        run.write("gates.npz", history.to_bytes(network))
+        run.end_epoch(row, describe(row, s))
+        if s.figures_every and done % s.figures_every == 0 and not last:
             draw_figures(run)
+    return derive(run, s, network)
+
+
+def build(s, classes, shape):
+    """The supernet for pictures of `shape` (C, H, W)."""
+    if s.space == "s2":
+        return NetworkS2(len(classes), shape[0], s.gate, s.width, shape[1], not s.plain)
+    return Network(s.init_channels, len(classes), s.layers, s.nodes, shape[0], s.gate,
+                   s.primitives.split(","), not s.plain)
+
+
+def halves(s, dataset, device):
+    """The training set in two: endless batches for the weights, and for alpha."""
+    images, labels, mean, std = (t.to(device) for t in (dataset.images, dataset.labels,
+                                                        dataset.mean, dataset.std))
+    recipe = data.RECIPES[dataset.name]
+    for stream, half in enumerate(data.split(len(labels), s.train_portion, s.seed), 2):
+        half = half.to(device)
+        yield data.Batches(images[half], labels[half], mean, std, s.batch_size, recipe.padding,
+                           recipe.flip, 0, data.generator(s.seed, stream))
+
+
+class GateHistory:
+    """All gates of every epoch, for gates.npz: a list of tensors a part."""
+
+    def __init__(self):
+        self.epochs = []  # of each: (2, edges, operations) in S1, (1, layers, choices) in S2
+
+    def append(self, network):
+        self.epochs.append(torch.stack([g.detach().cpu() for g in network.compute_gates()]))
+
+    def to_bytes(self, network):
+        gates = torch.stack(self.epochs, 1)
+        if network.present is not None:
+            gates[:, :, ~network.present.cpu()] = torch.nan
+        file = io.BytesIO()
+        np.savez(file, **dict(zip(network.parts, gates)), primitives=network.primitives)
+        return file.getvalue()
 
     def state_dict(self):
-        return {**super().state_dict(), "gates": self.gates}
+        return {"epochs": self.epochs}
 
     def load_state_dict(self, state):
-        super().load_state_dict(state)
-        self.gates = state["gates"]
+        self.epochs = state["epochs"]
+
+
+# ---------------------------------------------------------------- what is measured
+
+@torch.no_grad()
+def accuracy(run, network, half, gates=None):
+    """Accuracy of the supernet on the pictures of `half`, in percent."""
+    batches = data.in_order(half.images, half.labels, half.mean, half.std)
+    hits = sum((network(images, gates).argmax(1) == labels).sum()
+               for images, labels in run.watched(batches))
+    return 100 * hits.item() / len(half.labels)
+
+
+def gap(run, network, half, s):
+    """The discretisation gap (Insight 2): accuracies on `half`, in percent, with the gates as
+    they are and with those of the genotype, 0 and 1. By batch statistics: the running ones
+    belong to the former gates."""
+    gates = [g.detach() for g in network.compute_gates()]
+    discrete = network.discrete_gates(network.genotype(**rules(s)))
+    network.train()
+    with kernels.frozen_statistics():
+        return dict(soft_accuracy=accuracy(run, network, half, gates),
+                    discrete_accuracy=accuracy(run, network, half, discrete))
+
+
+def count_gates(network, threshold):
+    """Columns of metrics.csv: how far the gates have come, and the dominant skips (Fig. 1)."""
+    gates = network.all_gates().detach()
+    columns = dict(gate_min=gates.min().item(), gate_max=gates.max().item(), gates_above=None,
+                   gates_below=None)
+    if threshold:  # argmax has none
+        columns["gates_above"] = int((gates >= threshold).sum())
+        columns["gates_below"] = int((gates <= 1 - threshold).sum())
+    return {**columns, **{"skips_" + part: names.count("skip_connect")
+                          for part, names in network.dominant_operations().items()}}
+
+
+def describe(row, s):
+    """The line of an epoch."""
+    parts = ["train loss {train_loss:.4f} acc {train_accuracy:.2f}%",
+             "valid loss {valid_loss:.4f} acc {valid_accuracy:.2f}%",
+             s.zero_one_loss + " penalty {penalty:.4f}",
+             "gates {gate_min:.3f} to {gate_max:.3f}"]
+    if row["gates_above"] is not None:
+        parts[-1] += ", {gates_above} above, {gates_below} below"
+    skips = [f"{name[6:]} {row[name]}" for name in row if name.startswith("skips_")]
+    parts.append("dominant skips: " + ", ".join(skips))
+    if row["soft_accuracy"] is not None:
+        parts.append("gap, by batch statistics: {soft_accuracy:.2f}% - {discrete_accuracy:.2f}%")
+    return "  ".join(parts).format(**row)
 
 
 def draw_figures(run):
@@ -295,19 +248,28 @@ def draw_figures(run):
         warnings.warn(f"no figures: {type(error).__name__}: {error}")
 
 
-def derive(run, s, gates):
-    """Write and print the genotype of the last gates, see Search.gates. Returns the exit code."""
-    space = SPACES[s.space](s)
-    genotype = space.genotype(gates)
-    short = space.shortfall(genotype, gates)
-    if short:
-        why, threshold = short
-        run.log(f"{why}\npython train_search.py --resume {shlex.quote(run.folder)} --threshold {threshold}")
+# ---------------------------------------------------------------- the genotype
+
+def rules(s):
+    """The settings of discretisation, for the genotype() of the network."""
+    names = ["threshold"]
+    names += ["ops_per_layer"] if s.space == "s2" else ["edges_per_node", "ops_per_edge"]
+    return {name: getattr(s, name) for name in names}
+
+
+def derive(run, s, network):
+    """Write and print the genotype of the network's gates. Returns the exit code."""
+    genotype = network.genotype(**rules(s))
+    shortfall = explain(genotype, network, s)
+    if shortfall:
+        why, threshold = shortfall
+        run.log(f"{why}\n{run.resume_command()} --threshold {threshold}")
         return 1
     run.write("genotype.json", genotypes.to_json(genotype))
-    command = ["python", "train_eval.py", "--arch", run.path("genotype.json"), "--dataset", s.dataset]
-    for name in ("data", "image_size") + ("width",) * (s.space == "s2"):
-        if getattr(s, name) != OTHER[name]:
+    command = ["python", "train_eval.py", "--arch", run.path("genotype.json"),
+               "--dataset", s.dataset]
+    for name in ("data", "image_size") + (("width",) if s.space == "s2" else ()):
+        if getattr(s, name) != FLAGS[name][0]:
             command += ["--" + name, str(getattr(s, name))]
     if s.skip_bad_images:
         command.append("--skip_bad_images")
@@ -317,50 +279,75 @@ def derive(run, s, gates):
     return 0
 
 
-def carry_out(run, task, settings, dataset):
-    """Search from where `task` is. Returns the exit code."""
-    run.log(f"run: {run.folder}  dataset: {dataset.name}, {len(task.train.labels)} + {len(task.validation.labels)} pictures "
-            f"{tuple(dataset.images.shape[1:])}  supernet: {sum(w.numel() for w in task.network.weights()):,} weights  "
-            f"device: {task.train.images.device}")
-    return run.go_on(task, settings) or derive(run, task.settings, task.gates[-1])
+def explain(genotype, network, s):
+    """Why a genotype has an empty cell: a line, and a threshold that would give one; or None."""
+    empty = [cell for cell, edges in genotype._asdict().items() if not edges]
+    if not empty:
+        return None
+    gates = dict(zip(network.parts, network.compute_gates()))
+    best = {cell: max(strongest(gates[cell], primitives=network.primitives),
+                      key=lambda found: found[1]) for cell in gates}
+    short = [f"{cell} cell: {gate:.4f}, {edge.op} from state {edge.source} to node {edge.node}"
+             for cell, (edge, gate) in best.items() if gate < s.threshold]
+    if short:
+        return (f"no gate of a cell reaches --threshold {s.threshold}; the nearest is, "
+                f"{'; '.join(short)}. Search longer, with a larger --w01 or --arch_learning_rate, "
+                "or derive again from the gates recorded:",
+                math.floor(100 * min(gate for _, gate in best.values())) / 100)
+    return (f"the {empty[0]} cell is empty: all its edges whose gate reaches --threshold "
+            f"{s.threshold} leave nodes that nothing enters. Derive again with a lower one:",
+            round(max(0.01, s.threshold - 0.1), 2))
 
 
-def go_on(run, settings):
-    state = run.load_checkpoint()
-    s = argparse.Namespace(**settings)
-    if state and len(state["rows"]) == s.epochs:
-        return derive(run, s, state["gates"][-1])
-    device = choose_device(s.device)
-    dataset = data.load_again(run, settings, device)
-    task = Search(s, dataset, device)
-    if state:
-        run.restore(task, state)
-    return carry_out(run, task, settings, dataset)
+# ---------------------------------------------------------------- the command line
+
+def flags():
+    recipes = {"softmax": SOFTMAX, **{name: recipe.search for name, recipe in data.RECIPES.items()}}
+    return Parser(__doc__, FLAGS, recipes)
 
 
-def search():
-    parser = flags()
-    given = parser.parse_args()
-    if "resume" in given:
-        with Run.open(given["resume"], "train_search") as run:
-            return go_on(run, resumed_settings(run, parser, given, MAY_CHANGE))
+def start(parser, given):
+    """A new run with the flags `given`."""
     if given.get("space") == "s2":
         refuse(given, CELL_FLAGS, "is of the space s1")
     else:
         refuse(given, CHAIN_FLAGS, "is of --space s2")
-    device = choose_device(given.get("device", "auto"))
-    dataset, why = data.load_asked(given, device)
-    settings = {**OTHER, **RECIPE, **data.RECIPES[dataset.name].search,
-                **(SOFTMAX if given.get("gate") == "softmax" else {}), **given, "dataset": dataset.name}
+    dataset, why = data.load_asked(given, choose_device(given.get("device", "auto")))
+    gate = SOFTMAX if given.get("gate") == "softmax" else {}
+    settings = {**parser.defaults(), **gate, **data.RECIPES[dataset.name].search, **given,
+                "dataset": dataset.name}
     count = len(dataset.labels)
     train_count = len(data.split(count, settings["train_portion"], 0)[0])
     data.check_batch(settings["batch_size"], min(train_count, count - train_count))
-    task = Search(argparse.Namespace(**settings), dataset, device)
-    with Run.create("train_search", settings, data.fingerprint(dataset)) as run:
+    s = argparse.Namespace(**settings)
+    with (Run.create("train_search", settings, **data.facts(dataset)) as run,
+          kernels.stock(s.plain)):
         if why:
             run.log(f"dataset: {why}")
-        return carry_out(run, task, settings, dataset)
+        return search(run, s, dataset)
+
+
+def resume(parser, given):
+    """Go on with a run; where all its epochs are done, derive its genotype again."""
+    with Run.open(given["resume"], "train_search") as run:
+        settings = resumed_settings(run, parser, given, MAY_CHANGE)
+        s = argparse.Namespace(**settings)
+        if len(run.rows) == s.epochs:
+            network = build(s, run.config["classes"], run.config["shape"])
+            run.track(network=network)
+            return derive(run, s, network)
+        dataset = data.load_again(run, settings, choose_device(s.device))
+        run.change(settings)
+        with kernels.stock(s.plain):
+            return search(run, s, dataset)
+
+
+def search_or_resume():
+    parser = flags()
+    parser.add_argument("--resume", metavar="RUN", help="folder of a run to go on with")
+    given = parser.parse_args()
+    return resume(parser, given) if "resume" in given else start(parser, given)
 
 
 if __name__ == "__main__":
-    main(search)
+    main(search_or_resume)
