@@ -143,7 +143,8 @@ def search_figures(repeats, network, name, size, batch):
 
     ours, recomputed, theirs = in_turn(repeats, step, recomputed_step, plain_step)
     yield f"two-level step, {name}, {size}x{size}, batch {batch}", "s", ours, theirs, theirs / ours
-    yield "the same with --recompute: time against without", "s", recomputed, ours, recomputed / ours
+    yield ("the same with --recompute: time against without", "s", recomputed, ours,
+           recomputed / ours)
     theirs = saved_bytes(lambda: loss(literal, stock=True)) / 2 ** 20
     for network.recompute in (True, False):
         kept = saved_bytes(lambda: loss(network)) / 2 ** 20

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from genotypes import CHOICES, IDENTITY, PRIMITIVES, SAME_SHAPE, ChainGenotype, Edge, Genotype, prune
+from genotypes import (CHOICES, IDENTITY, PRIMITIVES, SAME_SHAPE, ChainGenotype, Edge, Genotype,
+                       prune)
 
 
 def gates(alphas, kind="sigmoid", present=None):

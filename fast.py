@@ -197,8 +197,9 @@ class BatchNorms:
         mean, var = every.chunk(2)
         # must be contiguous: with a strided scale channels_last gradients are wrong on the CPU
         scale = None if gates is None else gates.repeat_interleave(first.num_features)
-        y = F.batch_norm(x, mean, var, scale, None, first.training, first.rate(), first.eps)
-        if first.training and first.rate():
+        y = F.batch_norm(x, mean, var, scale, None, first.training, first.momentum,
+                         first.eps)
+        if first.training and first.momentum:
             torch._foreach_copy_(statistics, every.split_with_sizes(self.sizes))
         return y
 

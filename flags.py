@@ -109,9 +109,10 @@ class Parser(argparse.ArgumentParser):
         settings, unknown = self.parse_known_args(arguments)
         if unknown:
             flag = unknown[0].split("=")[0]
-            raise UserError(f"unknown argument {flag!r}; {nearest(flag, self._option_string_actions)}"
-                            if flag.startswith("-") else
-                            f"unexpected argument {flag!r}; --help lists all flags")
+            if flag.startswith("-"):
+                known = nearest(flag, self._option_string_actions)
+                raise UserError(f"unknown argument {flag!r}; {known}")
+            raise UserError(f"unexpected argument {flag!r}; --help lists all flags")
         return vars(settings)
 
     def defaults(self):

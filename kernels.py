@@ -140,20 +140,7 @@ def from_phases(x):
     return channels_last(pixels.permute(0, 3, 1, 2))
 
 
-# ---------------------------------------------------------------- ReLU, batch norm, memory
-
-class BatchNorm(nn.BatchNorm2d):
-    """nn.BatchNorm2d whose running statistics can be held still, see `frozen_statistics`."""
-    frozen = False  # of the class
-
-    def forward(self, x):
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias,
-                            self.training, self.rate(), self.eps)
-
-    def rate(self):
-        """How far a training pass moves the running statistics."""
-        return 0.0 if BatchNorm.frozen else self.momentum
-
+# ---------------------------------------------------------------- ReLU, statistics, memory
 
 def share_relu(x):
     """Returns x, marked: the `ReLU`s that take it compute one result for all of them."""
@@ -173,21 +160,36 @@ class ReLU(nn.ReLU):
         return x.shared_relu
 
 
+def batch_norms(network):
+    return [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def drop_batch_counts(network):
+    """Batch norms count their batches, which nothing here reads and which takes time and space."""
+    for norm in batch_norms(network):
+        norm.num_batches_tracked = None
+
+
 @contextmanager
-def frozen_statistics():
-    """Within it, training passes leave the running statistics of BatchNorm as they are."""
-    former, BatchNorm.frozen = BatchNorm.frozen, True
+def frozen_statistics(network):
+    """Within it, training passes leave the running statistics of batch norms as they are."""
+    norms = batch_norms(network)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        BatchNorm.frozen = former
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum
 
 
-def recompute(function, *inputs):
-    """function(*inputs), whose activations are not kept but computed again in the backward pass."""
-    inputs = [x.view_as(x) if torch.is_tensor(x) else x for x in inputs]  # without share_relu's mark
-    return checkpoint(function, *inputs, use_reentrant=False,
-                      context_fn=lambda: (nullcontext(), frozen_statistics()))
+def recompute(module, *inputs):
+    """module(*inputs), whose activations are not kept but computed again in the backward pass."""
+    # a view has not the mark of share_relu
+    inputs = [x.view_as(x) if torch.is_tensor(x) else x for x in inputs]
+    return checkpoint(module, *inputs, use_reentrant=False,
+                      context_fn=lambda: (nullcontext(), frozen_statistics(module)))
 
 
 def channels_last(x):

@@ -1,11 +1,11 @@
-"""The network that a genotype stands for, to be trained from scratch (DARTS's evaluation networks)."""
+"""The networks that genotypes stand for, to be trained from scratch (DARTS's evaluation)."""
 from functools import reduce
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from kernels import BatchNorm, ReLU, channels_last, recompute, share_relu
+from kernels import ReLU, channels_last, drop_batch_counts, recompute, share_relu
 from operations import (OPS, ChainHead, FactorizedReduce, ReLUConvBN, chain_operation, chain_shapes,
                         chain_stem, drop_path)
 
@@ -47,8 +47,8 @@ class AuxiliaryHead(nn.Module):
         super().__init__()
         self.pool_stride, self.relu = pool_stride, ReLU()
         self.features = nn.Sequential(
-            nn.Conv2d(channels, 128, 1, bias=False), BatchNorm(128), nn.ReLU(),
-            nn.Conv2d(128, 768, 2, bias=False), BatchNorm(768) if last_bn else nn.Identity(),
+            nn.Conv2d(channels, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU(),
+            nn.Conv2d(128, 768, 2, bias=False), nn.BatchNorm2d(768) if last_bn else nn.Identity(),
             nn.ReLU())
         self.classifier = nn.Linear(768, num_classes)
 
@@ -85,6 +85,7 @@ class CellNetwork(nn.Module):
             if layer == self.auxiliary_layer and head is not None:
                 self.auxiliary = AuxiliaryHead(widths[1], *head)
         self.classifier = nn.Linear(widths[1], num_classes)
+        drop_batch_counts(self)
 
     def forward(self, images):
         """(B, in_channels, H, W) -> logits (B, num_classes), and the auxiliary head's while
@@ -109,7 +110,7 @@ class NetworkCIFAR(CellNetwork):
     def __init__(self, genotype, init_channels=36, num_classes=10, layers=20, auxiliary=True,
                  in_channels=3):
         stem = nn.Sequential(nn.Conv2d(in_channels, 3 * init_channels, 3, padding=1, bias=False),
-                             BatchNorm(3 * init_channels))
+                             nn.BatchNorm2d(3 * init_channels))
         super().__init__(genotype, stem, None, 3 * init_channels, init_channels, num_classes,
                          layers, (num_classes, 3, True) if auxiliary else None)
 
@@ -120,7 +121,7 @@ class NetworkImageNet(CellNetwork):
     def __init__(self, genotype, init_channels=48, num_classes=1000, layers=14, auxiliary=True):
         def conv_bn(inputs, outputs):
             return (nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False),
-                    BatchNorm(outputs))
+                    nn.BatchNorm2d(outputs))
 
         half, full = init_channels // 2, init_channels
         super().__init__(
@@ -160,6 +161,7 @@ class NetworkS2(nn.Module):
             ChainLayer(chain_operation(name, *shape, activation=activation, squeeze=squeeze)
                        for name in names) for names, shape in zip(genotype.layers, shapes))
         self.head = ChainHead(width, num_classes, dropout, activation)
+        drop_batch_counts(self)
 
     def forward(self, images):
         x = channels_last(self.stem(images))

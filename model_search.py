@@ -15,7 +15,7 @@ import fair_darts
 import fast
 from fair_darts import edge_row
 from genotypes import CHAIN, CHOICES, IDENTITY, PRIMITIVES, SAME_SHAPE
-from kernels import BatchNorm, channels_last, recompute, share_relu
+from kernels import channels_last, drop_batch_counts, recompute, share_relu
 from operations import (OPS, ChainHead, FactorizedReduce, ReLUConvBN, chain_operation,
                         chain_shapes, chain_stem)
 
@@ -43,9 +43,9 @@ class MixedLayer(MixedOperation):
 
 
 def candidate(name, channels, stride):
-    """An operation as the supernet has it: without affine batch norm, and with one after pooling."""
+    """An operation as the supernet has it: batch norm not affine, and one after pooling, too."""
     op = OPS[name](channels, stride, affine=False)
-    return nn.Sequential(op, BatchNorm(channels, affine=False)) if "pool" in name else op
+    return nn.Sequential(op, nn.BatchNorm2d(channels, affine=False)) if "pool" in name else op
 
 
 class Cell(nn.Module):
@@ -100,7 +100,8 @@ class Network(nn.Module):
             scale * torch.randn(edges, len(primitives)) for _ in self.parts)
         channels = init_channels
         self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False), BatchNorm(3 * channels))
+            nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(3 * channels))
         widths = [3 * channels, 3 * channels]  # of the two states that enter the next cell
         self.cells, after_reduction = nn.ModuleList(), False
         for layer in range(layers):
@@ -110,6 +111,7 @@ class Network(nn.Module):
                 Cell(nodes, *widths, channels, reduction, after_reduction, primitives))
             widths, after_reduction = [widths[1], nodes * channels], reduction
         self.classifier = nn.Linear(widths[1], num_classes)
+        drop_batch_counts(self)
 
     def weights(self):
         """All parameters but the alphas."""
@@ -175,6 +177,7 @@ class NetworkS2(nn.Module):
                        for name, there in zip(CHOICES, row) if there)
             for shape, row in zip(shapes, present))
         self.head = ChainHead(width, num_classes, dropout=0)
+        drop_batch_counts(self)
 
     def weights(self):
         """All parameters but the alphas."""

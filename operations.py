@@ -14,7 +14,7 @@ from torchvision.ops import SqueezeExcitation
 
 import kernels
 from genotypes import CHAIN, CHAIN_INPUT, SAME_SHAPE
-from kernels import BatchNorm, ReLU
+from kernels import ReLU
 
 OPS = {
     "max_pool_3x3": lambda channels, stride, affine: nn.MaxPool2d(3, stride, 1),
@@ -46,7 +46,7 @@ class DilConv(nn.Sequential):
     def __init__(self, channels, kernel, stride, affine, dilation=2):
         super().__init__(ReLU(), DepthwiseConv(channels, kernel, stride, dilation),
                          nn.Conv2d(channels, channels, 1, bias=False),
-                         BatchNorm(channels, affine=affine))
+                         nn.BatchNorm2d(channels, affine=affine))
 
 
 class SepConv(nn.Sequential):
@@ -63,7 +63,7 @@ class ReLUConvBN(nn.Sequential):
 
     def __init__(self, in_channels, out_channels, affine=True):
         super().__init__(ReLU(), nn.Conv2d(in_channels, out_channels, 1, bias=False),
-                         BatchNorm(out_channels, affine=affine))
+                         nn.BatchNorm2d(out_channels, affine=affine))
 
 
 class FactorizedReduce(nn.Module):
@@ -75,7 +75,7 @@ class FactorizedReduce(nn.Module):
         self.relu = ReLU()
         self.even = nn.Conv2d(in_channels, out_channels // 2, 1, bias=False)
         self.odd = nn.Conv2d(in_channels, out_channels - out_channels // 2, 1, bias=False)
-        self.bn = BatchNorm(out_channels, affine=affine)
+        self.bn = nn.BatchNorm2d(out_channels, affine=affine)
 
     def forward(self, x):  # (B, C, H, W) -> (B, C', H/2, W/2)
         even, odd = even_and_odd(self.relu(x))
@@ -111,14 +111,17 @@ class InvertedBottleneck(nn.Module):
                  affine=True, activation=nn.ReLU6, squeeze=False):
         super().__init__()
         self.residual, width = residual, expansion * in_channels
-        self.expand = nn.Sequential(nn.Conv2d(in_channels, width, 1, bias=False),
-                                    BatchNorm(width, affine=affine), activation(inplace=True))
-        self.depthwise = nn.Sequential(DepthwiseConv(width, kernel, stride),
-                                       BatchNorm(width, affine=affine), activation(inplace=True))
-        self.squeeze = (SqueezeExcitation(width, max(1, width // 4), scale_activation=nn.Hardsigmoid)
-                        if squeeze else nn.Identity())
+        self.expand = nn.Sequential(
+            nn.Conv2d(in_channels, width, 1, bias=False), nn.BatchNorm2d(width, affine=affine),
+            activation(inplace=True))
+        self.depthwise = nn.Sequential(
+            DepthwiseConv(width, kernel, stride), nn.BatchNorm2d(width, affine=affine),
+            activation(inplace=True))
+        self.squeeze = SqueezeExcitation(
+            width, max(1, width // 4),
+            scale_activation=nn.Hardsigmoid) if squeeze else nn.Identity()
         self.project = nn.Sequential(nn.Conv2d(width, out_channels, 1, bias=False),
-                                     BatchNorm(out_channels, affine=affine))
+                                     nn.BatchNorm2d(out_channels, affine=affine))
 
     def forward(self, x):  # (B, C, H, W) -> (B, C', H', W')
         y = self.project(self.squeeze(self.depthwise(self.expand(x))))
@@ -137,9 +140,10 @@ def chain_stem(in_channels, width, stride, activation=nn.ReLU6):
     """The layers of S2 before those that are searched."""
     first, last = scaled(32, width), scaled(CHAIN_INPUT, width)
     return nn.Sequential(
-        nn.Conv2d(in_channels, first, 3, stride, 1, bias=False), BatchNorm(first), activation(),
-        nn.Conv2d(first, first, 3, 1, 1, groups=first, bias=False), BatchNorm(first), activation(),
-        nn.Conv2d(first, last, 1, bias=False), BatchNorm(last))
+        nn.Conv2d(in_channels, first, 3, stride, 1, bias=False), nn.BatchNorm2d(first),
+        activation(), nn.Conv2d(first, first, 3, 1, 1, groups=first, bias=False),
+        nn.BatchNorm2d(first), activation(),
+        nn.Conv2d(first, last, 1, bias=False), nn.BatchNorm2d(last))
 
 
 class ChainHead(nn.Module):
@@ -149,8 +153,8 @@ class ChainHead(nn.Module):
         super().__init__()
         self.dropout, features = dropout, scaled(1280, width)
         self.features = nn.Sequential(
-            nn.Conv2d(scaled(CHAIN[-1][0], width), features, 1, bias=False), BatchNorm(features),
-            activation())
+            nn.Conv2d(scaled(CHAIN[-1][0], width), features, 1, bias=False),
+            nn.BatchNorm2d(features), activation())
         self.classifier = nn.Linear(features, num_classes)
 
     def forward(self, x):  # (B, C, H, W) -> (B, num_classes)
@@ -176,7 +180,7 @@ def chain_strides(size):
 
 
 def chain_shapes(size, width):
-    """The stride of S2's stem, and (in_channels, out_channels, stride, same_shape) of each layer."""
+    """The stride of S2's stem; of each layer (in_channels, out_channels, stride, same_shape)."""
     first, *strides = chain_strides(size)
     channels = [scaled(count, width) for count in (CHAIN_INPUT, *(count for count, _ in CHAIN))]
     return first, list(zip(channels, channels[1:], strides, SAME_SHAPE))

@@ -159,7 +159,8 @@ class Run:
                 raise UserError(f"another process is writing the run {self.folder!r}: wait for "
                                 "it, or stop it") from None
         try:
-            self.checkpoint = self.load("checkpoint.pt", ("random", "rows", "done", "sums", "seconds"))
+            self.checkpoint = self.load("checkpoint.pt",
+                                        ("random", "rows", "done", "sums", "seconds"))
             self.rows = self.checkpoint["rows"]
         except FileNotFoundError:  # before the first checkpoint
             pass
@@ -229,7 +230,8 @@ class Run:
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
             fault = " ".join(str(error).split())[:200]
             fault = f"it lacks {fault}" if isinstance(error, KeyError) else fault
-            raise UserError(f"what {self.folder!r} holds does not fit its settings: {fault}") from None
+            raise UserError(f"what {self.folder!r} holds does not fit its settings: "
+                            f"{fault}") from None
 
     def receive(self, number, frame):
         if self.signal and number == signal.SIGINT:  # the second time: at once

@@ -117,7 +117,8 @@ def test_searched_cell_by_hand(reduction, use_fast):
 
     def edge(row, x, stride):
         ops = cell.edges[row].operations
-        return sum(g[row, o] * by_hand(name, ops[o], x, stride) for o, name in enumerate(PRIMITIVES))
+        return sum(g[row, o] * by_hand(name, ops[o], x, stride)
+                   for o, name in enumerate(PRIMITIVES))
 
     stride = 2 if reduction else 1
     node_2 = edge(0, s0, stride) + edge(1, s1, stride)
@@ -149,8 +150,8 @@ def test_derived_cell_by_hand(name, reduction):
     states = {0: normal(F.conv2d(F.relu(x0), cell.preprocess_0[1].weight)),
               1: normal(F.conv2d(F.relu(x1), cell.preprocess_1[1].weight))}
     for node in range(2, 6):
-        terms = [by_hand(edge.op, op, states[edge.source], 2 if reduction and edge.source < 2 else 1,
-                         search=False)
+        terms = [by_hand(edge.op, op, states[edge.source],
+                         2 if reduction and edge.source < 2 else 1, search=False)
                  for edge, op in zip(cell.edges, cell.operations) if edge.node == node]
         if terms:
             states[node] = sum(terms)
@@ -199,7 +200,8 @@ def assert_fast_is_literal(network, images, labels):
     expected = results(benchmark.plain(network), images, labels, stock=True)
     for recompute in (False, True):
         other = copy.deepcopy(network)
-        assert other.fast and all_close(results(other, images, labels, recompute=recompute), expected)
+        assert other.fast
+        assert all_close(results(other, images, labels, recompute=recompute), expected)
         literal = benchmark.plain(network)  # with the faster convolutions
         assert all_close(results(literal, images, labels, recompute=recompute), expected)
     assert all(w.grad is None or w.grad.abs().max() > 0 for w in other.weights())
@@ -237,6 +239,35 @@ def test_fast_chain_supernet_equals_the_literal_one(gate, size, width):
     [alphas] = network.alphas
     assert alphas.grad[network.present].abs().max() > 1e-5
     assert (alphas.grad[~network.present] == 0).all()
+
+
+class Zero(nn.Module):
+    """none of DARTS."""
+
+    def __init__(self, stride):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x):
+        return 0 * x[:, :, ::self.stride, ::self.stride]
+
+
+@pytest.fixture
+def own_operations(monkeypatch):
+    """Two operations of DARTS that the paper's space does not have, a line each."""
+    monkeypatch.setitem(operations.OPS, "none", lambda channels, stride, affine: Zero(stride))
+    monkeypatch.setitem(operations.OPS, "conv_7x1_1x7", lambda c, stride, affine: nn.Sequential(
+        nn.ReLU(), nn.Conv2d(c, c, (1, 7), (1, stride), (0, 3), bias=False),
+        nn.Conv2d(c, c, (7, 1), (stride, 1), (3, 0), bias=False), nn.BatchNorm2d(c, affine=affine)))
+
+
+def test_own_operations_in_both_forms(own_operations):
+    torch.manual_seed(0)
+    primitives = ("skip_connect", "conv_7x1_1x7", "sep_conv_5x5", "none")
+    network = model_search.Network(4, 10, 3, 2, 3, "sigmoid", primitives).double()
+    assert_fast_is_literal(network, *batch(8))
+    with pytest.raises(KeyError, match="conv_9x1"):  # no name without an operation
+        model_search.Network(4, primitives=("conv_9x1",))
 
 
 def test_one_checkpoint_for_both_forms():
@@ -438,7 +469,7 @@ def test_gate_gradient_with_channels_last_input():
     gates = torch.rand(3, 7, dtype=torch.float64, requires_grad=True)
     x = torch.randn(4, 6, 5, 5, dtype=torch.float64).contiguous(
         memory_format=torch.channels_last).requires_grad_()
-    norms = [kernels.BatchNorm(2, affine=False).double() for _ in range(3)]
+    norms = [nn.BatchNorm2d(2, affine=False).double() for _ in range(3)]
     target = torch.randn(4, 6, 5, 5, dtype=torch.float64)
     y = fast.BatchNorms(norms)(x, gates[:, 2])
     got = torch.autograd.grad((y * target).sum(), (x, gates))
@@ -1204,6 +1235,58 @@ def test_search_over_a_few_operations(tmp_path, monkeypatch, capsys):
     assert fair_darts.discretize(
         chosen, chosen, primitives=["skip_connect", "sep_conv_5x5"]).normal == [
             Edge("sep_conv_5x5", 2, 1)]
+
+
+def test_own_operations_through_both_scripts(own_operations, tmp_path, monkeypatch, capsys):
+    """Searched, resumed, drawn, discretised, read from JSON and from text, trained."""
+    names = "skip_connect,sep_conv_3x3,none,conv_7x1_1x7"  # as OPS has them
+    search = [*SMALL_SEARCH, "--runs", tmp_path, "--name", "a", "--threshold", 0, "--epochs", 1]
+    assert call(train_search, monkeypatch, *search, "--primitives", names,
+                "--arch_learning_rate", 1) == 0
+    assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--epochs", 2,
+                "--figures_every", 1) == 0
+    assert np.load(tmp_path / "a" / "gates.npz")["primitives"].tolist() == names.split(",")
+    for name in FIGURES:
+        assert_picture(tmp_path / "a" / "figures" / f"{name}.png")
+    found = genotypes.load(str(tmp_path / "a" / "genotype.json"))
+    assert {edge.op for cell in found for edge in cell} & {"none", "conv_7x1_1x7"}
+    text = ("Genotype(normal=[('conv_7x1_1x7', 2, 0), ('none', 2, 1)], "
+            "reduce=[('conv_7x1_1x7', 2, 0), ('none', 2, 1)])")
+    for arch in (tmp_path / "a" / "genotype.json", text):
+        assert call(train_eval, monkeypatch, *SMALL_EVAL, "--epochs", 1, "--runs", tmp_path,
+                    "--arch", arch, "--name", f"eval{len(str(arch))}") == 0
+
+
+def test_own_penalty(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(fair_darts.PENALTIES, "l4", lambda gates: -((gates - 0.5) ** 4).mean())
+    search = [*SMALL_SEARCH, "--runs", tmp_path, "--name", "a", "--threshold", 0, "--epochs", 1]
+    assert call(train_search, monkeypatch, *search, "--zero_one_loss", "l4",
+                "--figures_every", 1) == 0
+    assert "  l4 penalty -0.0" in capsys.readouterr().out
+    assert visualize.setting(visualize.read(str(tmp_path / "a"))) == "sigmoid, w01 10, l4"
+    assert_picture(tmp_path / "a" / "figures" / "penalty.png")
+
+
+def test_plain_runs_and_goes_on_as_a_fast_one(tmp_path, monkeypatch):
+    kinds = []
+    forward = model_search.Cell.forward
+
+    def watched(self, state_0, state_1, gates, use_fast):
+        kinds.append((use_fast, kernels._stock))
+        return forward(self, state_0, state_1, gates, use_fast)
+
+    monkeypatch.setattr(model_search.Cell, "forward", watched)
+    search = [*SMALL_SEARCH, "--runs", tmp_path, "--epochs", 1, "--threshold", 0, "--name"]
+    assert call(train_search, monkeypatch, *search, "a", "--plain") == 0
+    assert set(kinds) == {(False, True)}
+    assert call(train_search, monkeypatch, *search, "b") == 0
+    rows = [{key: float(value) for key, value in table(tmp_path / name)[0].items() if value}
+            for name in "ab"]
+    assert rows[0] == pytest.approx(rows[1], rel=0.02, abs=0.6)  # the same search, but for rounding
+    kinds.clear()
+    assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--epochs", 2,
+                "--no-plain") == 0
+    assert set(kinds) == {(True, False)}
 
 
 def test_search_in_chains(pictures, tmp_path, monkeypatch, capsys):

@@ -215,7 +215,8 @@ def evaluate(parser, given):
     _, test_set = prepare(s, dataset, device)
     with kernels.stock(s.plain):
         loss, accuracy = test(network, data.in_order(*test_set))
-    print(f"{run.folder}: weights of epoch {best['epoch']}  test loss {loss:.4f} acc {accuracy:.2f}%")
+    print(f"{run.folder}: weights of epoch {best['epoch']}  test loss {loss:.4f} "
+          f"acc {accuracy:.2f}%")
 
 
 def train_or_test():

@@ -3,7 +3,7 @@
     python train_search.py --w01 10                     # digits without a GPU, CIFAR-10 with one
     python train_search.py --gate softmax               # the DARTS baseline
     python train_search.py --space s2                   # a chain of inverted bottlenecks
-    python train_search.py --dataset folder --data DIR  # your pictures: DIR/train/<class>/* and test
+    python train_search.py --dataset folder --data DIR  # your pictures, see README
     python train_search.py --resume RUN                 # go on with a run that was stopped
     python train_search.py --resume RUN --threshold 0.8 # derive again, without searching
 
@@ -207,7 +207,7 @@ def gap(run, network, half, s):
     gates = [g.detach() for g in network.compute_gates()]
     discrete = network.discrete_gates(network.genotype(**rules(s)))
     network.train()
-    with kernels.frozen_statistics():
+    with kernels.frozen_statistics(network):
         return dict(soft_accuracy=accuracy(run, network, half, gates),
                     discrete_accuracy=accuracy(run, network, half, discrete))
 
