@@ -138,6 +138,7 @@ def search_figures(repeats, network, name, size, batch):
         network.recompute = False
 
     def loss(net, stock=False):
+        net.zero_grad()
         with kernels.stock(stock):
             return F.cross_entropy(net(images), labels)
 

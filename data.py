@@ -116,22 +116,26 @@ def _torchvision(name, root):
             "fashionmnist": datasets.FashionMNIST, "svhn": _svhn}[name]
     tensors = []
     for train in (True, False):
-        # torchvision verifies the checksums of CIFAR and SVHN at every reading, those of
-        # FashionMNIST only after a download
         try:
             part = _quietly(make, root, train)
-        except (OSError, RuntimeError) as error:
+            images = torch.as_tensor(part.data)
+            labels = torch.as_tensor(part.labels if name == "svhn" else part.targets).long()
+        except Exception as error:  # torchvision reads FashionMNIST without verifying it
             raise UserError(
-                f"{name} is not in {root!r} and cannot be downloaded ({_first_line(error)}): name "
-                "its folder by --data, or use --dataset digits or folder") from None
-        images = torch.as_tensor(part.data)
+                f"{name} is not in {root!r} or is damaged, and cannot be downloaded "
+                f"({_first_line(error)}): name its folder by --data, or use --dataset digits or "
+                "folder") from None
         if images.ndim == 3:
             images = images[:, None]
         elif images.shape[-1] == 3:
             images = images.permute(0, 3, 1, 2).contiguous()
-        labels = part.labels if name == "svhn" else part.targets
-        tensors += [images, torch.as_tensor(labels).long()]
-    return *tensors, getattr(part, "classes", list("0123456789"))
+        classes = getattr(part, "classes", list("0123456789"))
+        if (images.dtype != torch.uint8 or images.ndim != 4 or not len(images) == len(labels) > 0
+                or not 0 <= labels.min() <= labels.max() < len(classes)):
+            raise UserError(f"{name} in {root!r} is damaged: it has {len(labels)} labels for "
+                            f"pictures {tuple(images.shape)}; remove it to download it again")
+        tensors += [images, labels]
+    return *tensors, classes
 
 
 def _svhn(root, train, download):
@@ -164,21 +168,17 @@ def _pictures(folder, size, skip_bad):
     Returns images (N, 3, size, size), labels, class names, whether all are grey.
     """
     from torchvision import transforms
-    from torchvision.datasets import ImageFolder
     fit = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size),
                               transforms.PILToTensor()])
     if not os.path.isdir(folder):
         raise UserError(f"there is no folder {folder!r}: --data must name a folder that holds "
                         "train/<class>/* and test/<class>/*")
-    try:
-        listing = ImageFolder(folder)
-    except FileNotFoundError as error:
-        raise UserError(_first_line(error)) from None
-    if len(listing.classes) < 2:
-        raise UserError(f"{folder}: only one class, {listing.classes[0]!r}; a folder for each of "
-                        "two or more classes is needed")
+    classes, samples = _list_pictures(folder)
+    if len(classes) < 2:
+        found = f"only one class, {classes[0]!r}" if classes else "no class"
+        raise UserError(f"{folder}: {found}; a folder for each of two or more classes is needed")
     images, labels, grey, bad = [], [], True, []
-    for path, label in listing.samples:
+    for path, label in samples:
         try:
             picture = _open_picture(path)
             images.append(fit(picture.convert("RGB")))
@@ -190,16 +190,37 @@ def _pictures(folder, size, skip_bad):
         labels.append(label)
     if bad:
         named = bad if len(bad) <= 5 else [*bad[:5], "..."]
-        found = (f"{folder}: {len(bad)} of {len(listing.samples)} files cannot be used as "
+        found = (f"{folder}: {len(bad)} of {len(samples)} files cannot be used as "
                  f"pictures: {', '.join(named)}")
         if not skip_bad:
             raise UserError(f"{found}; mend or remove them, or leave them out with "
                             "--skip_bad_images")
         warnings.warn(f"{found}; left out")
-    for label, name in enumerate(listing.classes):
+    for label, name in enumerate(classes):
         if label not in labels:
             raise UserError(f"{folder}: class {name!r} has no picture that can be used")
-    return torch.stack(images), torch.tensor(labels), listing.classes, grey
+    return torch.stack(images), torch.tensor(labels), classes, grey
+
+
+def _list_pictures(folder):
+    """The classes, and (path, label) of every picture, in the order of ImageFolder."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    samples, seen = [], set()
+    for label, name in enumerate(classes):
+        for parent, folders, files in sorted(os.walk(os.path.join(folder, name))):
+            for path in (parent, *(os.path.join(parent, inner) for inner in folders)):
+                if os.path.islink(path):
+                    raise UserError(f"{path} is a link to a folder, which may lead back up: put "
+                                    "the folder itself there, or links to its files")
+            for path in (os.path.join(parent, file) for file in sorted(files)):
+                real = os.path.realpath(path)
+                if path.lower().endswith(IMG_EXTENSIONS) and os.path.isfile(real):
+                    if real in seen:
+                        raise UserError(f"{path}: this picture is in {folder} twice, by a link")
+                    seen.add(real)
+                    samples.append((path, label))
+    return classes, samples
 
 
 def _open_picture(path):
@@ -231,6 +252,8 @@ def split(count, portion, seed):
 
 def check_batch(batch_size, count):
     """Raises UserError if a batch is larger than the number of pictures, `count`."""
+    if count < 2:
+        raise UserError(f"there are {count} pictures to draw batches from: it takes 2 or more")
     if batch_size > count:
         raise UserError(f"--batch_size {batch_size} is larger than the {count} pictures it is "
                         f"drawn from: give --batch_size {count} or less")
@@ -291,6 +314,7 @@ class Batches:
 
     def __init__(self, images, labels, mean, std, batch_size, padding, flip, cutout_length,
                  generator):
+        check_batch(batch_size, len(images))
         self.images, self.labels, self.mean, self.std = images, labels, mean, std
         self.batch_size, self.generator = batch_size, generator
         self.padding, self.flip, self.cutout_length = padding, flip, cutout_length
@@ -318,8 +342,13 @@ class Batches:
                 "position": self.position}
 
     def load_state_dict(self, state):
+        order, position = state["order"], state["position"]
+        everything = torch.arange(len(self.images) if len(order) else 0)
+        if type(position) is not int or not 0 <= position <= len(order) or not torch.equal(
+                order.sort().values, everything):
+            raise ValueError("no order of the pictures, or no place in it")
         self.generator.set_state(state["generator"])
-        self.order, self.position = state["order"], state["position"]
+        self.order, self.position = order, position
 
 
 def in_order(images, labels, mean, std, batch_size=256):

@@ -21,16 +21,18 @@ class UserError(Exception):
 # ---------------------------------------------------------------- kinds of flags: str, bool, and
 
 def number(kind, low, high=math.inf, open_ends=False):
-    """An int or float (`kind`) from `low` to `high`, or strictly between them (`open_ends`)."""
+    """An int or float (`kind`) from `low` to `high`, or strictly between them (`open_ends`);
+    below 1e30, so that single precision holds it."""
     def parse(value):
         try:
             result = kind(value)
             inside = low < result < high or (not open_ends and result in (low, high))
-            if math.isfinite(result) and inside:
+            if abs(result) <= 1e30 and inside:
                 return result
         except (ValueError, OverflowError):
             pass
         what = {int: "a whole number", float: "a number"}[kind]
+        value = value if len(str(value)) < 40 else str(value)[:20] + "..."
         bounds = f"above {low} and below {high}" if open_ends else f"from {low} to {high}"
         bounds = bounds.replace(" to inf", " up").replace(" and below inf", "")
         raise argparse.ArgumentTypeError(f"expected {what} {bounds}, got {value!r}")
@@ -59,9 +61,19 @@ def some_of(names):
     return parse
 
 
+def path(text):
+    """A path that the system can have."""
+    try:
+        if b"\0" not in os.fsencode(text):
+            return text
+    except UnicodeEncodeError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected a path, got {text!r}")
+
+
 def folder_name(text):
     """The name of one folder, not a path."""
-    if text in ("", ".", "..") or os.path.basename(text) != text or "\0" in text:
+    if text in ("", ".", "..") or os.path.basename(path(text)) != text:
         raise argparse.ArgumentTypeError(
             f"expected the name of a folder, got {text!r}; --runs says where it goes")
     return text
@@ -76,9 +88,12 @@ RUN_FLAGS = {
     "recompute": (False, bool, "compute activations again in the backward pass: less memory"),
     "compile": (False, bool, "torch.compile: minutes to start, for long runs"),
     "checkpoint_minutes": (10.0, number(float, 0), "between checkpoints inside an epoch"),
-    "runs": ("runs", str, "folder in which runs are kept"),
+    "runs": ("runs", path, "folder in which runs are kept"),
     "name": (None, folder_name, "the run's folder in it; without it, one named after the time"),
 }
+# What a resumed run may have otherwise
+MAY_CHANGE = {"epochs", "threshold", "edges_per_node", "ops_per_edge", "ops_per_layer", "device",
+              "data", "plain", "checkpoint_minutes", "gap_every", "figures_every"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -113,6 +128,9 @@ class Parser(argparse.ArgumentParser):
                 known = nearest(flag, self._option_string_actions)
                 raise UserError(f"unknown argument {flag!r}; {known}")
             raise UserError(f"unexpected argument {flag!r}; --help lists all flags")
+        for name, value in vars(settings).items():
+            if value == []:  # what argparse makes of --name=--
+                raise UserError(f"--{name} has no value; --help lists all flags")
         return vars(settings)
 
     def defaults(self):
@@ -128,12 +146,12 @@ def refuse(given, names, why):
 
 # ---------------------------------------------------------------- the settings of a run
 
-def resumed_settings(run, parser, given, may_change):
-    """The run's settings with the flags `given`, which may differ in `may_change` alone. The run
-    keeps them. Raises UserError."""
+def resumed_settings(run, parser, given):
+    """The run's settings with the flags `given`, which may differ in MAY_CHANGE alone. Raises
+    UserError."""
     settings = check_settings(run, parser)
     for name, value in given.items():
-        if name in settings and name not in may_change and value != settings[name]:
+        if name in settings and name not in MAY_CHANGE and value != settings[name]:
             raise UserError(f"--{name} {value} contradicts the run {run.folder!r}, which has "
                             f"{settings[name]}: leave the flag out, or start a new run")
     if given.get("epochs", math.inf) < settings["epochs"]:
@@ -177,19 +195,34 @@ def check_value(file, name, kind, value):
 
 def main(function):
     """Call a script's `function`, with every user error as one line on stderr and exit code 2."""
-    def warn(message, *_):
-        print(f"note: {message}", file=sys.stderr)
-    warnings.showwarning = warn
+    def tell(text):
+        print(text.replace("\n", "\\n"), file=sys.stderr)
+
+    for name in ("stdout", "stderr"):  # they may be closed, or of few characters
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
+        if hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+    warnings.showwarning = lambda message, *_: tell(f"note: {message}")
     try:
-        sys.exit(function())
+        code = function()
+        sys.stdout.flush()
+        sys.exit(code)
     except KeyboardInterrupt:
         print("\nstopped at once", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except (UserError, GenotypeError) as error:
         message = str(error)
-    except OSError as error:  # an unwritable folder, a full disk
+    except OSError as error:  # an unwritable folder, a full disk, a reader that has gone
         message = reason(error)
-    print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
+        if isinstance(error, BrokenPipeError):  # or Python would complain once more at its end
+            sys.stdout = open(os.devnull, "w")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        message = ("out of memory: lower --batch_size, --init_channels or --width, or use "
+                   "--recompute; a checkpoint that was written stays")
+    tell(f"{os.path.basename(sys.argv[0])}: error: {message}")
     sys.exit(2)
 
 

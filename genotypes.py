@@ -16,6 +16,7 @@ import difflib
 import json
 import os
 import reprlib
+import secrets
 import warnings
 from collections import namedtuple
 
@@ -165,10 +166,12 @@ def save(genotype, path):
 
 def write_whole(path, content):
     """Write a file whole or not at all. content: text or bytes. Raises OSError."""
-    part = path + ".part"
+    if isinstance(content, str):
+        content = content.encode(errors="backslashreplace")
+    part = f"{path}.{secrets.token_hex(4)}.part"
     try:
-        with open(part, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+        with open(part, "xb") as file:  # a new file: no link is followed
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -258,7 +261,11 @@ def _checked_cell(cell, items, concat):
         raise GenotypeError(f"{cell} cell: expected a list of edges, got {_short(items)}")
     if len(items) % 2 == 0 and all(isinstance(item, list) and len(item) == 2 for item in items):
         items = [(op, 2 + index // 2, source) for index, (op, source) in enumerate(items)]
-    edges = [_checked_edge(cell, item) for item in items]
+    edges = []
+    for edge in (_checked_edge(cell, item) for item in items):
+        if edge in edges:
+            raise GenotypeError(f"{cell} cell, edge {tuple(edge)}: it is named twice")
+        edges.append(edge)
     kept = prune(edges)
     if not kept:
         reason = "it has no edge that comes from an input" if edges else "it has no edge"
@@ -292,4 +299,7 @@ def _checked_edge(cell, item):
 
 
 def _short(value):
-    return reprlib.repr(value).replace("\n", " ")
+    try:
+        return reprlib.repr(value).replace("\n", " ")
+    except ValueError:  # Python does not print numbers of thousands of digits
+        return "a number of thousands of digits"

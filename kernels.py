@@ -160,6 +160,14 @@ class ReLU(nn.ReLU):
         return x.shared_relu
 
 
+def dense_gradient(x):
+    """Returns x, whose gradient will be dense, also where x is concatenated with others: then
+    the backward pass of a batch norm is three times as fast."""
+    if x.requires_grad and not _stock:
+        x.register_hook(channels_last)
+    return x
+
+
 def batch_norms(network):
     return [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 

@@ -5,7 +5,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from kernels import ReLU, channels_last, drop_batch_counts, recompute, share_relu
+from kernels import (ReLU, channels_last, dense_gradient, drop_batch_counts, recompute,
+                     share_relu)
 from operations import (OPS, ChainHead, FactorizedReduce, ReLUConvBN, chain_operation, chain_shapes,
                         chain_stem, drop_path)
 
@@ -33,7 +34,7 @@ class Cell(nn.Module):
             if self.training and drop_path_prob > 0 and not isinstance(op, nn.Identity):
                 y = drop_path(y, drop_path_prob)
             states[edge.node] = states[edge.node] + y if edge.node in states else y
-        return torch.cat([states[node] for node in self.nodes], 1)
+        return torch.cat([dense_gradient(states[node]) for node in self.nodes], 1)
 
 
 class AuxiliaryHead(nn.Module):

@@ -8,7 +8,6 @@
 Writes reproduction.md and figures/. Complete runs are used as they are; runs that were
 stopped are resumed.
 """
-import json
 import os
 import signal
 import statistics
@@ -24,9 +23,9 @@ from tqdm import tqdm
 import train_eval
 import train_search
 import visualize
-from flags import Parser, UserError, main, number, one_of
+from flags import Parser, UserError, check_settings, main, number, one_of
 from genotypes import write_whole
-from runs import read_metrics
+from runs import Run, read_metrics
 
 # The settings in which the searches differ. Gates without a penalty have no reason to reach a
 # threshold, so they are discretised by argmax (Eq. 3).
@@ -72,27 +71,27 @@ def plan(scale, root):
                    search + "-eval", [*s.train, "--seed", seed, "--arch", genotype])
 
 
-def complete(folder, parser, flags):
+def complete(folder, script, flags):
     """Whether the run in `folder` has done all its epochs. Raises UserError if it has
     other flags."""
+    if not os.path.lexists(folder):
+        return False
+    parser = (train_search if script == "train_search" else train_eval).flags()
+    run = Run.open(folder, script)
+    settings = check_settings(run, parser)
+    for name, value in parser.parse_args(flags).items():
+        if settings[name] != value and name != "arch":
+            raise UserError(f"{folder!r} has --{name} {settings[name]}, not {value}: "
+                            "remove it, or give other --runs")
     try:
-        with open(os.path.join(folder, "config.json")) as file:
-            settings = json.load(file)["settings"]
-        for name, value in parser.parse_args(flags).items():
-            if settings[name] != value and name != "arch":
-                raise UserError(f"{folder!r} has --{name} {settings[name]}, not {value}: "
-                                "remove it, or give other --runs")
         return len(read_metrics(folder)) >= settings["epochs"]
     except FileNotFoundError:
         return False
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder!r} is not a run that can be used: {error}") from None
 
 
 def execute(script, folder, flags, threads):
     """Start or resume a run, unless it is complete. Raises UserError where it fails."""
-    parser = (train_search if script == "train_search.py" else train_eval).flags()
-    if complete(folder, parser, flags):
+    if complete(folder, script, flags):
         return
     path = os.path.abspath(folder)
     if os.path.exists(path):
@@ -103,19 +102,19 @@ def execute(script, folder, flags, threads):
     environment = dict(os.environ)
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
-    script_path = os.path.join(os.path.dirname(os.path.abspath(__file__)), script)
+    script_path = os.path.join(os.path.dirname(os.path.abspath(__file__)), script + ".py")
     done = subprocess.run([sys.executable, script_path, *arguments], env=environment,
                           capture_output=True, text=True)
-    if not complete(folder, parser, flags):  # a search without a genotype is complete as well
-        raise UserError(f"{script} {' '.join(arguments)} ended with {done.returncode}: "
+    if not complete(folder, script, flags):  # a search without a genotype is complete as well
+        raise UserError(f"{script}.py {' '.join(arguments)} ended with {done.returncode}: "
                         f"{done.stderr.strip() or done.stdout[-200:]}")
 
 
 def search_and_train(item, threads):
     search, search_flags, training, training_flags = item
-    execute("train_search.py", search, search_flags, threads)
+    execute("train_search", search, search_flags, threads)
     if os.path.exists(os.path.join(search, "genotype.json")):
-        execute("train_eval.py", training, training_flags, threads)
+        execute("train_eval", training, training_flags, threads)
 
 
 def collect(scale, root):
@@ -290,6 +289,9 @@ def reproduce():
     threads = SCALES[name].threads
     jobs = given.get("jobs") or (os.cpu_count() // threads if threads else 1)
     items, start = list(plan(name, root)), time.monotonic()
+    for search, flags, training, training_flags in items:  # all are checked before any starts
+        complete(search, "train_search", flags)
+        complete(training, "train_eval", training_flags[:-2])
     pool = ThreadPoolExecutor(jobs)
     tasks = [pool.submit(search_and_train, item, threads) for item in items]
     try:

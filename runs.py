@@ -21,16 +21,18 @@ import json
 import math
 import os
 import platform
+import secrets
 import shlex
 import signal
 import sys
 import time
+import warnings
 
 import torch
 from tqdm import tqdm
 
-from flags import UserError, reason
-from genotypes import write_whole
+from flags import MAY_CHANGE, UserError, reason
+from genotypes import GenotypeError, write_whole
 from kernels import keep_freed_memory
 
 try:
@@ -39,6 +41,7 @@ except ImportError:  # Windows: there, nobody keeps two processes from writing o
     fcntl = None
 
 VERSION = 2  # of what a run's files hold; raised when old ones can no longer be read
+LOOP = ("random", "rows", "done", "sums", "seconds")  # what a checkpoint holds of the loop
 
 
 def choose_device(name="auto"):
@@ -81,12 +84,43 @@ def set_learning_rate(optimizer, epoch, epochs, high, low=0.0):
         group["lr"] = low + (high - low) * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
 
+def read_config(folder):
+    """What config.json holds of the run in `folder`. Raises UserError."""
+    refusal = f"{folder!r} is not the folder of a run: "
+    try:
+        for entry in os.scandir(folder):  # a link could lead anywhere, a pipe would never end
+            if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+                raise UserError(refusal + f"{entry.name!r} in it is a link, or not a file")
+        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+            config = json.load(file)
+        kinds = dict(settings=dict, commands=list, fingerprint=str, classes=list, shape=list,
+                     id=str, threads=int)
+        if config["version"] == VERSION and not all(
+                isinstance(config[key], kind) for key, kind in kinds.items()):
+            raise TypeError
+        config["script"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(refusal + "it has no readable config.json") from None
+    if config["version"] != VERSION:
+        raise UserError(f"{folder!r} was made by version {config['version']} of this code, "
+                        f"which is {VERSION}")
+    return config
+
+
 def read_metrics(folder):
-    """The rows of a run's metrics.csv: numbers, None where a field is empty. Raises OSError,
-    ValueError."""
-    with open(os.path.join(folder, "metrics.csv"), newline="") as file:
-        return [{key: float(value) if value else None for key, value in row.items()}
-                for row in csv.DictReader(file)]
+    """The rows of a run's metrics.csv: numbers, None where a field is empty. Raises UserError,
+    FileNotFoundError."""
+    path = os.path.join(folder, "metrics.csv")
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        rows = [{key: float(value) if value else None for key, value in row.items()}
+                for row in rows]
+    except (ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read: {str(error)[:100]}") from None
+    if not rows or [row.get("epoch") for row in rows] != list(range(1, len(rows) + 1)):
+        raise UserError(f"{path} cannot be read: its epochs are not 1, 2, ...")
+    return rows
 
 
 class Stopped(Exception):
@@ -112,13 +146,17 @@ class Run:
         OSError."""
         name = settings["name"] or time.strftime(f"{script}-{settings['dataset']}-%Y%m%d-%H%M%S")
         run = cls(os.path.join(settings["runs"], name), {
-            "script": script, "version": VERSION, "settings": settings, "commands": [sys.argv],
-            **facts, "torch": torch.__version__, "python": platform.python_version(),
+            "script": script, "version": VERSION, "id": secrets.token_hex(8),
+            "settings": settings, "commands": [sys.argv], **facts, "torch": torch.__version__,
+            "threads": torch.get_num_threads(), "python": platform.python_version(),
             "machine": platform.platform()})
         os.makedirs(settings["runs"], exist_ok=True)
         try:
             os.mkdir(run.folder)
         except FileExistsError:
+            if not settings["name"]:  # another run of this second
+                time.sleep(1)
+                return cls.create(script, settings, **facts)
             raise UserError(f"{run.folder!r} exists already: give another --name, or --resume "
                             f"{run.folder} to go on with it") from None
         try:
@@ -131,22 +169,9 @@ class Run:
     @classmethod
     def open(cls, folder, script):
         """The run in `folder`, which `script` made. Raises UserError."""
-        try:
-            with open(os.path.join(folder, "config.json")) as file:
-                config = json.load(file)
-            kinds = dict(settings=dict, commands=list, fingerprint=str, classes=list, shape=list)
-            if config["version"] == VERSION and not all(
-                    isinstance(config[key], kind) for key, kind in kinds.items()):
-                raise TypeError
-            config["script"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f"{folder!r} is not the folder of a run: it has no readable "
-                            "config.json") from None
+        config = read_config(folder)
         if config["script"] != script:
             raise UserError(f"{folder!r} is a run of {config['script']}.py, not of {script}.py")
-        if config["version"] != VERSION:
-            raise UserError(f"{folder!r} was made by version {config['version']} of this code, "
-                            f"which is {VERSION}")
         return cls(folder, config)
 
     def __enter__(self):
@@ -158,15 +183,6 @@ class Run:
                 os.close(self.descriptor)
                 raise UserError(f"another process is writing the run {self.folder!r}: wait for "
                                 "it, or stop it") from None
-        try:
-            self.checkpoint = self.load("checkpoint.pt",
-                                        ("random", "rows", "done", "sums", "seconds"))
-            self.rows = self.checkpoint["rows"]
-        except FileNotFoundError:  # before the first checkpoint
-            pass
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
         return self
 
     def __exit__(self, kind, error, trace):
@@ -180,6 +196,10 @@ class Run:
                 sys.exit(128 + self.signal)
             if kind is not None and issubclass(kind, OSError):
                 raise error
+            expected = UserError, GenotypeError, KeyboardInterrupt, SystemExit, MemoryError
+            if kind is not None and not issubclass(kind, expected) and "memory" not in str(error):
+                print(f"unexpected error; the last checkpoint is whole, go on with: "
+                      f"{self.resume_command()}", file=sys.stderr)
         except OSError as error:
             raise UserError(f"{reason(error)}; the checkpoint before it is whole, go on with: "
                             + self.resume_command()) from None
@@ -192,12 +212,21 @@ class Run:
     def resume_command(self):
         return f"python {self.config['script']}.py --resume {shlex.quote(self.folder)}"
 
-    def change(self, settings):
-        """The settings of a resumed run; config.json gets them from `track`, when all is read."""
+    def resume(self, settings):
+        """Take over settings that have changed, which `track` writes when all is read, and read
+        the checkpoint, if there is one. Raises UserError."""
+        for name in os.listdir(self.folder):
+            if name.endswith(".part"):  # of a process that was killed
+                os.remove(self.path(name))
         self.changed = settings != self.config["settings"]
         if self.changed:
             self.config["settings"] = settings
             self.config["commands"].append(sys.argv)
+        try:
+            self.checkpoint = self.load("checkpoint.pt", LOOP)
+            self.rows = self.checkpoint["rows"]
+        except FileNotFoundError:  # it was stopped before its first
+            pass
 
     def check_fingerprint(self, fingerprint):
         """Raises UserError where the dataset is not the one that the run began with."""
@@ -214,12 +243,13 @@ class Run:
         if self.checkpoint:
             for name, part in parts.items():
                 self.restore(part, name, self.checkpoint)
-            self.done, self.sums, self.seconds = (
-                self.checkpoint[key] for key in ("done", "sums", "seconds"))
-            torch.set_rng_state(self.checkpoint["random"])
+            self.restore(self, "loop", {"loop": self.checkpoint})
         self.parts, self.checkpoint = parts, None
         if self.changed:
             self.write_config()
+        if self.config["threads"] != torch.get_num_threads():
+            warnings.warn(f"the run began with {self.config['threads']} threads, now there are "
+                          f"{torch.get_num_threads()}: it goes on, but not bit for bit")
         for number in (signal.SIGINT, signal.SIGTERM):
             self.former_handlers[number] = signal.signal(number, self.receive)
 
@@ -227,11 +257,25 @@ class Run:
         """Bring `part` to what `state` holds under `name`. Raises UserError."""
         try:
             part.load_state_dict(state[name])
-        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+        except Exception as error:  # whatever a crafted state makes of it
             fault = " ".join(str(error).split())[:200]
             fault = f"it lacks {fault}" if isinstance(error, KeyError) else fault
             raise UserError(f"what {self.folder!r} holds does not fit its settings: "
                             f"{fault}") from None
+
+    def load_state_dict(self, state):
+        """Where the loop was. Raises what `restore` reports."""
+        for row in state["rows"]:
+            if row.keys() != state["rows"][0].keys() or row["epoch"] < 1 or row["seconds"] < 0:
+                raise ValueError("rows of different columns")
+            for value in row.values():
+                if value is not None and type(value) not in (int, float):
+                    raise TypeError(f"{value!r} in its rows")
+        if type(state["done"]) is not int or not 0 <= state["done"] < 2**31:
+            raise ValueError("no number of steps")
+        self.sums = {name: float(value) for name, value in state["sums"].items()}
+        self.done, self.seconds = state["done"], float(state["seconds"])
+        torch.set_rng_state(state["random"])
 
     def receive(self, number, frame):
         if self.signal and number == signal.SIGINT:  # the second time: at once
@@ -317,6 +361,11 @@ class Run:
         return os.path.join(self.folder, name)
 
     def write(self, name, content):
+        if self.descriptor is not None:
+            now, locked = os.stat(self.folder), os.fstat(self.descriptor)
+            if not os.path.samestat(now, locked):
+                raise UserError(f"{self.folder!r} is another folder now: this run was moved; it "
+                                "stops, and its last checkpoint is where it is")
         write_whole(self.path(name), content)
 
     def write_config(self):
@@ -326,7 +375,7 @@ class Run:
         """Print a line and keep it in log.txt."""
         print(line, flush=True)
         try:
-            with open(self.path("log.txt")) as file:
+            with open(self.path("log.txt"), encoding="utf-8", errors="backslashreplace") as file:
                 former = file.read()
         except FileNotFoundError:
             former = ""
@@ -342,7 +391,8 @@ class Run:
         """Write tensors and plain values as a torch file, then its SHA-256, which torch.load
         ignores."""
         buffer = io.BytesIO()
-        torch.save({"script": self.config["script"], "version": VERSION, **state}, buffer)
+        torch.save({**{key: self.config[key] for key in ("script", "version", "id", "settings")},
+                    **state}, buffer)
         self.write(name, buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
 
     def load(self, name, keys):
@@ -360,10 +410,17 @@ class Run:
             raise UserError(refusal + str(error).strip().split("\n")[0][:200]) from None
         if not isinstance(state, dict):
             raise UserError(refusal + f"expected a dictionary, found {type(state).__name__}")
-        lacking = [key for key in ("script", "version", *keys) if key not in state]
+        lacking = [key for key in ("script", "version", "id", "settings", *keys)
+                   if key not in state]
         if lacking:
             raise UserError(refusal + "it lacks " + ", ".join(lacking))
         if (state["script"], state["version"]) != (self.config["script"], VERSION):
             raise UserError(refusal + f"it is of {state['script']}.py, version {state['version']}, "
                             f"not of {self.config['script']}.py, version {VERSION}")
+        if state["id"] != self.config["id"]:
+            raise UserError(refusal + "it is of another run")
+        for name, value in self.config["settings"].items():
+            if name not in MAY_CHANGE and state["settings"].get(name) != value:
+                raise UserError(refusal + f"it is of a run with --{name} "
+                                f"{state['settings'].get(name)}, and config.json has {value}")
         return state

@@ -1562,10 +1562,13 @@ def recorded_run(folder, primitives=PRIMITIVES, nodes=4, epochs=3, gap=True, see
         epochs = len(gates)
     else:
         gates = random.random((epochs, 2, nodes * (nodes + 3) // 2, len(primitives)), np.float32)
-    np.savez(folder / "gates.npz", normal=gates[:, 0], reduce=gates[:, 1], primitives=primitives)
-    kind = {"gate": "sigmoid", "w01": 10.0, "zero_one_loss": "l2", "threshold": threshold,
-            **settings}
-    (folder / "config.json").write_text(json.dumps({"settings": kind}))
+    np.savez(folder / "gates.npz", normal=gates[:, 0], reduce=gates[:, 1], primitives=primitives,
+             run="1")
+    s = {**train_search.flags().defaults(), "dataset": "digits", "nodes": nodes,
+         "primitives": ",".join(primitives), "threshold": threshold, **settings}
+    config = dict(script="train_search", version=runs.VERSION, id="1", threads=1, commands=[],
+                  fingerprint="", classes=[], shape=[], settings=s)
+    (folder / "config.json").write_text(json.dumps(config))
     rows = [dict(epoch=epoch + 1, train_loss=1.0, soft_accuracy=90 + epoch if gap else None,
                  discrete_accuracy=50.5 if gap else None, seconds=1.5) for epoch in range(epochs)]
     with open(folder / "metrics.csv", "w") as file:
@@ -1628,8 +1631,9 @@ def test_figures_of_several_runs_and_of_architectures(tmp_path, monkeypatch, cap
     np.savez(folders[1] / "gates.npz", normal=np.array([Malicious()], dtype=object))
     for what, message in (
             (["FairDARTS_x"], "did you mean"),
-            ([tmp_path / "empty"], "not a search that has done an epoch"),
-            ([folders[0]], "not a search"), ([folders[1], folders[2]], "not a search"),
+            ([tmp_path / "empty"], "not the folder of a run"),
+            ([folders[0]], "not what a search writes"),
+            ([folders[1], folders[2]], "not what a search writes"),
             ([], "required")):
         assert call(visualize, monkeypatch, *what) == 2
         error = capsys.readouterr().err
@@ -1758,7 +1762,7 @@ def test_reproduce_runs_the_grid_once(tmp_path, monkeypatch, capsys):
     search, flags, *_ = next(reproduce.plan("laptop", str(tmp_path)))
     assert call(train_search, monkeypatch, *flags, "--runs", tmp_path,
                 "--name", "laptop-softmax-1") == 130
-    assert not reproduce.complete(search, train_search.flags(), flags)
+    assert not reproduce.complete(search, "train_search", flags)
     command = ["--runs", tmp_path, "--output", tmp_path / "out", "--jobs", 2]
     assert call(reproduce, monkeypatch, *command) == 0
     text = (tmp_path / "out" / "reproduction.md").read_text()
@@ -1820,13 +1824,18 @@ def whole_runs(tmp_path_factory):
 
 def assert_same(kind, folder, whole):
     assert table(folder) == table(whole) and len(table(folder)) in (4, 6)
-    for name in ("gates.npz", "genotype.json") if kind == "search" else ("best.pt",):
-        assert (folder / name).read_bytes() == (whole / name).read_bytes()
-    states = [torch.load(f / "checkpoint.pt", weights_only=True) for f in (folder, whole)]
-    for state in states:
-        for row in state["rows"]:
-            del row["seconds"]
-    assert str(states[0].keys()) == str(states[1].keys()) and same(*states)
+    if kind == "search":
+        assert (folder / "genotype.json").read_bytes() == (whole / "genotype.json").read_bytes()
+        one, other = [np.load(f / "gates.npz") for f in (folder, whole)]
+        assert all(np.array_equal(one[part], other[part]) for part in ("normal", "reduce"))
+    for name in ("checkpoint.pt",) if kind == "search" else ("checkpoint.pt", "best.pt"):
+        states = [torch.load(f / name, weights_only=True) for f in (folder, whole)]
+        assert states[0].pop("id") != states[1].pop("id")
+        for state in states:
+            del state["settings"]
+            for row in state.get("rows", []):
+                del row["seconds"]
+        assert str(states[0].keys()) == str(states[1].keys()) and same(*states)
 
 
 def same(a, b):
@@ -1894,7 +1903,7 @@ def test_signals_end_a_run_that_goes_on(whole_runs, tmp_path):
 
 def new_run(tmp_path, **settings):
     settings = {"name": "a", "runs": str(tmp_path), "dataset": "digits", "epochs": 2,
-                "learning_rate": 1, "amp": False, "checkpoint_minutes": 10, **settings}
+                "learning_rate": 1, "amp": False, "checkpoint_minutes": 10, "seed": 0, **settings}
     return runs.Run.create("train_search", settings, fingerprint="", classes=[], shape=[])
 
 
@@ -1911,6 +1920,7 @@ def test_signals_wait_for_the_end_of_a_step_or_a_batch(tmp_path, capsys):
                 done.append(step)
     assert done == [0] and "stopped in epoch 1 after step 1 of 3" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="130"), runs.Run.open(run.folder, "train_search") as run:
+        run.resume(run.config["settings"])
         run.track()
         for _ in run.epochs():
             for step in run.steps(3):
@@ -1966,7 +1976,7 @@ def test_failed_write_leaves_the_former_checkpoint(stage, tmp_path, monkeypatch,
                 elif stage == "write":
                     patch.setattr(
                         genotypes, "open",
-                        lambda path, mode="r": FullDisk(path, "w") if "w" in mode else open(path),
+                        lambda path, mode="r": FullDisk(path, "x") if "x" in mode else open(path),
                         raising=False)
                 elif stage == "fsync":
                     patch.setattr(os, "fsync", fail)
@@ -1987,8 +1997,10 @@ def test_failed_write_leaves_the_former_checkpoint(stage, tmp_path, monkeypatch,
     assert (error.count("\n") == 1
             and f"go on with: python train_search.py --resume {folder}" in error)
     assert ("File too large" if stage == "limit" else "No space left on device") in error
+    assert not list(folder.glob("*.part"))
     with runs.Run.open(str(folder), "train_search") as run:
-        assert not list(folder.glob("*.part")) and len(run.rows) == 1
+        run.resume(run.config["settings"])
+        assert len(run.rows) == 1
     assert call(train_search, monkeypatch, "--resume", folder) == 0
     assert table(folder) == table(tmp_path / "whole")
 

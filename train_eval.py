@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import data
 import genotypes
 import kernels
-from flags import RUN_FLAGS, Parser, UserError, main, number, one_of, refuse, resumed_settings
+from flags import RUN_FLAGS, Parser, UserError, main, number, one_of, path, refuse, resumed_settings
 from model_eval import NetworkCIFAR, NetworkS2
 from runs import Precision, Run, choose_device, set_learning_rate
 
@@ -27,7 +27,7 @@ positive, rate, part = number(int, 1), number(float, 0), number(float, 0, 0.999)
 FLAGS = {
     "arch": (None, str, "a published name, a path to genotype.json, or the text of a genotype"),
     "dataset": (None, one_of(data.RECIPES), f"one of {', '.join(data.RECIPES)}"),
-    "data": ("data", str, "folder of the downloaded sets, or of your pictures"),
+    "data": ("data", path, "folder of the downloaded sets, or of your pictures"),
     "image_size": (32, number(int, 8), "side to which your pictures are brought, in pixels"),
     "skip_bad_images": (False, bool, "leave out files that cannot be used as pictures"),
     "epochs": (600, positive, "passes over the training set"),
@@ -51,7 +51,6 @@ FLAGS = {
 }
 CELL_FLAGS = {"init_channels", "layers", "auxiliary", "auxiliary_weight", "drop_path_prob"}
 CHAIN_FLAGS = {"width", "dropout", "squeeze", "h_swish"}
-MAY_CHANGE = {"epochs", "device", "data", "plain", "checkpoint_minutes"}
 
 
 def train(run, s, dataset):
@@ -191,10 +190,10 @@ def start(parser, given):
 def resume(parser, given):
     """Go on with a run."""
     with Run.open(given["resume"], "train_eval") as run:
-        settings = resumed_settings(run, parser, given, MAY_CHANGE)
+        settings = resumed_settings(run, parser, given)
         s = argparse.Namespace(**settings)
         dataset = data.load_again(run, settings, choose_device(s.device))
-        run.change(settings)
+        run.resume(settings)
         with kernels.stock(s.plain):
             return train(run, s, dataset)
 
@@ -202,7 +201,7 @@ def resume(parser, given):
 def evaluate(parser, given):
     """Test the best weights of a run."""
     run = Run.open(given["evaluate"], "train_eval")
-    settings = resumed_settings(run, parser, given, {"device", "data", "plain"})
+    settings = resumed_settings(run, parser, given)
     s, device = argparse.Namespace(**settings), choose_device(settings["device"])
     dataset = data.load_again(run, settings, device)
     network = build(s, dataset, device)
@@ -227,6 +226,7 @@ def train_or_test():
     if "arch" in given:
         given["arch"] = str(genotypes.get(given["arch"]))
     if "evaluate" in given:
+        refuse(given, ["resume"], "and --evaluate are two things")
         return evaluate(parser, given)
     return resume(parser, given) if "resume" in given else start(parser, given)
 

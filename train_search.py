@@ -26,7 +26,7 @@ import data
 import genotypes
 import kernels
 from fair_darts import PENALTIES, Architect, frozen, strongest
-from flags import RUN_FLAGS, Parser, main, number, one_of, refuse, resumed_settings, some_of
+from flags import RUN_FLAGS, Parser, main, number, one_of, path, refuse, resumed_settings, some_of
 from model_search import Network, NetworkS2
 from operations import OPS
 from runs import Precision, Run, choose_device, set_learning_rate
@@ -48,7 +48,7 @@ FLAGS = {
     "gap_every": (5, number(int, 0), "epochs between measurements of the gap; 0: never"),
     "figures_every": (10, number(int, 0), "epochs between drawings of the figures; 0: never"),
     "dataset": (None, one_of(data.RECIPES), f"one of {', '.join(data.RECIPES)}"),
-    "data": ("data", str, "folder of the downloaded sets, or of your pictures"),
+    "data": ("data", path, "folder of the downloaded sets, or of your pictures"),
     "image_size": (32, number(int, 8), "side to which your pictures are brought, in pixels"),
     "skip_bad_images": (False, bool, "leave out files that cannot be used as pictures"),
     "train_portion": (0.5, share, "part of the training set that trains the weights"),
@@ -73,8 +73,6 @@ SOFTMAX = dict(batch_size=64, learning_rate=0.025, arch_learning_rate=3e-4, arch
                w01=0.0, threshold=0.0)
 CELL_FLAGS = {"primitives", "edges_per_node", "ops_per_edge", "init_channels", "layers", "nodes"}
 CHAIN_FLAGS = {"width", "ops_per_layer"}
-MAY_CHANGE = {"epochs", "threshold", "edges_per_node", "ops_per_edge", "ops_per_layer", "device",
-              "data", "plain", "checkpoint_minutes", "gap_every", "figures_every"}
 
 
 def search(run, s, dataset):
@@ -93,7 +91,7 @@ def search(run, s, dataset):
                           s.arch_weight_decay, s.w01, PENALTIES[s.zero_one_loss],
                           precision.autocast, precision.loss_scale)
     train, validation = halves(s, dataset, device)
-    history, scaler = GateHistory(), precision.scaler
+    history, scaler = GateHistory(network, run.config["id"]), precision.scaler
     run.track(network=network, sgd=sgd, adam=architect.optimizer, train=train,
               validation=validation, scaler=scaler, gates=history)
     run.log(f"run: {run.folder}  dataset: {dataset.name}, {len(train.labels)} + "
@@ -138,8 +136,8 @@ def search(run, s, dataset):
                "discrete_accuracy": None, "learning_rate": sgd.param_groups[0]["lr"]}
         if s.gap_every and (last or done % s.gap_every == 0):
             row.update(gap(run, network, validation, s))
-        history.append(network)
-        run.write("gates.npz", history.to_bytes(network))
+        history.append()
+        run.write("gates.npz", history.to_bytes())
         run.end_epoch(row, describe(row, s))
         if s.figures_every and done % s.figures_every == 0 and not last:
             draw_figures(run)
@@ -166,27 +164,35 @@ def halves(s, dataset, device):
 
 
 class GateHistory:
-    """All gates of every epoch, for gates.npz: a list of tensors a part."""
+    """All gates of every epoch, for gates.npz."""
 
-    def __init__(self):
+    def __init__(self, network, run_id):
+        self.network, self.run_id = network, run_id
         self.epochs = []  # of each: (2, edges, operations) in S1, (1, layers, choices) in S2
 
-    def append(self, network):
-        self.epochs.append(torch.stack([g.detach().cpu() for g in network.compute_gates()]))
+    def now(self):
+        return torch.stack([g.detach().cpu() for g in self.network.compute_gates()])
 
-    def to_bytes(self, network):
+    def append(self):
+        self.epochs.append(self.now())
+
+    def to_bytes(self):
         gates = torch.stack(self.epochs, 1)
-        if network.present is not None:
-            gates[:, :, ~network.present.cpu()] = torch.nan
+        if self.network.present is not None:
+            gates[:, :, ~self.network.present.cpu()] = torch.nan
         file = io.BytesIO()
-        np.savez(file, **dict(zip(network.parts, gates)), primitives=network.primitives)
+        np.savez(file, **dict(zip(self.network.parts, gates)), run=self.run_id,
+                 primitives=self.network.primitives)
         return file.getvalue()
 
     def state_dict(self):
         return {"epochs": self.epochs}
 
     def load_state_dict(self, state):
-        self.epochs = state["epochs"]
+        like = self.now()
+        if any(gates.shape != like.shape or gates.dtype != like.dtype for gates in state["epochs"]):
+            raise ValueError("gates of another shape")
+        self.epochs = list(state["epochs"])
 
 
 # ---------------------------------------------------------------- what is measured
@@ -330,14 +336,14 @@ def start(parser, given):
 def resume(parser, given):
     """Go on with a run; where all its epochs are done, derive its genotype again."""
     with Run.open(given["resume"], "train_search") as run:
-        settings = resumed_settings(run, parser, given, MAY_CHANGE)
+        settings = resumed_settings(run, parser, given)
         s = argparse.Namespace(**settings)
+        run.resume(settings)
         if len(run.rows) == s.epochs:
             network = build(s, run.config["classes"], run.config["shape"])
             run.track(network=network)
             return derive(run, s, network)
         dataset = data.load_again(run, settings, choose_device(s.device))
-        run.change(settings)
         with kernels.stock(s.plain):
             return search(run, s, dataset)
 

@@ -5,8 +5,8 @@
     python visualize.py FairDARTS_a   # its cells -> FairDARTS_a_normal.png, _reduce.png
 """
 import io
-import json
 import os
+import zipfile
 from collections import namedtuple
 
 import matplotlib
@@ -19,9 +19,9 @@ from matplotlib.path import Path
 
 import fair_darts
 import genotypes
-from flags import Parser, UserError, main
+from flags import Parser, UserError, check_settings, main
 from operations import OPS
-from runs import read_metrics
+from runs import Run, read_metrics
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the strongest for the skip
 COLOURS = {
@@ -45,21 +45,57 @@ Record = namedtuple("Record", "settings primitives gates rows genotype")
 
 
 def read(folder):
-    """The Record of the search in `folder`. Raises UserError."""
+    """The Record of the search in `folder`, all of it checked against its settings. Raises
+    UserError."""
+    import train_search  # not at the top, since it imports this file
+    run = Run.open(folder, "train_search")
+    settings = check_settings(run, train_search.flags())
+    primitives = settings["primitives"].split(",")
+    parts, edges = ("normal", "reduce"), settings["nodes"] * (settings["nodes"] + 3) // 2
+    if settings["space"] == "s2":
+        primitives, parts, edges = list(genotypes.CHOICES), ("layers",), len(genotypes.CHAIN)
     try:
-        with open(os.path.join(folder, "config.json")) as file:
-            settings = json.load(file)["settings"]
-        with np.load(os.path.join(folder, "gates.npz"), allow_pickle=False) as arrays:
-            gates = {part: arrays[part] for part in PARTS if part in arrays}
-            primitives = arrays["primitives"].tolist()
         rows = read_metrics(folder)
-        settings["gate"], settings["w01"], settings["zero_one_loss"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder!r} is not a search that has done an epoch: {reason}") from None
-    path = os.path.join(folder, "genotype.json")
-    genotype = genotypes.load(path) if os.path.exists(path) else None
+        shape = len(rows), edges, len(primitives)
+        gates = read_gates(run, parts, shape, primitives)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder!r} is not a search that has done an epoch: it has no "
+                        f"{os.path.basename(error.filename)}") from None
+    path, genotype = run.path("genotype.json"), None
+    if os.path.exists(path):
+        genotype = genotypes.load(path)
+        kind = genotypes.ChainGenotype if settings["space"] == "s2" else genotypes.Genotype
+        names = {op for part in genotype for item in part
+                 for op in ([item.op] if isinstance(item, genotypes.Edge) else item)}
+        if not isinstance(genotype, kind) or not names <= set(primitives):
+            raise UserError(f"{path} is of another space than the search")
     return Record(settings, primitives, gates, rows, genotype)
+
+
+def read_gates(run, parts, shape, primitives):
+    """{part: array} of gates.npz. Sizes are checked before memory is taken. Raises UserError,
+    FileNotFoundError."""
+    path = run.path("gates.npz")
+    try:
+        with zipfile.ZipFile(path) as file:
+            if max(info.file_size for info in file.infolist()) > 4 * np.prod(shape) + 10000:
+                raise ValueError("it is too large")
+        with np.load(path, allow_pickle=False) as arrays:
+            content = {name: arrays[name] for name in arrays}
+        if content["run"] != run.config["id"] or content["primitives"].tolist() != primitives:
+            raise ValueError("it is of another run")
+        gates = {part: content[part] for part in parts}
+        for array in gates.values():
+            if array.shape != shape or array.dtype != np.float32:
+                raise ValueError(f"its arrays are not {shape} of float32")
+            if ((array < 0) | (array > 1)).any() or "layers" not in parts and np.isnan(array).any():
+                raise ValueError("its gates are not from 0 to 1")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged archive makes zipfile and numpy raise many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is not what a search writes: {reason}") from None
+    return gates
 
 
 # ---------------------------------------------------------------- what is drawn
