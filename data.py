@@ -127,12 +127,13 @@ def _torchvision(name, root):
                 "folder") from None
         if images.ndim == 3:
             images = images[:, None]
-        elif images.shape[-1] == 3:
+        elif images.ndim == 4 and images.shape[-1] == 3:
             images = images.permute(0, 3, 1, 2).contiguous()
         classes = getattr(part, "classes", list("0123456789"))
-        if (images.dtype != torch.uint8 or images.ndim != 4 or not len(images) == len(labels) > 0
-                or not 0 <= labels.min() <= labels.max() < len(classes)):
-            raise UserError(f"{name} in {root!r} is damaged: it has {len(labels)} labels for "
+        shape = (len(labels.flatten()), *((1, 28, 28) if name == "fashionmnist" else (3, 32, 32)))
+        if (images.dtype != torch.uint8 or images.shape != shape or labels.ndim != 1
+                or not len(labels) or not 0 <= labels.min() <= labels.max() < len(classes)):
+            raise UserError(f"{name} in {root!r} is damaged: it has {labels.numel()} labels for "
                             f"pictures {tuple(images.shape)}; remove it to download it again")
         tensors += [images, labels]
     return *tensors, classes

@@ -61,10 +61,10 @@ def some_of(names):
     return parse
 
 
-def path(text):
+def path_name(text):
     """A path that the system can have."""
     try:
-        if b"\0" not in os.fsencode(text):
+        if b"\0" not in os.fsencode(text) and len(os.fsencode(text)) < 4000:
             return text
     except UnicodeEncodeError:
         pass
@@ -73,7 +73,7 @@ def path(text):
 
 def folder_name(text):
     """The name of one folder, not a path."""
-    if text in ("", ".", "..") or os.path.basename(path(text)) != text:
+    if text in ("", ".", "..") or os.path.basename(path_name(text)) != text or len(text) > 100:
         raise argparse.ArgumentTypeError(
             f"expected the name of a folder, got {text!r}; --runs says where it goes")
     return text
@@ -88,7 +88,7 @@ RUN_FLAGS = {
     "recompute": (False, bool, "compute activations again in the backward pass: less memory"),
     "compile": (False, bool, "torch.compile: minutes to start, for long runs"),
     "checkpoint_minutes": (10.0, number(float, 0), "between checkpoints inside an epoch"),
-    "runs": ("runs", path, "folder in which runs are kept"),
+    "runs": ("runs", path_name, "folder in which runs are kept"),
     "name": (None, folder_name, "the run's folder in it; without it, one named after the time"),
 }
 # What a resumed run may have otherwise

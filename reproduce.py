@@ -23,7 +23,7 @@ from tqdm import tqdm
 import train_eval
 import train_search
 import visualize
-from flags import Parser, UserError, check_settings, main, number, one_of
+from flags import Parser, UserError, check_settings, main, number, one_of, path_name
 from genotypes import write_whole
 from runs import Run, read_metrics
 
@@ -278,9 +278,9 @@ def reproduce():
     parser = Parser(__doc__)
     parser.add_argument("--scale", type=one_of(SCALES),
                         help="laptop (the default) or paper: they differ only in settings")
-    parser.add_argument("--runs", metavar="DIR",
+    parser.add_argument("--runs", type=path_name, metavar="DIR",
                         help="folder in which the runs are kept (default runs)")
-    parser.add_argument("--output", metavar="DIR",
+    parser.add_argument("--output", type=path_name, metavar="DIR",
                         help="folder of reproduction.md and figures/ (default .)")
     parser.add_argument("--jobs", type=number(int, 1), metavar="N",
                         help="runs at once (default: one a core for laptop, else 1)")

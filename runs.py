@@ -224,7 +224,7 @@ class Run:
             self.config["commands"].append(sys.argv)
         try:
             self.checkpoint = self.load("checkpoint.pt", LOOP)
-            self.rows = self.checkpoint["rows"]
+            self.restore(self, "loop", {"loop": self.checkpoint})
         except FileNotFoundError:  # it was stopped before its first
             pass
 
@@ -243,7 +243,7 @@ class Run:
         if self.checkpoint:
             for name, part in parts.items():
                 self.restore(part, name, self.checkpoint)
-            self.restore(self, "loop", {"loop": self.checkpoint})
+            torch.set_rng_state(self.checkpoint["random"])
         self.parts, self.checkpoint = parts, None
         if self.changed:
             self.write_config()
@@ -264,18 +264,22 @@ class Run:
                             f"{fault}") from None
 
     def load_state_dict(self, state):
-        """Where the loop was. Raises what `restore` reports."""
-        for row in state["rows"]:
-            if row.keys() != state["rows"][0].keys() or row["epoch"] < 1 or row["seconds"] < 0:
-                raise ValueError("rows of different columns")
-            for value in row.values():
-                if value is not None and type(value) not in (int, float):
-                    raise TypeError(f"{value!r} in its rows")
-        if type(state["done"]) is not int or not 0 <= state["done"] < 2**31:
-            raise ValueError("no number of steps")
-        self.sums = {name: float(value) for name, value in state["sums"].items()}
-        self.done, self.seconds = state["done"], float(state["seconds"])
-        torch.set_rng_state(state["random"])
+        """Where the loop was. What is raised here, `restore` reports."""
+        rows, done, sums, seconds = (state[key] for key in ("rows", "done", "sums", "seconds"))
+        if not isinstance(rows, list) or [row["epoch"] for row in rows] != list(
+                range(1, len(rows) + 1)):
+            raise ValueError("the epochs of its rows are not 1, 2, ...")
+        for row in rows:
+            if row.keys() != rows[0].keys() or "seconds" not in row or not all(
+                    value is None or type(value) in (int, float) for value in row.values()):
+                raise ValueError("its rows are not numbers in the same columns")
+        if type(done) is not int or not 0 <= done < 2**31 or bool(done) != bool(sums):
+            raise ValueError(f"{done!r} is no number of steps")
+        if type(seconds) is not float or not 0 <= seconds < math.inf:
+            raise ValueError(f"{seconds!r} is no number of seconds")
+        torch.Generator().set_state(state["random"])  # or it raises
+        self.rows, self.done, self.seconds = list(rows), done, seconds
+        self.sums = {name: float(value) for name, value in sums.items()}
 
     def receive(self, number, frame):
         if self.signal and number == signal.SIGINT:  # the second time: at once
@@ -408,7 +412,7 @@ class Run:
             state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds
             raise UserError(refusal + str(error).strip().split("\n")[0][:200]) from None
-        if not isinstance(state, dict):
+        if not isinstance(state, dict) or not isinstance(state.get("settings", {}), dict):
             raise UserError(refusal + f"expected a dictionary, found {type(state).__name__}")
         lacking = [key for key in ("script", "version", "id", "settings", *keys)
                    if key not in state]

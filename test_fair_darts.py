@@ -1758,7 +1758,13 @@ def test_reproduce_runs_the_grid_once(tmp_path, monkeypatch, capsys):
          "--primitives", "skip_connect,sep_conv_3x3", "--epochs", "1"],
         [*SMALL_EVAL, "--epochs", "1"], 1, 1)
     monkeypatch.setitem(reproduce.SCALES, "laptop", small)
-    monkeypatch.setattr(runs.Run, "add", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    add = runs.Run.add
+
+    def add_and_stop(self, *others, **figures):
+        add(self, *others, **figures)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(runs.Run, "add", add_and_stop)
     search, flags, *_ = next(reproduce.plan("laptop", str(tmp_path)))
     assert call(train_search, monkeypatch, *flags, "--runs", tmp_path,
                 "--name", "laptop-softmax-1") == 130

@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import data
 import genotypes
 import kernels
-from flags import RUN_FLAGS, Parser, UserError, main, number, one_of, path, refuse, resumed_settings
+from flags import (RUN_FLAGS, Parser, UserError, main, number, one_of, path_name, refuse,
+                   resumed_settings)
 from model_eval import NetworkCIFAR, NetworkS2
 from runs import Precision, Run, choose_device, set_learning_rate
 
@@ -27,14 +28,14 @@ positive, rate, part = number(int, 1), number(float, 0), number(float, 0, 0.999)
 FLAGS = {
     "arch": (None, str, "a published name, a path to genotype.json, or the text of a genotype"),
     "dataset": (None, one_of(data.RECIPES), f"one of {', '.join(data.RECIPES)}"),
-    "data": ("data", path, "folder of the downloaded sets, or of your pictures"),
+    "data": ("data", path_name, "folder of the downloaded sets, or of your pictures"),
     "image_size": (32, number(int, 8), "side to which your pictures are brought, in pixels"),
     "skip_bad_images": (False, bool, "leave out files that cannot be used as pictures"),
     "epochs": (600, positive, "passes over the training set"),
     "batch_size": (96, number(int, 2), "pictures in a step"),
-    "init_channels": (36, number(int, 2), "cells: channels of the first ones"),
-    "layers": (20, positive, "cells: how many"),
-    "width": (1.0, number(float, 0, open_ends=True), "chains: factor of all channels"),
+    "init_channels": (36, number(int, 2, 10**6), "cells: channels of the first ones"),
+    "layers": (20, number(int, 1, 10**4), "cells: how many"),
+    "width": (1.0, number(float, 0, 1000, open_ends=True), "chains: factor of all channels"),
     "dropout": (0.2, part, "chains: before the classifier"),
     "squeeze": (False, bool, "chains: squeeze-and-excitation in every block"),
     "h_swish": (False, bool, "chains: h-swish in place of ReLU6"),
@@ -203,13 +204,13 @@ def evaluate(parser, given):
     run = Run.open(given["evaluate"], "train_eval")
     settings = resumed_settings(run, parser, given)
     s, device = argparse.Namespace(**settings), choose_device(settings["device"])
-    dataset = data.load_again(run, settings, device)
-    network = build(s, dataset, device)
     try:
         best = run.load("best.pt", ("network", "epoch"))
     except FileNotFoundError:
         raise UserError(f"{run.folder!r} has no best.pt: it stopped before its first epoch was "
                         "done") from None
+    dataset = data.load_again(run, settings, device)
+    network = build(s, dataset, device)
     run.restore(network, "network", best)
     _, test_set = prepare(s, dataset, device)
     with kernels.stock(s.plain):

@@ -26,7 +26,8 @@ import data
 import genotypes
 import kernels
 from fair_darts import PENALTIES, Architect, frozen, strongest
-from flags import RUN_FLAGS, Parser, main, number, one_of, path, refuse, resumed_settings, some_of
+from flags import (RUN_FLAGS, Parser, main, number, one_of, path_name, refuse, resumed_settings,
+                   some_of)
 from model_search import Network, NetworkS2
 from operations import OPS
 from runs import Precision, Run, choose_device, set_learning_rate
@@ -48,16 +49,16 @@ FLAGS = {
     "gap_every": (5, number(int, 0), "epochs between measurements of the gap; 0: never"),
     "figures_every": (10, number(int, 0), "epochs between drawings of the figures; 0: never"),
     "dataset": (None, one_of(data.RECIPES), f"one of {', '.join(data.RECIPES)}"),
-    "data": ("data", path, "folder of the downloaded sets, or of your pictures"),
+    "data": ("data", path_name, "folder of the downloaded sets, or of your pictures"),
     "image_size": (32, number(int, 8), "side to which your pictures are brought, in pixels"),
     "skip_bad_images": (False, bool, "leave out files that cannot be used as pictures"),
     "train_portion": (0.5, share, "part of the training set that trains the weights"),
     "epochs": (50, positive, "passes over that part"),
     "batch_size": (128, number(int, 2), "pictures in a step"),
-    "init_channels": (16, number(int, 2), "s1: channels of the first cells"),
-    "layers": (8, positive, "s1: cells"),
+    "init_channels": (16, number(int, 2, 10**6), "s1: channels of the first cells"),
+    "layers": (8, number(int, 1, 10**4), "s1: cells"),
     "nodes": (4, number(int, 1, 4), "s1: nodes in a cell"),
-    "width": (1.0, number(float, 0, open_ends=True), "s2: factor of all channels"),
+    "width": (1.0, number(float, 0, 1000, open_ends=True), "s2: factor of all channels"),
     "learning_rate": (0.005, rate, "of the weights, at the start of a cosine"),
     "learning_rate_min": (0.001, rate, "of the weights, at its end"),
     "momentum": (0.9, rate, "of the weights"),

@@ -19,7 +19,7 @@ from matplotlib.path import Path
 
 import fair_darts
 import genotypes
-from flags import Parser, UserError, check_settings, main
+from flags import Parser, UserError, check_settings, main, path_name
 from operations import OPS
 from runs import Run, read_metrics
 
@@ -448,7 +448,7 @@ def draw_run(folder):
 def visualize():
     parser = Parser(__doc__)
     parser.add_argument("what", nargs="+", metavar="RUN", help="searches, or one architecture")
-    parser.add_argument("--output", metavar="DIR", help="where the figures go")
+    parser.add_argument("--output", type=path_name, metavar="DIR", help="where the figures go")
     given = parser.parse_args()
     what = given["what"]
     if len(what) > 1:
