@@ -54,13 +54,13 @@ class EdgesOfState:
     """The k MixedOperation modules on the edges that leave one state."""
 
     def __init__(self, edges):
-        self.same, self.different, unknown, convolutions = {}, [], {}, {}
+        self.same, self.different, convolutions = {}, [], {}
         for column, copies in enumerate(zip(*(edge.operations for edge in edges))):
-            kind = type(copies[0])
-            if kind is nn.Identity or kind is nn.Sequential and is_pooling(copies[0][0]):
+            op, kind = copies[0], type(copies[0])
+            if is_same_for_all(op):
                 self.same[column] = copies
-            elif kind in (SepConv, DilConv):
-                convolutions.setdefault(kind, []).append((kernel_size(copies[0]), column, copies))
+            elif kind is SepConv or kind is DilConv and op[1].dilation == (2, 2):
+                convolutions.setdefault(kind, []).append((kernel_size(op), column, copies))
             elif kind is FactorizedReduce:
                 self.different.append(([column], Reductions(copies)))
             else:
@@ -87,8 +87,10 @@ class EdgesOfState:
         return sums
 
 
-def is_pooling(module):
-    return isinstance(module, (nn.MaxPool2d, nn.AvgPool2d))
+def is_same_for_all(op):
+    """Whether it is the identity, or pooling and its batch norm, both without weights."""
+    return type(op) is nn.Identity or type(op) is nn.Sequential and isinstance(
+        op[0], (nn.MaxPool2d, nn.AvgPool2d)) and not list(op.parameters())
 
 
 def kernel_size(op):

@@ -261,9 +261,15 @@ def own_operations(monkeypatch):
         nn.Conv2d(c, c, (7, 1), (stride, 1), (3, 0), bias=False), nn.BatchNorm2d(c, affine=affine)))
 
 
-def test_own_operations_in_both_forms(own_operations):
+def test_own_operations_in_both_forms(own_operations, monkeypatch):
+    # two that are nearly what the fast form knows
+    monkeypatch.setitem(operations.OPS, "dil_conv_3", lambda c, stride, affine: operations.DilConv(
+        c, 3, stride, affine, dilation=3))
+    monkeypatch.setitem(operations.OPS, "mean_conv", lambda c, stride, affine: nn.Sequential(
+        nn.AvgPool2d(3, stride, 1), nn.Conv2d(c, c, 1)))
     torch.manual_seed(0)
-    primitives = ("skip_connect", "conv_7x1_1x7", "sep_conv_5x5", "none")
+    primitives = ("skip_connect", "conv_7x1_1x7", "sep_conv_5x5", "none", "dil_conv_3", "mean_conv",
+                  "dil_conv_5x5", "max_pool_3x3")
     network = model_search.Network(4, 10, 3, 2, 3, "sigmoid", primitives).double()
     assert_fast_is_literal(network, *batch(8))
     with pytest.raises(KeyError, match="conv_9x1"):  # no name without an operation
