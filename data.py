@@ -119,7 +119,7 @@ def _torchvision(name, root):
         try:
             part = _quietly(make, root, train)
             images = torch.as_tensor(part.data)
-            labels = torch.as_tensor(part.labels if name == "svhn" else part.targets).long()
+            labels = torch.as_tensor(part.labels if name == "svhn" else part.targets)
         except Exception as error:  # torchvision reads FashionMNIST without verifying it
             raise UserError(
                 f"{name} is not in {root!r} or is damaged, and cannot be downloaded "
@@ -132,10 +132,11 @@ def _torchvision(name, root):
         classes = getattr(part, "classes", list("0123456789"))
         shape = (len(labels.flatten()), *((1, 28, 28) if name == "fashionmnist" else (3, 32, 32)))
         if (images.dtype != torch.uint8 or images.shape != shape or labels.ndim != 1
-                or not len(labels) or not 0 <= labels.min() <= labels.max() < len(classes)):
+                or labels.is_floating_point() or not len(labels)
+                or not 0 <= labels.min() <= labels.max() < len(classes)):
             raise UserError(f"{name} in {root!r} is damaged: it has {labels.numel()} labels for "
                             f"pictures {tuple(images.shape)}; remove it to download it again")
-        tensors += [images, labels]
+        tensors += [images, labels.long()]
     return *tensors, classes
 
 
@@ -345,8 +346,8 @@ class Batches:
     def load_state_dict(self, state):
         order, position = state["order"], state["position"]
         everything = torch.arange(len(self.images) if len(order) else 0)
-        if type(position) is not int or not 0 <= position <= len(order) or not torch.equal(
-                order.sort().values, everything):
+        if type(position) is not int or not 0 <= position <= len(order) or (
+                order.dtype != torch.long or not torch.equal(order.sort().values, everything)):
             raise ValueError("no order of the pictures, or no place in it")
         self.generator.set_state(state["generator"])
         self.order, self.position = order, position

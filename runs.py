@@ -113,9 +113,12 @@ def read_metrics(folder):
     path = os.path.join(folder, "metrics.csv")
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, strict=True))
+            text = file.read()
         rows = [{key: float(value) if value else None for key, value in row.items()}
-                for row in rows]
+                for row in csv.DictReader(io.StringIO(text), strict=True)]
+        if not text.endswith("\n") or not all(
+                value is None or math.isfinite(value) for row in rows for value in row.values()):
+            raise ValueError("it is cut off, or a value is not finite")
     except (ValueError, TypeError, AttributeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {str(error)[:100]}") from None
     if not rows or [row.get("epoch") for row in rows] != list(range(1, len(rows) + 1)):
@@ -349,6 +352,9 @@ class Run:
         """Keep the epoch's `row` of metrics, save a checkpoint, and print `line` about it."""
         self.seconds += time.monotonic() - self.measuring
         title = self.title()
+        if self.rows and self.rows[0].keys() != {*row, "seconds"}:
+            raise UserError(f"the epochs that {self.folder!r} holds have other columns than "
+                            f"{', '.join(row)}")
         self.rows.append({**row, "seconds": round(self.seconds, 2)})
         self.done, self.sums, self.seconds = 0, {}, 0.0
         text = io.StringIO()
@@ -418,10 +424,11 @@ class Run:
                    if key not in state]
         if lacking:
             raise UserError(refusal + "it lacks " + ", ".join(lacking))
-        if (state["script"], state["version"]) != (self.config["script"], VERSION):
+        if type(state["version"]) is not int or type(state["script"]) is not str or (
+                state["script"], state["version"]) != (self.config["script"], VERSION):
             raise UserError(refusal + f"it is of {state['script']}.py, version {state['version']}, "
                             f"not of {self.config['script']}.py, version {VERSION}")
-        if state["id"] != self.config["id"]:
+        if type(state["id"]) is not str or state["id"] != self.config["id"]:
             raise UserError(refusal + "it is of another run")
         for name, value in self.config["settings"].items():
             if name not in MAY_CHANGE and state["settings"].get(name) != value:

@@ -13,15 +13,19 @@ import hashlib
 import io
 import json
 import math
+import multiprocessing
 import os
 import random
 import resource
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import traceback
 import warnings
+import zipfile
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -1414,7 +1418,7 @@ REFUSED = [
     (train_eval, [*EVAL, "--batch_size", "1"], "from 2 up"),
     (train_eval, [*EVAL, "--drop_path_prob", "1"], "--drop_path_prob"),
     (train_eval, [*EVAL, "--drop_path_prob", "-0.1"], "from 0 to 0.999"),
-    (train_eval, [*EVAL, "--layers", "0"], "from 1 up"),
+    (train_eval, [*EVAL, "--layers", "0"], "from 1 to 10000"),
     (train_eval, [*EVAL, "--init_channels", "x"], "whole number"),
     (train_eval, [*EVAL, "--cutout_length", "0"], "from 1 up"),
     (train_eval, [*EVAL, "--auxiliary=yes"], "--auxiliary"),
@@ -2179,3 +2183,793 @@ def test_default_dataset_and_missing_downloads(tmp_path, monkeypatch):
     # an explicit dataset is never replaced
     with pytest.raises(flags.UserError, match="cannot be downloaded"):
         data.load_asked({"dataset": "cifar10", "data": str(tmp_path)}, torch.device("cuda"))
+
+
+# ---------------------------------------------------------------- hostile files and machines
+
+TINY_SEARCH = [*SMALL_SEARCH, "--nodes", "1", "--batch_size", "300", "--threshold", "0",
+               "--primitives", "skip_connect,sep_conv_3x3", "--epochs", "1", "--device", "cpu"]
+TINY_EVAL = [*SMALL_EVAL, "--arch", "FairDARTS_a", "--init_channels", "2", "--layers", "3",
+             "--batch_size", "600", "--epochs", "1", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Finished searches a, b (as a, another id), c (another seed); trainings d, e (as d)."""
+    root = tmp_path_factory.mktemp("finished")
+    for name, seed in ("a", 0), ("b", 0), ("c", 1), ("d", 0), ("e", 0):
+        script, tiny = (train_eval, TINY_EVAL) if name in "de" else (train_search, TINY_SEARCH)
+        with pytest.MonkeyPatch.context() as patch:
+            assert call(script, patch, *tiny, "--runs", root, "--name", name, "--seed", seed) == 0
+    return root
+
+
+def content(folder):
+    """{name: bytes, or the kind of what is no file} of everything below `folder`."""
+    return {str(path.relative_to(folder)): os.readlink(path) if path.is_symlink()
+            else path.read_bytes() if path.is_file() else path.lstat().st_mode
+            for path in sorted(folder.rglob("*"))}
+
+
+def refused(capsys, monkeypatch, script, *arguments):
+    """The one line with which a script, called in this process, refuses."""
+    capsys.readouterr()
+    assert call(script, monkeypatch, *arguments) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if not line.startswith("note: ")]
+    assert len(lines) == 1 and captured.err.endswith("\n"), captured.err[-2000:]
+    assert lines[0].startswith(f"{script.__name__}.py: error: ")
+    return lines[0]
+
+
+def limited(script, arguments, files, memory, seconds, setup):
+    """In a child of the fork server: call a script, or `setup`, within limits."""
+    code = 99
+    try:
+        for number, path in enumerate(files, 1):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))
+        torch.set_num_threads(1)
+        with open("/proc/self/statm") as file:  # pages; on Linux
+            now = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + memory, now + memory))
+        signal.alarm(seconds)
+        sys.argv = [script + ".py", *map(str, arguments)]
+        entry = {"train_search": train_search.search_or_resume, "visualize": visualize.visualize,
+                 "train_eval": train_eval.train_or_test, "reproduce": reproduce.reproduce}[script]
+        if setup is not None:
+            entry = setup(entry)
+        flags.main(entry)
+    except SystemExit as stop:
+        code = stop.code or 0
+    except BaseException:
+        traceback.print_exc()
+    for stream in sys.stdout, sys.stderr:
+        stream.flush()
+    os._exit(code)
+
+
+def fork(tmp_path, script, *arguments, memory=2 << 30, seconds=60, setup=None):
+    """Start a script in a child that is forked from a process which has imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "sklearn.datasets"])
+    files = [tmp_path / f"stream_{secrets.token_hex(4)}" for _ in range(2)]
+    child = context.Process(target=limited,
+                            args=(script, arguments, files, memory, seconds, setup))
+    child.start()
+    return child, files
+
+
+def ended(child, files):
+    """Exit code, stdout and stderr of such a child; 99: an unexpected exception, -14: out of
+    time."""
+    child.join()
+    texts = [file.read_text(errors="backslashreplace") if file.exists() else "" for file in files]
+    for file in files:
+        file.unlink(missing_ok=True)
+    return child.exitcode, *texts
+
+
+# ---- 1: links and pipes
+
+@pytest.mark.parametrize("name, kind", [
+    ("log.txt", "link"), ("log.txt", "dangling"), ("checkpoint.pt.part", "link"),
+    ("config.json", "link"), ("checkpoint.pt", "link"), ("metrics.csv", "link"),
+    ("gates.npz", "link"), ("figures", "folder"), ("genotype.json", "link"),
+    ("new", "fifo"), ("log.txt", "fifo"), ("checkpoint.pt", "fifo"), ("x.part", "fifo")])
+def test_links_and_pipes_in_a_run_are_refused(name, kind, finished, tmp_path, monkeypatch, capsys):
+    for run, script, commands in (("a", train_search, [["--resume"], []]),
+                                  ("d", train_eval, [["--resume"], ["--evaluate"]])):
+        folder, outside = tmp_path / run, tmp_path / f"outside_{run}"
+        shutil.copytree(finished / run, folder)
+        outside.mkdir()
+        if (folder / name).is_file():
+            shutil.move(folder / name, outside / "file")
+        elif kind == "link":
+            (outside / "file").write_text("kept")
+        if kind == "fifo":
+            os.mkfifo(folder / name)
+        else:
+            (folder / name).symlink_to({"link": outside / "file", "folder": outside,
+                                        "dangling": outside / "nothing"}[kind])
+        before = content(folder), content(outside)
+        for command in commands:
+            caller, more = (script, ["--epochs", 2]) if command else (visualize, [])
+            error = refused(capsys, monkeypatch, caller, *command, folder, *more)
+            assert "is a link, or not a file" in error
+            assert (content(folder), content(outside)) == before
+
+
+def test_write_whole_follows_no_link(tmp_path, monkeypatch):
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("kept")
+    link.symlink_to(target)
+    genotypes.write_whole(link, "new")
+    assert not link.is_symlink() and link.read_text() == "new"
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "00")  # even if the name is guessed
+    (tmp_path / "file.00.part").symlink_to(target)
+    with pytest.raises(FileExistsError):
+        genotypes.write_whole(tmp_path / "file", "new")
+    assert target.read_text() == "kept" and not (tmp_path / "file").exists()
+
+
+def test_links_among_figures_are_replaced(tmp_path, monkeypatch):
+    folder, outside = recorded_run(tmp_path / "run", epochs=1), tmp_path / "outside"
+    outside.write_text("kept")
+    (folder / "figures").mkdir()
+    (folder / "figures" / "gates.png").symlink_to(outside)
+    os.mkfifo(folder / "figures" / "dominant.png")
+    assert call(visualize, monkeypatch, folder) == 0
+    assert outside.read_text() == "kept"
+    for name in ("gates", "dominant"):
+        assert (folder / "figures" / f"{name}.png").is_file()
+        assert not (folder / "figures" / f"{name}.png").is_symlink()
+
+
+# ---- 2: names
+
+def test_names_that_end_in_part_and_names_of_one_second(tmp_path, monkeypatch):
+    first = runs.Run.create("train_search", {
+        **train_search.flags().defaults(), "dataset": "digits", "runs": str(tmp_path),
+        "name": "exp.part"}, fingerprint="", classes=[], shape=[])
+    assert call(train_search, monkeypatch, *TINY_SEARCH, "--runs", tmp_path, "--name", "exp") == 0
+    assert os.listdir(first.folder) == ["config.json"] and (tmp_path / "exp").is_dir()
+    with ThreadPoolExecutor(3) as pool:
+        folders = list(pool.map(lambda _: new_run(tmp_path / "many", name=None).folder, range(3)))
+    assert len(set(folders)) == 3 == len(os.listdir(tmp_path / "many"))
+
+
+# ---- 3: a run that is moved away
+
+@pytest.mark.parametrize("replaced, command", [
+    (True, train_search), (False, train_search), (True, train_eval)])
+def test_a_run_that_was_moved_stops(replaced, command, tmp_path, monkeypatch, capsys):
+    folder, moved, add = tmp_path / "a", tmp_path / "moved", runs.Run.add
+
+    def move(self, *others, **figures):
+        if not moved.exists():
+            folder.rename(moved)
+            if replaced:
+                folder.mkdir()
+        add(self, *others, **figures)
+
+    monkeypatch.setattr(runs.Run, "add", move)
+    tiny = TINY_SEARCH if command is train_search else TINY_EVAL
+    refused(capsys, monkeypatch, command, *tiny, "--runs", tmp_path, "--name", "a")
+    assert not replaced or list(folder.iterdir()) == []
+    assert sorted(content(moved)) == ["config.json", "log.txt"]
+    monkeypatch.setattr(runs.Run, "add", add)
+    assert call(command, monkeypatch, "--resume", moved) == 0  # it goes on where it is
+
+
+# ---- 4: files of another run
+
+def sealed(state):
+    """`state` as the bytes of a checkpoint, with a checksum that is right."""
+    if not isinstance(state, bytes):
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        state = buffer.getvalue()
+    return state + hashlib.sha256(state).digest()
+
+
+@pytest.mark.parametrize("script, run, name, other, command, message", [
+    (train_search, "a", "checkpoint.pt", "b", "--resume", "another run"),
+    (train_search, "a", "checkpoint.pt", "c", "--resume", "another run"),
+    (train_eval, "d", "checkpoint.pt", "e", "--resume", "another run"),
+    (train_eval, "d", "best.pt", "e", "--evaluate", "another run"),
+    (train_eval, "d", "best.pt", "a/checkpoint.pt", "--evaluate", "lacks epoch"),
+    (train_search, "a", "checkpoint.pt", {"seed": 1}, "--resume", "--seed 1"),
+    (train_eval, "d", "checkpoint.pt", {"layers": 4}, "--resume", "--layers 4"),
+    (train_eval, "d", "best.pt", {"seed": 1}, "--evaluate", "--seed 1")])
+def test_files_of_another_run_are_refused(script, run, name, other, command, message, finished,
+                                          tmp_path, monkeypatch, capsys):
+    folder = tmp_path / run
+    shutil.copytree(finished / run, folder)
+    if isinstance(other, dict):  # the same id, other settings
+        state = torch.load(folder / name, weights_only=True)
+        (folder / name).write_bytes(sealed({**state, "settings": {**state["settings"], **other}}))
+    else:
+        shutil.copy(finished / (other if "/" in other else f"{other}/{name}"), folder / name)
+    before = content(folder)
+    error = refused(capsys, monkeypatch, script, command, folder, "--epochs", 2)
+    assert message in error and content(folder) == before
+
+
+# ---- 5: a full disk from the start
+
+@pytest.mark.parametrize("owner, name", [(os, "replace"), (os, "fsync"), (genotypes, "open"),
+                                         (runs, "write_whole"), (os, "mkdir")])
+def test_a_failed_creation_leaves_no_folder(owner, name, tmp_path, monkeypatch, capsys):
+    def full(*arguments, **more):
+        raise OSError(errno.ENOSPC, "No space left on device", "config.json")
+
+    (tmp_path / "runs").mkdir()
+    for script, tiny in (train_search, TINY_SEARCH), (train_eval, TINY_EVAL):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, full, raising=False)
+            error = refused(capsys, patch, script, *tiny, "--runs", tmp_path / "runs",
+                            "--name", "a")
+        assert "No space left" in error and list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_log_of_other_bytes(finished, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "a"
+    shutil.copytree(finished / "a", folder)
+    (folder / "log.txt").write_bytes(b"\xff\xfe\x00 \xe9\n")
+    assert call(train_search, monkeypatch, "--resume", folder, "--epochs", 2) == 0
+    assert capsys.readouterr().err == "" and "epoch 2/2" in (folder / "log.txt").read_text()
+
+
+# ---- 7: what visualize.py reads
+
+def npz(folder, **changes):
+    """The gates.npz in `folder` with members changed; None: left out."""
+    with np.load(folder / "gates.npz") as file:
+        arrays = {**{name: file[name] for name in file}, **changes}
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: array for name, array in arrays.items() if array is not None})
+    return buffer.getvalue()
+
+
+def zipped(run, member, size=None):
+    """gates.npz whose normal.npy is `member`, and claims to unpack to `size` bytes."""
+    buffer = io.BytesIO()
+    with (zipfile.ZipFile(run / "gates.npz") as old,
+          zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new):
+        for name in old.namelist():
+            new.writestr(name, member if name == "normal.npy" else old.read(name))
+        if size:
+            new.filelist[0].file_size = size
+    return buffer.getvalue()
+
+
+def npy(shape, data=b""):
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+BAD_RECORDS = [
+    *[("gates.npz", lambda run, cut=cut: (run / "gates.npz").read_bytes()[:cut])
+      for cut in (0, 1, 30, 200, 500, -1)],
+    ("gates.npz", lambda run: bytes(b ^ (i % 97 == 60) for i, b in
+                                    enumerate((run / "gates.npz").read_bytes()))),
+    ("gates.npz", lambda run: npz(run, normal=None)),
+    ("gates.npz", lambda run: npz(run, normal=np.zeros((1, 14, 7), np.float32))),
+    ("gates.npz", lambda run: npz(run, normal=np.zeros((2, 13, 7), np.float32))),
+    ("gates.npz", lambda run: npz(run, normal=np.zeros((2, 14, 7), np.float64))),
+    ("gates.npz", lambda run: npz(run, normal=np.zeros((2, 14, 7), np.int32))),
+    ("gates.npz", lambda run: npz(run, normal=np.full((2, 14, 7), 1.5, np.float32))),
+    ("gates.npz", lambda run: npz(run, normal=np.full((2, 14, 7), -.1, np.float32))),
+    ("gates.npz", lambda run: npz(run, normal=np.full((2, 14, 7), np.nan, np.float32))),
+    ("gates.npz", lambda run: npz(run, normal=np.full((2, 14, 7), np.inf, np.float32))),
+    ("gates.npz", lambda run: npz(run, normal=np.array([{}, []], object))),
+    ("gates.npz", lambda run: npz(run, primitives=np.array(PRIMITIVES, object))),
+    ("gates.npz", lambda run: npz(run, primitives=np.array(PRIMITIVES[::-1]))),
+    ("gates.npz", lambda run: npz(run, primitives=np.float32(1))),
+    ("gates.npz", lambda run: npz(run, run=np.array("2"))),
+    ("gates.npz", lambda run: npz(run, run=np.array(["1", "1"]))),
+    ("gates.npz", lambda run: npz(run, run=None)),
+    ("gates.npz", lambda run: zipped(run, npy((2, 14, 7), bytes(784)), 8 << 30)),
+    ("gates.npz", lambda run: zipped(run, npy((2, 14, 1 << 26), bytes(784)))),
+    ("gates.npz", lambda run: zipped(run, npy((2, 14, 1 << 60), bytes(784)))),
+    ("gates.npz", lambda run: zipped(run, npy((2, 14, -7), bytes(784)))),
+    ("gates.npz", lambda run: zipped(run, npy((1 << 25,), bytes(1 << 27)))),
+    ("gates.npz", lambda run: zipped(run, b"\x93NUMPY\x03\x00\xff\xff\xff\xff{")),
+    ("gates.npz", lambda run: zipped(run, b"\x80\x04cos\nmkdir\n(S'owned'\ntR.")),
+    ("metrics.csv", lambda run: b""),
+    ("metrics.csv", lambda run: b"epoch,train_loss\n"),
+    ("metrics.csv", lambda run: (run / "metrics.csv").read_bytes()[:90]),
+    ("metrics.csv", lambda run: b"epoch,train_loss\n1," + b"1" * (csv.field_size_limit() + 1)),
+    ("metrics.csv", lambda run: b"epoch,soft_accuracy\n1,2\n2,3\n"),
+    ("metrics.csv", lambda run: b"\xff\xfe"),
+    ("metrics.csv", lambda run: (run / "metrics.csv").read_bytes().replace(b"90", b"9\0")),
+    ("metrics.csv", lambda run: (run / "metrics.csv").read_bytes().replace(b"90", b"nan")),
+    ("metrics.csv", lambda run: (run / "metrics.csv").read_bytes().replace(b"90", b"1e999")),
+    ("metrics.csv", lambda run: (run / "metrics.csv").read_bytes().replace(b"90", b'"')),
+    ("metrics.csv", lambda run: (run / "metrics.csv").read_bytes() * 2),
+    ("genotype.json", lambda run: genotypes.to_json(genotypes.FairNAS_A).encode()),
+    ("genotype.json", lambda run: json.dumps(
+        dict.fromkeys(("normal", "reduce"), [["skip_connect", 2, 0]] * 10000)).encode()),
+    ("genotype.json", lambda run: b"[" * 100000), ("genotype.json", lambda run: b""),
+    ("genotype.json", lambda run: b'{"normal": [["skip_connect", 1e999, 0]], "reduce": []}'),
+    ("genotype.json", lambda run: b'{"normal": [["skip_connect", 2, ' + b"9" * 5000 + b"]]}"),
+    ("genotype.json", lambda run: b"\xff"), ("genotype.json", lambda run: None)]
+
+
+@pytest.mark.parametrize("row", range(len(BAD_RECORDS)))
+def test_bad_records_are_refused(row, tmp_path, monkeypatch, capsys):
+    name, damage = BAD_RECORDS[row]
+    folder = recorded_run(tmp_path / "run", epochs=2, threshold=0.0)
+    damaged = damage(folder)
+    (folder / name).unlink()
+    if damaged is None:
+        (folder / name).mkdir()
+    else:
+        (folder / name).write_bytes(damaged)
+    before = content(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert name in refused(capsys, monkeypatch, visualize, folder)
+    assert content(tmp_path) == before  # no code ran, nothing was drawn
+
+
+# ---- 8: checkpoints and configs that were made to harm
+
+def deep(levels):
+    return [deep(levels - 1)] if levels else []
+
+
+def leaves(state, *places):
+    """`state` with other values: (path of keys, value) pairs; a function is called on what is
+    there, ... removes it."""
+    state = copy.deepcopy(state)
+    for keys, value in places:
+        inner = state
+        for key in keys[:-1]:
+            inner = inner[key]
+        if value is ...:
+            del inner[keys[-1]]
+        else:
+            inner[keys[-1]] = value(inner[keys[-1]]) if callable(value) else value
+    return state
+
+
+EDITED = [  # of config.json: ({setting: value} or a whole text, the message)
+    ({"batch_size": 9999}, "--batch_size"), ({"train_portion": 1e-5}, ""),
+    ({"space": "s2"}, ""), ({"primitives": "skip_connect,max_pool_3x3"}, ""),
+    ({"data": "a\0b"}, "--data: expected a path"), ({"data": "\ud800"}, "expected a path"),
+    ({"runs": "a\0b"}, "expected a path"), ({"name": "\ud800"}, "expected a path"),
+    ({"dataset": "\ud800"}, "unknown"), ({"w01": 10**400}, ""), ({"epochs": 10**400}, ""),
+    ({"layers": 10**9}, ""), ({"init_channels": 10**9}, ""),
+    ({"nodes": 10**9}, "from 1 to 4"), ({"seed": 2**63}, "--seed"),
+    ({"device": "x"}, "--device"), ({"device": "cpu:9999999999"}, "--device"),
+    ({"device": "meta"}, "--device"), ({"primitives": "x," * 10000}, "unknown"),
+    ({"w01": deep(900)}, "expected a number"), ({"name": "a\nb"}, ""),
+    ({"dataset": "folder", "data": "no\nwhere"}, "")]
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_edited_configs_are_refused(started, finished, tmp_path, monkeypatch, capsys):
+    """Also before there is a checkpoint, with which a setting can be compared."""
+    folder, wrong = tmp_path / "a", []
+    shutil.copytree(finished / "a", folder)
+    if not started:
+        for name in set(os.listdir(folder)) - {"config.json"}:
+            (folder / name).unlink()
+    config = (folder / "config.json").read_text()
+    monkeypatch.chdir(tmp_path)
+    texts = [(json.dumps(leaves(json.loads(config), *((("settings", key), value)
+                                                      for key, value in values.items()))), message)
+             for values, message in EDITED
+             if started or not {"space", "primitives", "epochs", "layers", "init_channels",
+                                "name"} & values.keys()]
+    texts += [(config.replace('"w01": 10.0', '"w01": ' + value), "")
+              for value in ("1e999", "-Infinity", "NaN", "9" * 5000, "[" * 9999, '"\\ud800"')]
+    texts += [(config.replace('"threads": ', '"threads": ' + value), "") for value in ("9" * 5000,)]
+    texts += [(json.dumps({**json.loads(config), key: value}), "") for key, value in (
+        ("id", "x"), ("id", ["x"]), ("commands", {}), ("fingerprint", "\ud800"), ("version", 1e999),
+        ("version", True), ("version", [2]), ("script", []), ("script", "\ud800"), ("threads", "x"))
+        if started or key != "id" or value == ["x"]]
+    for text, message in texts:
+        (folder / "config.json").write_text(text)
+        before = content(folder)
+        try:
+            error = refused(capsys, monkeypatch, train_search, "--resume", folder,
+                            *(["--epochs", 2] if started else []))
+            assert message in error and content(folder) == before, error
+        except BaseException as error:
+            changed = set(json.dumps(json.loads(config))[1:-1].split(", "))
+            changed = [part for part in text[1:-1].split(", ") if part not in changed]
+            wrong.append(f"{str(changed)[:90]}: {type(error).__name__} {str(error)[:200]}")
+    assert not wrong, "\n".join(wrong)
+
+
+# ---- 9: the command line
+
+HOSTILE_ARGUMENTS = [
+    (train_search, ["--epochs=--"], "--epochs"),
+    (train_search, ["--epochs", "1" * 401], "--epochs"),
+    (train_search, ["--seed", "9" * 9999], "--seed"), (train_search, ["--name=--"], "--name"),
+    (train_search, ["--resume=--"], "--resume"), (train_search, ["--primitives=--"], ""),
+    (train_search, ["--amp=--"], ""), (train_search, ["--resume", "a\0b"], ""),
+    (train_search, ["--data", "a\0b"], "a path"), (train_search, ["--runs", "a\0b"], "a path"),
+    (train_search, ["--name", "x" * 300], ""), (train_search, ["--name", "\n/x"], ""),
+    (train_search, ["--device", "cuda:99999999999999999999"], "--device"),
+    (train_search, ["--device", "\n"], "--device"),
+    (train_search, ["--device", "meta"], "--device"),
+    (train_search, ["--dataset", "folder", "--data", "x\ny"], ""),
+    (train_search, ["--image_size", "1" * 401], ""), (train_search, ["--x\ny"], "unknown"),
+    (train_search, ["x\ny"], "unexpected"), (train_search, ["--", "x"], ""),
+    (train_search, ["--epochs", "1__0"], "--epochs"),
+    (train_search, [*DIGITS, "--runs", "x/" * 3000], ""),
+    (train_search, [*DIGITS, "--train_portion", "1e-5"], "it takes 2 or more"),
+    (train_search, ["--learning_rate", "1e308"], "--learning_rate"),
+    (train_search, ["--weight_decay", "1e308"], "--weight_decay"),
+    (train_search, ["--gate", "x" * 100000], "--gate"), (train_search, ["--resume", "."], ""),
+    (train_eval, ["--arch", "Genotype(normal=[('skip_connect', 0x" + "f" * 6000 + ", 0)], "
+                  "reduce=[])"], "normal cell, edge"),
+    (train_eval, ["--arch", "Genotype(normal=[('skip_connect', " + "9" * 6000
+                  + ", 0)], reduce=[])"], "cannot read"),
+    (train_eval, ["--arch", "Genotype(normal=[('skip_connect', 2, 0)] * 10**9, reduce=[])"], ""),
+    (train_eval, ["--arch", "Genotype(normal=range(1000000000), reduce=[])"], "normal cell"),
+    (train_eval, ["--arch", "Genotype(normal=[('skip_connect', 2, 0)], reduce=[('skip_connect', 2,"
+                  " 0)], reduce_concat=range(0, 1000000000000000, 7))"], "reduce_concat"),
+    (train_eval, ["--arch", "Genotype(" + "(" * 9999], "cannot read"),
+    (train_eval, ["--arch", "Genotype(" + "-" * 99999 + "1)"], "cannot read"),
+    (train_eval, ["--arch", "Genotype(\n"], "cannot read"), (train_eval, ["--arch", "a\0b"], ""),
+    (train_eval, ["--arch", "Genotype(a\0b"], "cannot read"),
+    (train_eval, ["--arch", "/"], "unknown architecture"), (train_eval, ["--arch", "x\ny"], ""),
+    (train_eval, ["--arch", "\ud800"], "unknown"), (train_eval, ["--arch", "x/" * 3000], ""),
+    (train_eval, ["--arch=--"], "--arch"), (train_eval, ["--evaluate=--"], "--evaluate"),
+    (train_eval, ["--evaluate", "A", "--resume", "B"], "two things"),
+    (train_eval, ["--evaluate", "\ud800"], ""), (train_eval, ["--resume", "x" * 5000], ""),
+    (visualize, ["x\ny"], "no folder of a run"), (visualize, ["a\0b"], ""), (visualize, [""], ""),
+    (visualize, ["--output=--", "FairDARTS_a"], "--output"),
+    (visualize, ["a", "b"], "not the folder"),
+    (visualize, ["FairDARTS_a", "--output", "a\0b"], ""), (visualize, ["--output", "x"], ""),
+    (visualize, ["FairDARTS_a", "--output", "/dev/null"], "/dev/null"),
+    (reproduce, ["--jobs", "9" * 5000], "--jobs"), (reproduce, ["--jobs=--"], "--jobs"),
+    (reproduce, ["--scale", "x\ny"], "--scale"), (reproduce, ["--runs=--"], "--runs"),
+    (reproduce, ["--runs", "a\0b"], ""), (reproduce, ["--output", "a\0b"], "")]
+
+
+@pytest.mark.parametrize("row", range(len(HOSTILE_ARGUMENTS)))
+def test_hostile_arguments_are_refused(row, tmp_path, monkeypatch, capsys):
+    script, arguments, message = HOSTILE_ARGUMENTS[row]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduce.subprocess, "run", None)
+    assert message in refused(capsys, monkeypatch, script, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_largest_rates_end_in_one_line(tmp_path, monkeypatch, capsys):
+    for name in ("learning_rate", "weight_decay", "w01", "arch_learning_rate", "momentum",
+                 "arch_weight_decay"):
+        capsys.readouterr()
+        code = call(train_search, monkeypatch, *TINY_SEARCH, "--batch_size", 100, "--epochs", 3,
+                    "--runs", tmp_path, "--name", name, f"--{name}", "1e30")
+        error = capsys.readouterr().err
+        assert (code, error) == (0, "") or code == 2 and error.count("\n") == 1
+        assert code == 0 or "not finite" in error
+
+
+def picture_folder(root, size=8, count=1):
+    for part in ("train", "test"):
+        for name in "ab":
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (size, size), (90 * i, 8, 8)).save(root / part / name / f"{i}.png")
+    return root
+
+
+def test_two_pictures(tmp_path, monkeypatch, capsys):
+    root = picture_folder(tmp_path / "two")
+    folder = ["--dataset", "folder", "--data", root, "--image_size", 8, "--runs", tmp_path / "runs"]
+    for size in 2, 3:
+        refused(capsys, monkeypatch, train_search, *TINY_SEARCH, *folder, "--batch_size", size)
+    assert not (tmp_path / "runs").exists()
+    assert call(train_eval, monkeypatch, *TINY_EVAL, *folder, "--batch_size", 2) == 0
+
+
+# ---- 11: pictures
+
+def test_hostile_picture_folders(tmp_path, monkeypatch, capsys):
+    def load(root):
+        return data.load("folder", str(root), 8)
+
+    root = picture_folder(tmp_path / "fifo", count=2)
+    os.mkfifo(root / "train" / "a" / "x.png")  # would be waited for, for ever
+    (root / "train" / "b" / "y.png").symlink_to("/dev/zero")
+    (root / "train" / "b" / "z.png").symlink_to(root / "nothing")
+    (root / "train" / "b" / "w.png").mkdir()
+    assert len(load(root).labels) == 4
+    root = picture_folder(tmp_path / "up", count=2)
+    (root / "train" / "a" / "up").symlink_to(root / "train")
+    error = refused(capsys, monkeypatch, train_search, *TINY_SEARCH, "--dataset", "folder",
+                    "--data", root, "--runs", tmp_path / "runs")
+    assert "is a link to a folder" in error and not (tmp_path / "runs").exists()
+    root = picture_folder(tmp_path / "class", count=2)
+    (root / "train" / "c").symlink_to(root / "train" / "a")
+    with pytest.raises(flags.UserError, match="is a link to a folder"):
+        load(root)
+    root = picture_folder(tmp_path / "file", count=2)
+    Image.new("RGB", (8, 8)).save(tmp_path / "outside.png")
+    (root / "train" / "a" / "outside.png").symlink_to(tmp_path / "outside.png")
+    assert len(load(root).labels) == 5
+    (root / "train" / "b" / "again.png").symlink_to(tmp_path / "outside.png")
+    with pytest.raises(flags.UserError, match="twice"):
+        load(root)
+
+
+# ---- 12: damaged downloads
+
+def idx(values, *shape, kind=8):
+    return (bytes([0, 0, kind, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)
+            + bytes(values))
+
+
+def test_damaged_fashionmnist(tmp_path, monkeypatch, capsys):
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    files = {f"{part}-{kind}": idx([i % 10 for i in range(math.prod(shape))], *shape)
+             for part in ("train", "t10k")
+             for kind, shape in (("images-idx3-ubyte", (20, 28, 28)), ("labels-idx1-ubyte", (20,)))}
+    for name, whole in files.items():
+        (raw / name).write_bytes(whole)
+    from torchvision.datasets import FashionMNIST
+
+    def offline(*_):
+        raise RuntimeError("no\nnetwork")
+
+    monkeypatch.setattr(FashionMNIST, "download", offline)
+    assert len(data.load("fashionmnist", str(tmp_path)).labels) == 20
+    images, labels = files["train-images-idx3-ubyte"], files["train-labels-idx1-ubyte"]
+    for name, damaged in [
+            *[("train-images-idx3-ubyte", images[:cut]) for cut in (0, 3, 15, 16, 900, -1)],
+            *[("train-labels-idx1-ubyte", labels[:cut]) for cut in (0, 3, 7, 8, -1)],
+            ("train-images-idx3-ubyte", idx(range(0), 0, 28, 28)),
+            ("train-images-idx3-ubyte", idx([1] * 280, 10, 28)),
+            ("train-images-idx3-ubyte", idx([1] * 20, 20)),
+            ("train-images-idx3-ubyte", idx([1] * 19 * 784, 19, 28, 28)),
+            ("train-images-idx3-ubyte", idx([1] * 784, 2**31, 28, 28)),
+            ("train-images-idx3-ubyte", idx([1] * 20 * 784 * 4, 20, 28, 28, kind=13)),
+            ("train-images-idx3-ubyte", idx([1] * 20 * 784, 20, 28, 28, kind=99)),
+            ("t10k-images-idx3-ubyte", idx([1] * 20 * 14 * 14, 20, 14, 14)),  # other than train's
+            ("train-images-idx3-ubyte", idx([], 20, 0, 28)),
+            ("train-labels-idx1-ubyte", idx([10] * 20, 20)),
+            ("t10k-labels-idx1-ubyte", idx([255] * 20, 20)),
+            ("train-labels-idx1-ubyte", idx([1] * 40, 20, 2)),
+            ("train-labels-idx1-ubyte", idx([255] * 20, 20, kind=9)),
+            ("train-labels-idx1-ubyte", idx([0x7f, 0xc0, 0, 0] * 20, 20, kind=13))]:
+        (raw / name).write_bytes(damaged)
+        error = refused(capsys, monkeypatch, train_search, *TINY_SEARCH, "--batch_size", 9,
+                        "--dataset", "fashionmnist", "--data", tmp_path,
+                        "--runs", tmp_path / "runs")
+        assert "fashionmnist" in error and "damaged" in error, (name, len(damaged), error)
+        (raw / name).write_bytes(files[name])
+    assert not (tmp_path / "runs").exists()
+
+
+U8 = np.uint8
+
+
+@pytest.mark.parametrize("pixels, labels", [
+    (np.zeros((4, 32, 32), U8), [0] * 4), (np.zeros((4, 32, 32, 4), U8), [0] * 4),
+    (np.zeros((4, 3), U8), [0] * 4), (np.zeros((), U8), [0] * 4),
+    (np.zeros((4, 0, 0, 3), U8), [0] * 4),
+    (np.zeros((0, 32, 32, 3), U8), []), (np.zeros((4, 32, 32, 3), U8), [0] * 5),
+    (np.zeros((4, 32, 32, 3)), [0] * 4), (np.zeros((4, 32, 32, 3), np.int8), [0] * 4),
+    (np.zeros((4, 32, 32, 3), U8), [0, 0, 0, 10]), (np.zeros((4, 32, 32, 3), U8), [0, 0, 0, -1]),
+    (np.zeros((4, 32, 32, 3), U8), [0.5] * 4), (np.zeros((4, 32, 32, 3), U8), [math.nan] * 4),
+    (np.zeros((4, 32, 32, 3), U8), [[0], [0], [0], [0]]), (np.zeros((4, 32, 32, 3), U8), 0),
+    (np.zeros((4, 32, 32, 3), U8), None), (np.zeros((4, 32, 32, 3), U8), ["a"] * 4),
+    (np.zeros((4, 32, 32, 3), U8), [10**30] * 4), ([[1], [1, 2]], [0] * 4), (None, [0] * 4)])
+def test_damaged_downloads(pixels, labels, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "_quietly", lambda *_: SimpleNamespace(
+        data=pixels, targets=labels, classes=list("0123456789")))
+    error = refused(capsys, monkeypatch, train_search, *TINY_SEARCH, "--batch_size", 2, "--dataset",
+                    "cifar10", "--data", tmp_path, "--runs", tmp_path / "runs")
+    assert "cifar10" in error and "damaged" in error and not (tmp_path / "runs").exists()
+
+
+# ---- 13: the grid
+
+def test_a_bad_run_among_those_of_the_grid(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reproduce.subprocess, "run", None)  # nothing may start
+    last = [*reproduce.plan("laptop", str(tmp_path))][-1]
+    for number, make in enumerate((
+            lambda folder: folder.mkdir(),
+            lambda folder: folder.write_text("no folder"),
+            lambda folder: folder.symlink_to("nothing"),
+            lambda folder: os.mkfifo(folder),
+            lambda folder: shutil.copytree(finished / "a", folder),  # other flags
+            lambda folder: shutil.copytree(finished / "d", folder),
+            lambda folder: (folder.mkdir(), (folder / "config.json").write_text("[")))):
+        for folder in last[0], last[2]:
+            folder = tmp_path / os.path.basename(folder)
+            make(folder)
+            error = refused(capsys, monkeypatch, reproduce, "--runs", tmp_path, "--output",
+                            tmp_path / "out")
+            assert folder.name in error, number
+            assert not (tmp_path / "out").exists() and os.listdir(tmp_path) == [folder.name]
+            (shutil.rmtree if folder.is_dir() and not folder.is_symlink() else os.unlink)(folder)
+
+
+# ---- 14: names of several lines
+
+def test_names_of_several_lines(finished, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "two\nlines"
+    shutil.copytree(finished / "a", folder)
+    (folder / "ba\nd").symlink_to("x")
+    refused(capsys, monkeypatch, train_search, "--resume", folder)
+    (folder / "ba\nd").unlink()
+    for name in ("gates.npz", "metrics.csv", "genotype.json"):
+        (folder / name).write_text("x")
+        refused(capsys, monkeypatch, visualize, folder)
+    for name in ("checkpoint.pt", "config.json"):
+        (folder / name).write_text("x")
+        refused(capsys, monkeypatch, train_search, "--resume", folder)
+    root = picture_folder(tmp_path / "pict\nures", count=2)
+    search = [*TINY_SEARCH, "--dataset", "folder", "--runs", tmp_path / "runs", "--data"]
+    (root / "train" / "a" / "x\ny.png").write_text("x")
+    refused(capsys, monkeypatch, train_search, *search, root)
+    (root / "train" / "a" / "x\ny.png").unlink()
+    (root / "train" / "new\nclass").mkdir()
+    refused(capsys, monkeypatch, train_search, *search, root)
+    refused(capsys, monkeypatch, train_search, *search, root / "no\nwhere")
+
+
+# ---- 15, 16: notes
+
+def test_another_number_of_threads_is_noted(finished, tmp_path, monkeypatch, capsys):
+    for run, script in ("a", train_search), ("d", train_eval):
+        shutil.copytree(finished / run, tmp_path / run)
+        config = json.loads((tmp_path / run / "config.json").read_text())
+        config["threads"] += 3 + (run == "d")  # Python shows the same note only once
+        (tmp_path / run / "config.json").write_text(json.dumps(config))
+        capsys.readouterr()
+        assert call(script, monkeypatch, "--resume", tmp_path / run, "--epochs", 2) == 0
+        error = capsys.readouterr().err
+        assert error.startswith("note: ") and error.count("\n") == 1
+        assert f"{config['threads']} threads" in error
+
+
+@pytest.mark.parametrize("kind", [ZeroDivisionError, RuntimeError, AttributeError])
+@pytest.mark.parametrize("script, run, tiny", [(train_search, "a", TINY_SEARCH),
+                                               (train_eval, "d", TINY_EVAL)])
+def test_an_unexpected_error_says_how_to_go_on(script, run, tiny, kind, finished, tmp_path,
+                                               monkeypatch, capsys):
+    def fail(*_, **__):
+        raise kind("of a test")
+
+    shutil.copytree(finished / run, tmp_path / run)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Run, "add", fail)
+        capsys.readouterr()
+        with pytest.raises(kind, match="of a test"):
+            call(script, patch, "--resume", tmp_path / run, "--epochs", 2)
+    first = capsys.readouterr().err.split("\n")[0]
+    assert "the last checkpoint is whole" in first
+    assert f"python {script.__name__}.py --resume {tmp_path / run}" in first
+    assert call(script, monkeypatch, "--resume", tmp_path / run, "--epochs", 2) == 0
+
+
+# ---- fuzz
+
+VALUES = [None, True, False, -1, 0, 1, 2, 3, 10**9, 2**63, 10**400, -0.5, 0.3, 1e308, math.inf,
+          math.nan, "", "x", "a\0b", "\ud800", "line\nline", "../..", "1" * 500, [], [1], [[]], {},
+          {"x": 1}, deep(50)]
+
+
+def place(dice, value):
+    """The keys that lead to something inside of `value`, at random; everywhere, all alike."""
+    keys = []
+    while isinstance(value, (dict, list)) and len(value) and (not keys or dice.random() < 0.8):
+        keys.append(dice.choice(list(value) if isinstance(value, dict) else range(len(value))))
+        value = value[keys[-1]]
+    return keys
+
+
+def other_value(dice, old):
+    if torch.is_tensor(old) and dice.random() < 0.7:
+        return dice.choice([lambda t: t.double(), lambda t: t.flatten()[:-1], lambda t: t * 0 - 1,
+                            lambda t: t[None], lambda t: t.float() * math.nan, lambda t: t.long(),
+                            lambda t: t.bool(), lambda t: t.tolist(),
+                            lambda t: t.flatten()[torch.arange(t.numel()).flip(0)].view(t.shape)
+                            ])(old)
+    if isinstance(old, (int, float)) and dice.random() < 0.3:
+        return dice.choice([-old, old + 1, str(old), [old], old * 1e30 if old else 1e-300])
+    return dice.choice(VALUES)
+
+
+def mutate(dice, folder):
+    """Damage one file of a run; what was done, in words."""
+    name = dice.choice(sorted(os.listdir(folder)) + ["config.json", "checkpoint.pt"])
+    path = folder / name
+    whole = path.read_bytes()
+    how = dice.choice(["cut", "flip", "delete", "folder", "empty", *["values"] * 12])
+    if how == "values" and (name.endswith(".pt") or name.endswith(".json")):
+        state = (torch.load(io.BytesIO(whole), weights_only=True) if name.endswith(".pt")
+                 else json.loads(whole))
+        for _ in range(dice.choice([1, 1, 1, 2, 5])):
+            keys, inner = place(dice, state), state
+            for key in keys[:-1]:
+                inner = inner[key]
+            new = ... if dice.random() < 0.1 else other_value(dice, inner[keys[-1]])
+            # more epochs are no damage: they would be searched
+            if new is ...:
+                del inner[keys[-1]]
+            elif keys[-1] != "epochs" or type(new) is not int or new < 4:
+                inner[keys[-1]] = new
+            how += f" {keys}={str(new)[:40]!r}"
+        content = sealed(state) if name.endswith(".pt") else json.dumps(state).encode()
+        if name.endswith(".json") and dice.random() < 0.2:
+            content = content.replace(b"0", dice.choice([b"1e999", b"9" * 5000, b"[", b"-"]), 1)
+    elif how in ("flip", "values"):
+        content = bytearray(whole)
+        for _ in range(dice.choice([1, 3, 20])):
+            if content:
+                content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+        content = bytes(content)
+        if name.endswith(".pt") and dice.random() < 0.7:
+            content, how = sealed(content[:-32]), how + " sealed"
+    else:
+        content = whole[:dice.randrange(len(whole))] if how == "cut" else b""
+        if name.endswith(".pt") and how == "cut" and dice.random() < 0.5:
+            content, how = sealed(content), how + " sealed"
+    path.unlink()
+    if how == "folder":
+        path.mkdir()
+    elif how != "delete":
+        path.write_bytes(content)
+    return f"{name}: {how}"
+
+
+class Complete:
+    """In place of reproduce.py: its check of one run."""
+
+    def __init__(self, *arguments):
+        self.arguments = arguments
+
+    def __call__(self, entry):
+        return lambda: print(reproduce.complete(*self.arguments))
+
+
+def test_fuzz(finished, tmp_path):
+    first, count = int(os.environ.get("FUZZ_SEED", 0)), int(os.environ.get("FUZZ", 60))
+    codes, wrong = {}, []
+
+    def begin(seed):
+        dice, base = random.Random(seed), tmp_path / str(seed)
+        kind = dice.choice("aad")
+        folder = base / kind
+        shutil.copytree(finished / kind, folder)
+        done = mutate(dice, folder)
+        more = ["--epochs", "2"] if dice.random() < 0.7 else []
+        script = "train_search" if kind == "a" else "train_eval"
+        flags_of = (TINY_SEARCH if kind == "a" else TINY_EVAL)[:-2]
+        script, arguments, setup = dice.choice([
+            (script, ["--resume", folder, *more], None),
+            (script, ["--resume", folder, *more], None),
+            ("visualize", [folder], None) if kind == "a" else
+            (script, ["--evaluate", folder], None),
+            ("reproduce", [], Complete(str(folder), script, flags_of))])
+        child = fork(base, script, *arguments, seconds=10, setup=setup)
+        return seed, base, f"{done}  {script} {arguments[:1]} {more}", script, child
+
+    def end(seed, base, done, script, child):
+        code, out, err = ended(*child)
+        codes[code] = codes.get(code, 0) + 1
+        lines = [line for line in err.splitlines() if not line.startswith("note: ")]
+        fine = (code in (0, 1) and not lines or code == 2 and len(lines) == 1
+                and lines[0].startswith(script + ".py: error: ")) and "Traceback" not in out
+        if not fine:
+            wrong.append(f"FUZZ=1 FUZZ_SEED={seed}  {done}: {code} {' | '.join(lines)[-700:]}")
+        shutil.rmtree(base)
+
+    for seed in range(first, first + count, 2):  # two side by side
+        for started in [begin(s) for s in range(seed, min(seed + 2, first + count))]:
+            end(*started)
+    print(codes)
+    assert not wrong, f"{codes}\n" + "\n".join(wrong)

@@ -211,6 +211,8 @@ def evaluate(parser, given):
                         "done") from None
     dataset = data.load_again(run, settings, device)
     network = build(s, dataset, device)
+    if type(best["epoch"]) is not int:
+        raise UserError(f"{run.path('best.pt')} cannot be read: {best['epoch']!r} is no epoch")
     run.restore(network, "network", best)
     _, test_set = prepare(s, dataset, device)
     with kernels.stock(s.plain):

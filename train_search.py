@@ -190,10 +190,12 @@ class GateHistory:
         return {"epochs": self.epochs}
 
     def load_state_dict(self, state):
-        like = self.now()
-        if any(gates.shape != like.shape or gates.dtype != like.dtype for gates in state["epochs"]):
-            raise ValueError("gates of another shape")
-        self.epochs = list(state["epochs"])
+        like, epochs = self.now(), list(state["epochs"])
+        if not all(gates.shape == like.shape and gates.dtype == like.dtype
+                   and gates.layout == like.layout and ((gates >= 0) & (gates <= 1)).all()
+                   for gates in epochs):
+            raise ValueError("its gates are not from 0 to 1, or of another shape")
+        self.epochs = epochs
 
 
 # ---------------------------------------------------------------- what is measured

@@ -56,6 +56,8 @@ def read(folder):
         primitives, parts, edges = list(genotypes.CHOICES), ("layers",), len(genotypes.CHAIN)
     try:
         rows = read_metrics(folder)
+        if not {"soft_accuracy", "discrete_accuracy", "seconds"} <= rows[0].keys():
+            raise UserError(f"{run.path('metrics.csv')} has not the columns of a search")
         shape = len(rows), edges, len(primitives)
         gates = read_gates(run, parts, shape, primitives)
     except FileNotFoundError as error:
@@ -165,7 +167,8 @@ def edge_names(count):
 def measured_gaps(record):
     """[(epoch, soft accuracy, discrete accuracy)] of the epochs with a measured gap."""
     return [(row["epoch"], row["soft_accuracy"], row["discrete_accuracy"])
-            for row in record.rows if row.get("soft_accuracy") is not None]
+            for row in record.rows if None not in (row.get("soft_accuracy"),
+                                                   row.get("discrete_accuracy"))]
 
 
 def cell_layout(edges, last_node=genotypes.LAST_NODE):
