@@ -142,13 +142,13 @@ def gate_histogram(record, bins=40):
 
 def kept_gates(record, part):
     """Which gates the genotype keeps: (edges, operations) of bool."""
+    last = torch.as_tensor(record.gates[part][-1])
     if record.genotype is None:
-        return np.zeros(record.gates[part].shape[1:], bool)
-    kept = getattr(record.genotype, part)
-    if part != "layers":  # for each edge its operations, as "layers" has them for each layer
-        count = record.gates[part].shape[1]
-        kept = [[edge.op for edge in kept if edge[1:] == place] for place in edge_names(count)]
-    return np.array([[op in names for op in record.primitives] for names in kept])
+        return np.zeros(last.shape, bool)
+    if part == "layers":
+        return fair_darts.discrete_chain_gates(record.genotype).bool().numpy()
+    edges = getattr(record.genotype, part)
+    return fair_darts.discrete_gates(edges, last, record.primitives).bool().numpy()
 
 
 def row_names(record, part):
