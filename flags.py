@@ -44,7 +44,7 @@ def one_of(names):
     """One of `names`."""
     def parse(text):
         if text not in names:
-            raise argparse.ArgumentTypeError(f"unknown {text!r}; {nearest(text, names)}")
+            raise argparse.ArgumentTypeError(f"unknown {text[:100]!r}; {nearest(text, names)}")
         return text
     return parse
 

@@ -84,6 +84,24 @@ def set_learning_rate(optimizer, epoch, epochs, high, low=0.0):
         group["lr"] = low + (high - low) * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
 
+def check_optimizer(optimizer, state):
+    """Raises where `state` is not of this optimizer: load_state_dict would take it, and a step
+    would fail."""
+    own = optimizer.state_dict()["param_groups"]
+    for group, like in zip(state["param_groups"], own, strict=True):
+        if {**group, "lr": 0} != {**like, "lr": 0} or not 0 <= group["lr"] < math.inf:
+            raise ValueError("an optimizer has other settings")
+    names = {"momentum_buffer"} if "momentum" in own[0] else {"step", "exp_avg", "exp_avg_sq"}
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for index, values in state["state"].items():
+        shape = weights[index].shape
+        if values.keys() != names or values.get("step", torch.tensor(0)) < 0 or not all(
+                value.shape == (() if name == "step" else shape) and value.isfinite().all()
+                and value.layout == torch.strided and value.dtype == torch.float32
+                for name, value in values.items()):
+            raise ValueError("what an optimizer keeps of a weight is not of its shape and type")
+
+
 def read_config(folder):
     """What config.json holds of the run in `folder`. Raises UserError."""
     refusal = f"{folder!r} is not the folder of a run: "
@@ -259,6 +277,8 @@ class Run:
     def restore(self, part, name, state):
         """Bring `part` to what `state` holds under `name`. Raises UserError."""
         try:
+            if isinstance(part, torch.optim.Optimizer):
+                check_optimizer(part, state[name])
             part.load_state_dict(state[name])
         except Exception as error:  # whatever a crafted state makes of it
             fault = " ".join(str(error).split())[:200]
@@ -274,7 +294,8 @@ class Run:
             raise ValueError("the epochs of its rows are not 1, 2, ...")
         for row in rows:
             if row.keys() != rows[0].keys() or "seconds" not in row or not all(
-                    value is None or type(value) in (int, float) for value in row.values()):
+                    value is None or type(value) in (int, float) and math.isfinite(value)
+                    for value in row.values()):
                 raise ValueError("its rows are not numbers in the same columns")
         if type(done) is not int or not 0 <= done < 2**31 or bool(done) != bool(sums):
             raise ValueError(f"{done!r} is no number of steps")
@@ -316,6 +337,12 @@ class Run:
                     saved = time.monotonic()
         self.stop_if_asked()
         self.measuring = time.monotonic()
+
+    def column(self, name):
+        """A metric of every epoch. Raises UserError."""
+        if self.rows and name not in self.rows[0]:
+            raise UserError(f"the epochs that {self.folder!r} holds have no column {name}")
+        return [row[name] for row in self.rows]
 
     def title(self):
         return f"epoch {len(self.rows) + 1}/{self.config['settings']['epochs']}"

@@ -18,6 +18,7 @@ import os
 import random
 import resource
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -2853,6 +2854,122 @@ def test_an_unexpected_error_says_how_to_go_on(script, run, tiny, kind, finished
     assert "the last checkpoint is whole" in first
     assert f"python {script.__name__}.py --resume {tmp_path / run}" in first
     assert call(script, monkeypatch, "--resume", tmp_path / run, "--epochs", 2) == 0
+
+
+# ---- 6: streams that are closed, or of few characters
+
+@pytest.mark.parametrize("redirect", [">&-", "2>&- >&-", "| head -1", ""])
+def test_streams(redirect, finished, tmp_path):
+    folder = tmp_path / "é\udcff"
+    shutil.copytree(finished / "a", folder)
+    command = shlex.join([sys.executable, "train_search.py", "--resume", os.fsdecode(folder)])
+    child = subprocess.run(f"{command} {redirect}", shell=True, capture_output=True, timeout=60,
+                           env={**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
+    assert b"Traceback" not in child.stderr and b"Exception" not in child.stderr
+    assert child.stderr.count(b"\n") <= 1 and child.returncode in (0, 2)
+    assert (folder / "genotype.json").exists()
+
+
+# ---- 7, 10: memory
+
+def test_out_of_memory_is_one_line(tmp_path):
+    for script, *tiny in (["train_search", *TINY_SEARCH], ["train_eval", *TINY_EVAL]):
+        code, _, error = ended(*fork(tmp_path, script, *tiny, "--init_channels", 100000,
+                                     "--runs", tmp_path, "--name", script))
+        assert code == 2 and error.count("\n") == 1, error
+        assert all(flag in error for flag in ("--batch_size", "--init_channels", "--recompute"))
+
+
+# ---- 8: checkpoints with a checksum that is right
+
+def at(*keys):
+    """Sets what lies under `keys` of a state; with ..., leaves it out."""
+    def put(state, value):
+        inner = state
+        for key in keys[:-1]:
+            inner = inner[key]
+        if value is ...:
+            del inner[keys[-1]]
+        else:
+            inner[keys[-1]] = value
+    return put
+
+
+SGD, ADAM = ("sgd", "param_groups", 0), ("adam", "param_groups", 0)
+MOMENTUM, MOMENTS = ("sgd", "state", 0), ("adam", "state", 0)
+CRAFTED = [
+    *[(run, at(*SGD, key), value) for run in "ad" for key in ("momentum", "weight_decay", "lr")
+      for value in ("x", None, [], ...)],
+    ("a", at(*SGD, "nesterov"), True), ("a", at(*SGD, "momentum"), 0.5),
+    ("a", at(*SGD, "lr"), math.nan), ("a", at(*SGD, "params"), [0]), ("a", at("sgd"), {}),
+    ("a", at(*MOMENTUM), None), ("a", at(*MOMENTUM, "momentum_buffer"), "x"),
+    ("a", at(*MOMENTUM, "momentum_buffer"), torch.zeros(2)),
+    ("a", at("sgd", "state", 10**6), {}), ("a", at("sgd", "state"), [1]),
+    *[("a", at(*ADAM, "betas"), value) for value in (None, 3, (1,), (2., 2.), ...)],
+    *[("a", at(*MOMENTS, "step"), value) for value in (torch.tensor(-1.), torch.ones(3), 3, ...)],
+    *[("a", at(*MOMENTS, "exp_avg"), value)
+      for value in (None, "x", torch.zeros(3), torch.zeros(2, 2).to_sparse(), ...)],
+    *[(run, at("rows", 0, key), value) for run in "ad" for key in ("epoch", "seconds", "train_loss")
+      for value in ("x", math.nan, 10**400, ...)],
+    ("d", at("rows", 0, "test_accuracy"), ...), ("a", at("rows"), "x"), ("a", at("rows"), [[]]),
+    ("a", at("rows"), []),
+    *[("a", at("done"), value) for value in (-1, 1, "x", None, True, 2**63)],
+    *[("a", at("seconds"), value) for value in (-1.0, "x", math.nan, 10**400)],
+    *[("a", at("sums"), value) for value in ("x", {"train_loss": "x"}, [1.0])],
+    *[("a", at("gates", "epochs"), value) for value in
+      (None, [], "x", [torch.zeros(2, 2, 2) - 1], [torch.full((2, 2, 2), math.nan)],
+       [torch.zeros(2, 2, 3)], [torch.zeros(2, 2, 2)] * 2)],
+    *[("a", at("train", "position"), value) for value in (-1, 10**9, "x", None, 0.5)],
+    *[("a", at("train", "order"), value) for value in (torch.zeros(718), "x", torch.zeros(3).long(),
+                                                       torch.zeros(718).long())],
+    *[("a", at("train", "generator"), value) for value in ("x", torch.zeros(3).byte(), ...)],
+    *[("a", at("random"), value) for value in ("x", torch.zeros(3).byte(), None, ...)],
+    *[("a", at("version"), value) for value in ("x", None, 1, torch.zeros(2), True)],
+    *[("a", at("settings"), value) for value in ("x", None, {})]]
+
+
+def test_crafted_checkpoints_are_refused(finished, tmp_path, monkeypatch, capsys):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(data, "load", lambda *_, digits=data.load("digits"): digits)
+    for run, put, value in CRAFTED:
+        path = tmp_path / run / "checkpoint.pt"
+        state = torch.load(finished / run / "checkpoint.pt", weights_only=True)
+        put(state, value)
+        path.write_bytes(sealed(state))
+        before = content(tmp_path / run)
+        script = train_eval if run == "d" else train_search
+        # rows of other columns are found when the next is added; all else before the first step
+        error = refused(capsys, monkeypatch, script, "--resume", tmp_path / run, "--epochs", 2)
+        assert str(tmp_path / run) in error
+        assert not {name for name, kept in content(tmp_path / run).items()
+                    if before.get(name) != kept} - {"log.txt", "config.json", "gates.npz",
+                                                    "best.pt"}
+
+
+def test_crafted_weights_are_refused(finished, tmp_path, monkeypatch, capsys):
+    shutil.copytree(finished / "d", tmp_path / "d")
+    path = tmp_path / "d" / "best.pt"
+    whole = torch.load(path, weights_only=True)
+    first = next(iter(whole["network"]))
+    for put, value in ((at("epoch"), "x"), (at("epoch"), None), (at("network"), 3),
+                       (at("network"), {}), (at("network", first), "x"),
+                       (at("network", first), ...), (at("network", first), torch.zeros(2)),
+                       (at("network", "more"), torch.zeros(2)), (at("settings"), {})):
+        state = copy.deepcopy(whole)
+        put(state, value)
+        path.write_bytes(sealed(state))
+        assert str(tmp_path / "d") in refused(capsys, monkeypatch, train_eval, "--evaluate",
+                                              tmp_path / "d")
+
+
+def test_evaluate_compares_settings_before_it_builds(finished, tmp_path, monkeypatch, capsys):
+    shutil.copytree(finished / "d", tmp_path / "d")
+    path = tmp_path / "d" / "config.json"
+    config = json.loads(path.read_text())
+    config["settings"]["init_channels"] = 10**6  # would not fit into any memory
+    path.write_text(json.dumps(config))
+    monkeypatch.setattr(train_eval, "build", None)
+    assert "init_channels" in refused(capsys, monkeypatch, train_eval, "--evaluate", path.parent)
 
 
 # ---- fuzz

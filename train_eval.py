@@ -100,13 +100,14 @@ def train(run, s, dataset):
         row = {"epoch": epoch + 1, **run.means(), "test_loss": test_loss,
                "test_accuracy": test_accuracy, "learning_rate": sgd.param_groups[0]["lr"],
                "drop_path_prob": network.drop_path_prob}
-        if all(test_accuracy > former["test_accuracy"] for former in run.rows):
+        if all(test_accuracy > former for former in run.column("test_accuracy")):
             run.save("best.pt", {"network": network.state_dict(), "epoch": epoch + 1})
         run.end_epoch(row, "train loss {train_loss:.4f} acc {train_accuracy:.2f}%  "
                            "test loss {test_loss:.4f} acc {test_accuracy:.2f}%".format(**row))
 
-    best = max(run.rows, key=lambda row: row["test_accuracy"])
-    run.log(f"best test accuracy {best['test_accuracy']:.2f}% in epoch {best['epoch']}; test it "
+    accuracies = run.column("test_accuracy")
+    best = max(accuracies)
+    run.log(f"best test accuracy {best:.2f}% in epoch {accuracies.index(best) + 1}; test it "
             f"again: python train_eval.py --evaluate {shlex.quote(run.folder)}")
     return 0
 

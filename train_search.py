@@ -92,7 +92,7 @@ def search(run, s, dataset):
                           s.arch_weight_decay, s.w01, PENALTIES[s.zero_one_loss],
                           precision.autocast, precision.loss_scale)
     train, validation = halves(s, dataset, device)
-    history, scaler = GateHistory(network, run.config["id"]), precision.scaler
+    history, scaler = GateHistory(network, run), precision.scaler
     run.track(network=network, sgd=sgd, adam=architect.optimizer, train=train,
               validation=validation, scaler=scaler, gates=history)
     run.log(f"run: {run.folder}  dataset: {dataset.name}, {len(train.labels)} + "
@@ -167,8 +167,8 @@ def halves(s, dataset, device):
 class GateHistory:
     """All gates of every epoch, for gates.npz."""
 
-    def __init__(self, network, run_id):
-        self.network, self.run_id = network, run_id
+    def __init__(self, network, run):
+        self.network, self.run = network, run
         self.epochs = []  # of each: (2, edges, operations) in S1, (1, layers, choices) in S2
 
     def now(self):
@@ -182,7 +182,7 @@ class GateHistory:
         if self.network.present is not None:
             gates[:, :, ~self.network.present.cpu()] = torch.nan
         file = io.BytesIO()
-        np.savez(file, **dict(zip(self.network.parts, gates)), run=self.run_id,
+        np.savez(file, **dict(zip(self.network.parts, gates)), run=self.run.config["id"],
                  primitives=self.network.primitives)
         return file.getvalue()
 
@@ -191,10 +191,11 @@ class GateHistory:
 
     def load_state_dict(self, state):
         like, epochs = self.now(), list(state["epochs"])
-        if not all(gates.shape == like.shape and gates.dtype == like.dtype
-                   and gates.layout == like.layout and ((gates >= 0) & (gates <= 1)).all()
-                   for gates in epochs):
-            raise ValueError("its gates are not from 0 to 1, or of another shape")
+        if len(epochs) != len(self.run.rows) or not all(
+                gates.shape == like.shape and gates.dtype == like.dtype
+                and gates.layout == like.layout and ((gates >= 0) & (gates <= 1)).all()
+                for gates in epochs):
+            raise ValueError("its gates are not from 0 to 1, or of another shape or number")
         self.epochs = epochs
 
 

@@ -80,7 +80,7 @@ def read_gates(run, parts, shape, primitives):
     path = run.path("gates.npz")
     try:
         with zipfile.ZipFile(path) as file:
-            if max(info.file_size for info in file.infolist()) > 4 * np.prod(shape) + 10000:
+            if sum(info.file_size for info in file.infolist()) > 8 * np.prod(shape) + 10000:
                 raise ValueError("it is too large")
         with np.load(path, allow_pickle=False) as arrays:
             content = {name: arrays[name] for name in arrays}
