@@ -2997,7 +2997,7 @@ def other_value(dice, old):
                             ])(old)
     if isinstance(old, (int, float)) and dice.random() < 0.3:
         return dice.choice([-old, old + 1, str(old), [old], old * 1e30 if old else 1e-300])
-    return dice.choice(VALUES)
+    return copy.deepcopy(dice.choice(VALUES))  # or one could come to hold itself
 
 
 def mutate(dice, folder):
