@@ -2491,6 +2491,8 @@ BAD_RECORDS = [
     ("metrics.csv", lambda run: (run / "metrics.csv").read_bytes().replace(b"90", b'"')),
     ("metrics.csv", lambda run: (run / "metrics.csv").read_bytes() * 2),
     ("genotype.json", lambda run: genotypes.to_json(genotypes.FairNAS_A).encode()),
+    ("genotype.json", lambda run: genotypes.to_json(
+        Genotype([Edge("skip_connect", 6, 0)], [Edge("skip_connect", 2, 0)])).encode()),
     ("genotype.json", lambda run: json.dumps(
         dict.fromkeys(("normal", "reduce"), [["skip_connect", 2, 0]] * 10000)).encode()),
     ("genotype.json", lambda run: b"[" * 100000), ("genotype.json", lambda run: b""),

@@ -67,9 +67,11 @@ def read(folder):
     if os.path.exists(path):
         genotype = genotypes.load(path)
         kind = genotypes.ChainGenotype if settings["space"] == "s2" else genotypes.Genotype
-        names = {op for part in genotype for item in part
-                 for op in ([item.op] if isinstance(item, genotypes.Edge) else item)}
-        if not isinstance(genotype, kind) or not names <= set(primitives):
+        items = [item for part in genotype for item in part]  # each an Edge, or a layer's choices
+        fits = isinstance(genotype, kind) and (
+            kind is genotypes.ChainGenotype or all(
+                edge.op in primitives and edge.node < settings["nodes"] + 2 for edge in items))
+        if not fits:
             raise UserError(f"{path} is of another space than the search")
     return Record(settings, primitives, gates, rows, genotype)
 
