@@ -3,6 +3,8 @@
     python benchmark.py               # about ten minutes on two cores
     python benchmark.py --quick       # one minute: a smaller supernet, fewer repeats
     python benchmark.py --json FILE   # the same figures, to keep
+    python benchmark.py --compile     # also the step after --compile, which takes minutes
+    python benchmark.py --device cuda # also peak memory, and both memory formats
 
 The plain form is what --plain computes: model_search.py and model_eval.py as they are written,
 by PyTorch's own functions, in NCHW; in the two-level step with a full backward pass for each
@@ -10,8 +12,12 @@ optimiser. The two sides run in turn in one process, and each time is a median.
 """
 import copy
 import json
+import os
 import platform
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 
 import torch
@@ -23,13 +29,14 @@ from torchvision import transforms
 import data
 import genotypes
 import kernels
+from devices import choose_device
 from fair_darts import Architect, frozen
 from flags import Parser, main
+from folders import read_metrics
 from model_eval import NetworkCIFAR
 from model_search import Network, NetworkS2
-from runs import choose_device
 
-DEVICE = torch.device("cpu")
+DEVICE, COMPILE = torch.device("cpu"), False
 
 
 # ---------------------------------------------------------------- what is measured
@@ -60,6 +67,13 @@ def saved_bytes(forward):
         loss = forward()
     del loss
     return sum(storages.values())
+
+
+def peak_bytes(step):
+    """The largest CUDA memory while `step` runs."""
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return torch.cuda.max_memory_allocated()
 
 
 class CountOperators(TorchDispatchMode):
@@ -142,10 +156,26 @@ def search_figures(repeats, network, name, size, batch):
         with kernels.stock(stock):
             return F.cross_entropy(net(images), labels)
 
+    def step_in(name):
+        former = kernels._formats[DEVICE.type]
+        kernels.use_format(DEVICE.type, name)
+        step()
+        kernels.use_format(DEVICE.type, former)
+
     ours, recomputed, theirs = in_turn(repeats, step, recomputed_step, plain_step)
     yield f"two-level step, {name}, {size}x{size}, batch {batch}", "s", ours, theirs, theirs / ours
     yield ("the same with --recompute: time against without", "s", recomputed, ours,
            recomputed / ours)
+    if DEVICE.type == "cuda":
+        times = in_turn(repeats, *(lambda name=name: step_in(name) for name in kernels.FORMATS))
+        yield " against ".join(kernels.FORMATS), "s", *times, times[1] / times[0]
+        peaks = [peak_bytes(side) / 2 ** 20 for side in (step, plain_step)]
+        yield "peak memory of the step", "MiB", *peaks, peaks[0] / peaks[1]
+    if COMPILE:
+        compiled = copy.deepcopy(network)
+        compiled.compile_regions()
+        times = in_turn(repeats, step_of(compiled, images, labels), step)
+        yield "the same after --compile: time against without", "s", *times, times[0] / times[1]
     theirs = saved_bytes(lambda: loss(literal, stock=True)) / 2 ** 20
     for network.recompute in (True, False):
         kept = saved_bytes(lambda: loss(network)) / 2 ** 20
@@ -211,6 +241,23 @@ def data_figures(repeats, count=5120, batch=128):
            rates[0] / rates[1])
 
 
+def process_figures(epochs):
+    """Time of an epoch of the search of digits, on one and on two processes of one thread."""
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        for processes in "12":
+            command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", processes,
+                       "train_search.py", "--dataset", "digits", "--device", "cpu", "--threshold",
+                       "0", "--gap_every", "0", "--figures_every", "0", "--epochs", str(epochs),
+                       "--runs", folder, "--name", processes]
+            subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True,
+                           capture_output=True, cwd=os.path.dirname(os.path.abspath(__file__)))
+            rows = read_metrics(os.path.join(folder, processes))
+            seconds.append(statistics.median(row["seconds"] for row in rows[1:]))
+    one, two = seconds
+    yield "an epoch of digits, 2 processes of 1 thread against 1", "s", two, one, one / two
+
+
 def all_figures(quick):
     """The figures, one after another."""
     torch.manual_seed(0)
@@ -220,22 +267,25 @@ def all_figures(quick):
         yield from search_figures(2, chain, "S2, width 0.25", 16, 8)
         yield from training_figures(2, 16, 8, 16)
         yield from data_figures(2)
+        yield from process_figures(2)
     else:
         yield from search_figures(5, Network(16, layers=8), "16 channels, 8 cells", 32, 32)
         chain = NetworkS2(10, width=0.5, image_size=32)
         yield from search_figures(5, chain, "S2, width 0.5", 32, 16)
         yield from training_figures(5, 36, 20, 32)
         yield from data_figures(5)
+        yield from process_figures(6)
 
 
 def benchmark():
-    global DEVICE
+    global DEVICE, COMPILE
     parser = Parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="a smaller supernet, fewer repeats")
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE as well")
+    parser.add_argument("--compile", action="store_true", help="measure --compile, too")
     parser.add_argument("--device", help="auto, cpu, cuda, mps")
     given = parser.parse_args()
-    DEVICE = choose_device(given.get("device", "auto"))
+    DEVICE, COMPILE = choose_device(given.get("device", "auto")), "compile" in given
     machine = dict(machine=platform.machine(), processor=processor(), device=str(DEVICE),
                    threads=torch.get_num_threads(), torch=torch.__version__,
                    python=platform.python_version())

@@ -4,19 +4,20 @@
     cifar10, cifar100, svhn, fashionmnist
                 by torchvision, downloaded into the data folder
     folder      your pictures: <data>/train/<class>/*, <data>/test/<class>/*
+    imagenet    the same with val/ in place of test/, read from the files as they are asked for
 """
 import functools
 import hashlib
-import os
-import warnings
 from collections import namedtuple
 
 import torch
 import torch.nn.functional as F
 
+import parallel
 from flags import UserError
+from pictures import LARGE, Files, read_folder
 
-# images: uint8 (N, C, H, W); labels: int64 (N,)
+# images: uint8 (N, C, H, W), or pictures.Files; labels: int64 (N,)
 # mean, std: of each channel of the training pictures, 0 to 255
 Dataset = namedtuple("Dataset", "name images labels test_images test_labels classes mean std")
 
@@ -35,20 +36,42 @@ RECIPES = {
     "svhn": Recipe(4, False, {}, {}),
     "fashionmnist": Recipe(4, True, {}, {}),
     "folder": Recipe(4, True, {}, {}),
+    # and a folder of pictures of more than 64 pixels; files are cropped and mirrored when read
+    "imagenet": Recipe(
+        0, False,
+        search=dict(train_fraction=0.1, valid_fraction=0.025, image_size=224),
+        eval=dict(epochs=250, batch_size=128, init_channels=48, layers=14, learning_rate=0.1,
+                  gamma=0.97, weight_decay=3e-5, label_smooth=0.1, drop_path_prob=0.0,
+                  cutout=False, image_size=224)),
 }
 
 
-def load(name, root="data", image_size=32, skip_bad_images=False):
+def recipe(name, size):
+    """The Recipe of the dataset `name` for pictures of `size` pixels a side."""
+    if name == "folder" and size > LARGE:
+        return RECIPES["imagenet"]._replace(search={})
+    return RECIPES[name]
+
+
+def load(name, root="data", image_size=None, skip_bad_images=False, stream=False, workers=2):
     """The Dataset `name`, on the CPU. Raises UserError.
 
-    image_size and skip_bad_images matter for "folder" alone.
+    All but name and root matter for "folder" and "imagenet" alone. stream: read the files as
+    they are asked for, which is always done for pictures of more than 64 pixels.
     """
     if name == "digits":
         parts = _digits()
-    elif name == "folder":
-        parts = _folder(root, image_size, skip_bad_images)
+    elif name in ("folder", "imagenet"):
+        size = image_size or RECIPES[name].search.get("image_size", 32)
+        stream = workers if stream or name == "imagenet" or size > LARGE else None
+        parts = read_folder(root, "val" if name == "imagenet" else "test", size, skip_bad_images,
+                            stream)
+        if stream is not None:  # the usual figures of ImageNet
+            mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]) * 255
+            return Dataset(name, *parts, mean, std)
     else:
-        parts = _torchvision(name, root)
+        with parallel.first():
+            parts = _torchvision(name, root)
     # from how often each of the 256 values occurs in each channel: exact, and in little memory
     counts = torch.stack([channel.flatten().bincount(minlength=256)
                           for channel in parts[0].unbind(1)])
@@ -66,8 +89,9 @@ def load_asked(given, device):
     """
     root = given.get("data", "data")
     if "dataset" in given:
-        return load(given["dataset"], root, given.get("image_size", 32),
-                    given.get("skip_bad_images", False)), None
+        names = "image_size", "skip_bad_images", "stream", "workers"
+        return load(given["dataset"], root,
+                    **{name: given[name] for name in names if name in given}), None
     reason = "there is no GPU"
     if device.type != "cpu":
         try:
@@ -94,9 +118,9 @@ def facts(dataset):
 def fingerprint(dataset):
     """A short text that changes with the pictures, their labels, order or classes."""
     digest = hashlib.sha256(repr(dataset.classes).encode())
-    for tensor in (dataset.images, dataset.labels, dataset.test_images, dataset.test_labels):
-        digest.update(repr(tensor.shape).encode())
-        digest.update(tensor.contiguous().numpy())
+    for part in (dataset.images, dataset.labels, dataset.test_images, dataset.test_labels):
+        digest.update(repr(part.shape).encode())
+        digest.update(part.fingerprint() if isinstance(part, Files) else part.contiguous().numpy())
     return digest.hexdigest()[:16]
 
 
@@ -153,90 +177,6 @@ def _quietly(make, root, train):
         return make(root, train=train, download=True)
 
 
-def _folder(root, size, skip_bad):
-    images, labels, classes, grey = _pictures(os.path.join(root, "train"), size, skip_bad)
-    test_images, test_labels, test_classes, test_grey = _pictures(
-        os.path.join(root, "test"), size, skip_bad)
-    different = sorted(set(classes) ^ set(test_classes))
-    if different:
-        raise UserError(f"{root}: class {different[0]!r} is in only one of train/ and test/")
-    channels = 1 if grey and test_grey else 3
-    return images[:, :channels], labels, test_images[:, :channels], test_labels, classes
-
-
-def _pictures(folder, size, skip_bad):
-    """All pictures of a folder, the shorter side resized to `size`, then cropped.
-
-    Returns images (N, 3, size, size), labels, class names, whether all are grey.
-    """
-    from torchvision import transforms
-    fit = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size),
-                              transforms.PILToTensor()])
-    if not os.path.isdir(folder):
-        raise UserError(f"there is no folder {folder!r}: --data must name a folder that holds "
-                        "train/<class>/* and test/<class>/*")
-    classes, samples = _list_pictures(folder)
-    if len(classes) < 2:
-        found = f"only one class, {classes[0]!r}" if classes else "no class"
-        raise UserError(f"{folder}: {found}; a folder for each of two or more classes is needed")
-    images, labels, grey, bad = [], [], True, []
-    for path, label in samples:
-        try:
-            picture = _open_picture(path)
-            images.append(fit(picture.convert("RGB")))
-        except Exception as error:  # a damaged file makes Pillow raise nearly anything
-            reason = _first_line(error) or type(error).__name__
-            bad.append(f"{os.path.relpath(path, folder)} ({reason})")
-            continue
-        grey = grey and picture.mode in ("1", "L", "LA")
-        labels.append(label)
-    if bad:
-        named = bad if len(bad) <= 5 else [*bad[:5], "..."]
-        found = (f"{folder}: {len(bad)} of {len(samples)} files cannot be used as "
-                 f"pictures: {', '.join(named)}")
-        if not skip_bad:
-            raise UserError(f"{found}; mend or remove them, or leave them out with "
-                            "--skip_bad_images")
-        warnings.warn(f"{found}; left out")
-    for label, name in enumerate(classes):
-        if label not in labels:
-            raise UserError(f"{folder}: class {name!r} has no picture that can be used")
-    return torch.stack(images), torch.tensor(labels), classes, grey
-
-
-def _list_pictures(folder):
-    """The classes, and (path, label) of every picture, in the order of ImageFolder."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    samples, seen = [], set()
-    for label, name in enumerate(classes):
-        for parent, folders, files in sorted(os.walk(os.path.join(folder, name))):
-            for path in (parent, *(os.path.join(parent, inner) for inner in folders)):
-                if os.path.islink(path):
-                    raise UserError(f"{path} is a link to a folder, which may lead back up: put "
-                                    "the folder itself there, or links to its files")
-            for path in (os.path.join(parent, file) for file in sorted(files)):
-                real = os.path.realpath(path)
-                if path.lower().endswith(IMG_EXTENSIONS) and os.path.isfile(real):
-                    if real in seen:
-                        raise UserError(f"{path}: this picture is in {folder} twice, by a link")
-                    seen.add(real)
-                    samples.append((path, label))
-    return classes, samples
-
-
-def _open_picture(path):
-    from PIL import Image
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        picture = Image.open(path)
-    with picture:
-        picture.load()
-    if picture.mode.startswith(("I", "F")):
-        raise ValueError(f"mode {picture.mode}: more than 8 bits a channel")
-    return picture
-
-
 def _first_line(error):
     return str(error).strip().split("\n")[0]
 
@@ -252,8 +192,27 @@ def split(count, portion, seed):
     return order[:int(portion * count)], order[int(portion * count):]
 
 
+def balanced(labels, first, second, seed):
+    """Two index tensors of the shares `first` and `second` of each class, at random."""
+    g, parts = generator(seed, 1), ([], [])
+    for label in range(int(labels.max()) + 1):
+        of_class = (labels == label).nonzero().flatten()
+        order = of_class[torch.randperm(len(of_class), generator=g)]
+        if len(order) < 2:
+            raise UserError("a class has one picture, too few for --train_fraction and "
+                            "--valid_fraction")
+        counts = [max(1, int(share * len(order))) for share in (first, second)]
+        for part, chosen in zip(parts, order.split([*counts, len(order) - sum(counts)])):
+            part.append(chosen)
+    return [torch.cat(part) for part in parts]
+
+
 def check_batch(batch_size, count):
-    """Raises UserError if a batch is larger than the number of pictures, `count`."""
+    """Raises UserError if a batch is larger than the number of pictures, `count`, or is not a
+    multiple of the number of processes."""
+    if batch_size % parallel.size() or batch_size < 2 * parallel.size():
+        raise UserError(f"--batch_size {batch_size} is that of all {parallel.size()} processes: "
+                        f"give a multiple of {parallel.size()}, {2 * parallel.size()} or more")
     if count < 2:
         raise UserError(f"there are {count} pictures to draw batches from: it takes 2 or more")
     if batch_size > count:
@@ -266,11 +225,10 @@ def normalize(images, mean, std):
     return images.float().sub_(mean[:, None, None]).div_(std[:, None, None])
 
 
-def random_crop_flip(images, padding, flip, generator):
-    """Each picture padded with black, cropped at a random place, and if `flip` mirrored
-    half of the time. (B, C, H, W) -> (B, C, H, W)"""
+def random_crop_flip(images, chosen, padding, flip):
+    """Each picture padded with black and cropped, and if `flip` perhaps mirrored: chosen, (B,),
+    says which of all such pictures it is. (B, C, H, W) -> (B, C, H, W)"""
     crops = _crops(*images.shape[2:], padding, flip, images.device)
-    chosen = torch.randint(len(crops), (len(images),), generator=generator).to(images.device)
     pixels = crops.index_select(0, chosen)[:, None].expand(-1, images.shape[1], -1)  # (B, C, H * W)
     return F.pad(images, [padding] * 4).flatten(2).gather(2, pixels).view(images.shape)
 
@@ -287,15 +245,12 @@ def _crops(height, width, padding, flip, device):
     return torch.cat([crops, crops.flip(2)] if flip else [crops]).flatten(1)
 
 
-def cutout(images, length, generator):
-    """Sets a square of `length` pixels around a random pixel of each picture to 0, in
+def cutout(images, y, x, length):
+    """Sets a square of `length` pixels around row y and column x, (B,), of each picture to 0, in
     place (DeVries & Taylor, 2017)."""
-    height, width = images.shape[2:]
-    y = torch.randint(height, (len(images),), generator=generator).to(images.device)
-    x = torch.randint(width, (len(images),), generator=generator).to(images.device)
-    rows = _intervals(height, length, images.device).index_select(0, y)[:, None, :, None]
-    columns = _intervals(width, length, images.device).index_select(0, x)[:, None, None, :]
-    return images.mul_(1 - rows * columns)
+    rows = _intervals(images.shape[2], length, images.device).index_select(0, y)[:, None, :, None]
+    columns = _intervals(images.shape[3], length, images.device).index_select(0, x)
+    return images.mul_(1 - rows * columns[:, None, None, :])
 
 
 @functools.lru_cache
@@ -309,9 +264,10 @@ def _intervals(size, length, device):
 class Batches:
     """An endless stream of augmented batches; len: batches in a pass over the pictures.
 
-    Every pass has a new random order, and leaves out the remainder that fills no batch.
-    state_dict holds the generator's state, the order and the position in it: a stream
-    that loads it continues exactly there.
+    Every pass has a new random order, and leaves out the remainder that fills no batch. All its
+    random numbers are drawn at its start, so that none has to travel in a step. Of several
+    processes, each gets its part of every batch. state_dict holds the generator's state before
+    the pass and the position in it: a stream that loads it continues exactly there.
     """
 
     def __init__(self, images, labels, mean, std, batch_size, padding, flip, cutout_length,
@@ -320,40 +276,56 @@ class Batches:
         self.images, self.labels, self.mean, self.std = images, labels, mean, std
         self.batch_size, self.generator = batch_size, generator
         self.padding, self.flip, self.cutout_length = padding, flip, cutout_length
-        self.order, self.position = torch.empty(0, dtype=torch.long), 0
+        self.before, self.position, self.parts = generator.get_state(), 0, []
 
     def __len__(self):
         return len(self.images) // self.batch_size
 
+    def begin_pass(self, position=0):
+        self.before, self.position = self.generator.get_state(), position
+        count, _, height, width = self.images.shape
+        crops = (2 * self.padding + 1) ** 2 * (2 if self.flip else 1)
+        draws = [torch.randint(high, (count,), generator=self.generator)
+                 for high in (crops, height, width, 2 ** 62)]
+        order = torch.randperm(count, generator=self.generator)
+        plan = torch.stack([order, *draws], 1).to(self.labels.device)  # (N, 5)
+        self.parts = [parallel.mine(part) for part in plan[position:].split(self.batch_size)
+                      if len(part) == self.batch_size]
+        self.pictures = read(self.images, self.parts, random=True)
+
     def next(self):
         """-> images (B, C, H, W) float32, labels (B,)"""
-        if self.position + self.batch_size > len(self.order):
-            self.order = torch.randperm(len(self.images), generator=self.generator)
-            self.position = 0
-        chosen = self.order[self.position:self.position + self.batch_size].to(self.images.device)
+        if not self.parts:
+            self.begin_pass()
         self.position += self.batch_size
-        images = self.images.index_select(0, chosen)
-        images = random_crop_flip(images, self.padding, self.flip, self.generator)
+        chosen, crops, y, x, _ = self.parts.pop(0).unbind(1)
+        images = random_crop_flip(next(self.pictures), crops, self.padding, self.flip)
         images = normalize(images, self.mean, self.std)
         if self.cutout_length:
-            images = cutout(images, self.cutout_length, self.generator)
-        return images, self.labels[chosen]
+            images = cutout(images, y, x, self.cutout_length)
+        return images, self.labels.index_select(0, chosen)
 
     def state_dict(self):
-        return {"generator": self.generator.get_state(), "order": self.order,
-                "position": self.position}
+        return {"generator": self.before, "position": self.position}
 
     def load_state_dict(self, state):
-        order, position = state["order"], state["position"]
-        everything = torch.arange(len(self.images) if len(order) else 0)
-        if type(position) is not int or not 0 <= position <= len(order) or (
-                order.dtype != torch.long or not torch.equal(order.sort().values, everything)):
-            raise ValueError("no order of the pictures, or no place in it")
+        if type(state["position"]) is not int or not 0 <= state["position"] <= len(self.images):
+            raise ValueError(f"{state['position']!r} is no place among the pictures")
         self.generator.set_state(state["generator"])
-        self.order, self.position = order, position
+        self.begin_pass(state["position"])
+
+
+def read(images, parts, random=False):
+    """The pictures of each part, whose rows begin with their index."""
+    if isinstance(images, Files):
+        return images.read([part.cpu() for part in parts], random)
+    return (images.index_select(0, part[:, 0]) for part in list(parts))
 
 
 def in_order(images, labels, mean, std, batch_size=256):
-    """All pictures once, as they are, in batches of (images, labels)."""
-    for part, targets in zip(images.split(batch_size), labels.split(batch_size)):
-        yield normalize(part, mean, std), targets
+    """All pictures once, as they are, in batches of (images, labels). Of several processes, each
+    gets its share of the batches."""
+    indices = torch.arange(len(labels), device=labels.device)[:, None]
+    parts = indices.split(batch_size)[parallel.rank()::parallel.size()]
+    for pictures, part in zip(read(images, parts), parts):
+        yield normalize(pictures, mean, std), labels.index_select(0, part[:, 0])

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
+import parallel
 from genotypes import (CHOICES, IDENTITY, PRIMITIVES, SAME_SHAPE, ChainGenotype, Edge, Genotype,
                        prune)
 
@@ -74,7 +75,7 @@ class Architect:
         self.weights = network.weights()
         self.autocast, self.loss_scale = autocast, loss_scale
         self.optimizer = torch.optim.Adam(network.alphas, learning_rate, betas,
-                                          weight_decay=weight_decay)
+                                          weight_decay=weight_decay, fused=True)
 
     def step(self, images, labels):
         """First order: the weights count as constant.
@@ -152,7 +153,8 @@ class Architect:
 
     def _gradients(self, loss, inputs):
         scale = self.loss_scale() if self.loss_scale else 1.0
-        return [gradient / scale for gradient in torch.autograd.grad(loss * scale, inputs)]
+        gradients = parallel.average(torch.autograd.grad(loss * scale, inputs))
+        return [gradient / scale for gradient in gradients]
 
     def _descend(self, gradients):
         if self.loss_scale and not all(gradient.isfinite().all() for gradient in gradients):

@@ -19,8 +19,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+import parallel
 from fair_darts import edge_row
-from kernels import channels_last, depthwise, from_phases, to_phases
+from kernels import arranged, compile_each, depthwise, from_phases, to_phases
 from operations import DilConv, FactorizedReduce, InvertedBottleneck, SepConv, even_and_odd
 
 
@@ -34,6 +35,10 @@ class Cell:
         self.groups = [EdgesOfState([edges[row] for row in group]) for group in rows]
         self.order, self.counts = torch.tensor(sum(rows, [])), [len(group) for group in rows]
 
+    def compile(self, **options):
+        """Each group by torch.compile: they have few shapes, and the whole takes longer."""
+        self.groups = compile_each([group.__call__ for group in self.groups], **options)
+
     def __call__(self, states, gates):
         """Two states (B, C, H, W), gates (edges, operations) -> (B, nodes * C, H', W')"""
         states, (b, c, h, w) = list(states), states[1].shape
@@ -45,7 +50,7 @@ class Cell:
         for source, group in enumerate(self.groups):
             sums = group(states[source], gates[source], sums)
             if source > 0:  # the next node has all its edges; a view would keep all sums alive
-                states.append(channels_last(sums[0].permute(0, 3, 1, 2).clone()))
+                states.append(arranged(sums[0].permute(0, 3, 1, 2).clone()))
                 sums = sums[1:]
         return torch.cat(states[2:], 1)
 
@@ -142,7 +147,7 @@ class DilConvs:
 
     def __call__(self, x, gates):
         if self.stride == 2:
-            y = self.separables(channels_last(x[:, :, ::2, ::2]), gates)
+            y = self.separables(arranged(x[:, :, ::2, ::2]), gates)
         elif x.shape[2] % 2 or x.shape[3] % 2:
             y = self.separables(x, gates, dilation=2)
         else:
@@ -199,8 +204,9 @@ class BatchNorms:
         mean, var = every.chunk(2)
         # must be contiguous: with a strided scale channels_last gradients are wrong on the CPU
         scale = None if gates is None else gates.repeat_interleave(first.num_features)
-        y = F.batch_norm(x, mean, var, scale, None, first.training, first.momentum,
-                         first.eps)
+        normalize = (parallel.batch_norm if isinstance(first, parallel.SyncBatchNorm)
+                     else F.batch_norm)
+        y = normalize(x, mean, var, scale, None, first.training, first.momentum, first.eps)
         if first.training and first.momentum:
             torch._foreach_copy_(statistics, every.split_with_sizes(self.sizes))
         return y

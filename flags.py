@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import sys
+import time
 import warnings
 
 from genotypes import GenotypeError, nearest
@@ -87,13 +88,16 @@ RUN_FLAGS = {
     "amp": (False, bool, "forward passes in bfloat16, or float16 where a GPU has no bfloat16"),
     "recompute": (False, bool, "compute activations again in the backward pass: less memory"),
     "compile": (False, bool, "torch.compile: minutes to start, for long runs"),
+    "sync_bn": (False, bool, "with torchrun: batch norm by the statistics of all ranks"),
     "checkpoint_minutes": (10.0, number(float, 0), "between checkpoints inside an epoch"),
+    "log_every": (25, number(int, 1), "steps between readings of the loss from the device"),
     "runs": ("runs", path_name, "folder in which runs are kept"),
     "name": (None, folder_name, "the run's folder in it; without it, one named after the time"),
 }
 # What a resumed run may have otherwise
 MAY_CHANGE = {"epochs", "threshold", "edges_per_node", "ops_per_edge", "ops_per_layer", "device",
-              "data", "plain", "checkpoint_minutes", "gap_every", "figures_every"}
+              "data", "plain", "checkpoint_minutes", "log_every", "workers", "gap_every",
+              "figures_every"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -198,12 +202,14 @@ def main(function):
     def tell(text):
         print(text.replace("\n", "\\n"), file=sys.stderr)
 
+    rank = int(os.environ.get("RANK", 0))  # of several processes, see parallel.py
+
     for name in ("stdout", "stderr"):  # they may be closed, or of few characters
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))
         if hasattr(getattr(sys, name), "reconfigure"):
             getattr(sys, name).reconfigure(errors="backslashreplace")
-    warnings.showwarning = lambda message, *_: tell(f"note: {message}")
+    warnings.showwarning = lambda message, *_: rank == 0 and tell(f"note: {message}")
     try:
         code = function()
         sys.stdout.flush()
@@ -222,6 +228,9 @@ def main(function):
             raise
         message = ("out of memory: lower --batch_size, --init_channels or --width, or use "
                    "--recompute; a checkpoint that was written stays")
+    if rank > 0:  # what rank 0 finds as well, it says, and torchrun ends the others meanwhile
+        time.sleep(2)
+        message = f"rank {rank}: {message}"
     tell(f"{os.path.basename(sys.argv[0])}: error: {message}")
     sys.exit(2)
 

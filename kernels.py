@@ -5,6 +5,7 @@ run instead, in the usual memory format: the form that the tests and benchmark.p
 """
 import ctypes
 import sys
+import time
 from contextlib import contextmanager, nullcontext
 from functools import reduce
 
@@ -40,7 +41,7 @@ def depthwise(x, weight, stride=1, dilation=1, small=0):
     """
     kernel, count = weight.shape[2], len(weight)
     if dilation == 2 and stride == 2 and not _stock:
-        return depthwise(channels_last(x[:, :, ::2, ::2]), weight, small=small)
+        return depthwise(arranged(x[:, :, ::2, ::2]), weight, small=small)
     if dilation == 2 and x.shape[2] % 2 == 0 == x.shape[3] % 2 and not _stock:
         return from_phases(depthwise(to_phases(x), weight, small=small))
     if dilation > 1 or kernel > 7 or _stock:
@@ -102,7 +103,7 @@ def filter_gradient(gradient, x, weight, stride, small):
     inner = convolution_backward(gradient, repeat(x, count), columns, stride, of_weight=True)[1]
     if kernel == 3:
         return inner
-    columns, gradient = weight[small:, :, :, :3], channels_last(gradient[:, small:])
+    columns, gradient = weight[small:, :, :, :3], arranged(gradient[:, small:])
     if x.shape[1] == count:
         x = x[:, small:]
     outer = kernel // 2 - 1  # columns on either side of the inner three
@@ -121,7 +122,7 @@ def repeat(x, channels):
     if c == channels:
         return x
     copies = x.permute(0, 2, 3, 1)[:, :, :, None].expand(b, h, w, channels // c, c)
-    return channels_last(copies.contiguous().view(b, h, w, channels).permute(0, 3, 1, 2))
+    return arranged(copies.contiguous().view(b, h, w, channels).permute(0, 3, 1, 2))
 
 
 def to_phases(x):
@@ -129,7 +130,7 @@ def to_phases(x):
     b, c, h, w = x.shape
     phases = x.permute(0, 2, 3, 1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
     phases = phases.permute(2, 4, 0, 1, 3, 5).contiguous().view(4 * b, h // 2, w // 2, c)
-    return channels_last(phases.permute(0, 3, 1, 2))
+    return arranged(phases.permute(0, 3, 1, 2))
 
 
 def from_phases(x):
@@ -137,7 +138,7 @@ def from_phases(x):
     b, c, h, w = x.shape
     pixels = x.permute(0, 2, 3, 1).unflatten(0, (2, 2, b // 4)).permute(2, 3, 0, 4, 1, 5)
     pixels = pixels.contiguous().view(b // 4, 2 * h, 2 * w, c)
-    return channels_last(pixels.permute(0, 3, 1, 2))
+    return arranged(pixels.permute(0, 3, 1, 2))
 
 
 # ---------------------------------------------------------------- ReLU, statistics, memory
@@ -164,7 +165,7 @@ def dense_gradient(x):
     """Returns x, whose gradient will be dense, also where x is concatenated with others: then
     the backward pass of a batch norm is three times as fast."""
     if x.requires_grad and not _stock:
-        x.register_hook(channels_last)
+        x.register_hook(arranged)
     return x
 
 
@@ -200,11 +201,48 @@ def recompute(module, *inputs):
                       context_fn=lambda: (nullcontext(), frozen_statistics(module)))
 
 
-def channels_last(x):
-    """`x` in the memory format in which convolutions are fastest. On MPS, where batch norm's
-    gradient is wrong in it, and for stock functions in the usual one."""
-    usual = _stock or x.device.type == "mps"
-    return x.contiguous(memory_format=torch.contiguous_format if usual else torch.channels_last)
+def compile_each(functions, **options):
+    """Each of them by torch.compile, which else gives up on so many that share their code."""
+    limit = max(torch._dynamo.config.recompile_limit, 4 * len(functions))
+    torch._dynamo.config.recompile_limit = limit
+    return [torch.compile(function, **options) for function in functions]
+
+
+FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+# On MPS, batch norm's gradient is wrong in channels_last.
+_formats = {"cpu": "channels_last", "cuda": "channels_last", "mps": "contiguous"}
+
+
+def use_format(device_type, name):
+    """Arrange all that is computed on such devices in a memory format, one of FORMATS."""
+    _formats[device_type] = name
+
+
+def arranged(x):
+    """`x` in the memory format in which convolutions are fastest; for stock functions in the
+    usual one."""
+    name = "contiguous" if _stock else _formats[x.device.type]
+    return x.contiguous(memory_format=FORMATS[name])
+
+
+def time_formats(network, images):
+    """{memory format: seconds of a forward and backward pass, the second of two}. Leaves
+    everything as it was."""
+    kind, seconds = images.device.type, {}
+    former, gpus = _formats[kind], [images.device] if kind == "cuda" else []
+    with frozen_statistics(network), torch.random.fork_rng(gpus):
+        for name in FORMATS:
+            use_format(kind, name)
+            for _ in range(2):
+                start = time.perf_counter()
+                outputs = network(images)
+                logits = outputs[0] if isinstance(outputs, tuple) else outputs
+                torch.autograd.grad(logits.sum(), list(network.parameters()), allow_unused=True)
+                if kind == "cuda":
+                    torch.cuda.synchronize()
+                seconds[name] = time.perf_counter() - start
+    use_format(kind, former)
+    return seconds
 
 
 def keep_freed_memory():

@@ -5,7 +5,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from kernels import (ReLU, channels_last, dense_gradient, drop_batch_counts, recompute,
+from kernels import (ReLU, arranged, compile_each, dense_gradient, drop_batch_counts, recompute,
                      share_relu)
 from operations import (OPS, ChainHead, FactorizedReduce, ReLUConvBN, chain_operation, chain_shapes,
                         chain_stem, drop_path)
@@ -88,10 +88,15 @@ class CellNetwork(nn.Module):
         self.classifier = nn.Linear(widths[1], num_classes)
         drop_batch_counts(self)
 
+    def compile_regions(self, **options):
+        for cell, compiled in zip(self.cells, compile_each(
+                [cell.forward for cell in self.cells], **options)):
+            cell.forward = compiled
+
     def forward(self, images):
         """(B, in_channels, H, W) -> logits (B, num_classes), and the auxiliary head's while
         training, or None."""
-        states = [share_relu(channels_last(self.stem_0(images)))] * 2  # shared by two cells
+        states = [share_relu(arranged(self.stem_0(images)))] * 2  # shared by two cells
         if self.stem_1 is not None:
             states[1] = share_relu(self.stem_1(states[0]))
         auxiliary_logits = None
@@ -164,8 +169,13 @@ class NetworkS2(nn.Module):
         self.head = ChainHead(width, num_classes, dropout, activation)
         drop_batch_counts(self)
 
+    def compile_regions(self, **options):
+        for layer, compiled in zip(self.layers, compile_each(
+                [layer.forward for layer in self.layers], **options)):
+            layer.forward = compiled
+
     def forward(self, images):
-        x = channels_last(self.stem(images))
+        x = arranged(self.stem(images))
         for layer in self.layers:
             x = recompute(layer, x) if self.recompute and self.training else layer(x)
         return self.head(x).to(images.dtype), None

@@ -15,7 +15,7 @@ import fair_darts
 import fast
 from fair_darts import edge_row
 from genotypes import CHAIN, CHOICES, IDENTITY, PRIMITIVES, SAME_SHAPE
-from kernels import channels_last, drop_batch_counts, recompute, share_relu
+from kernels import arranged, compile_each, drop_batch_counts, recompute, share_relu
 from operations import (OPS, ChainHead, FactorizedReduce, ReLUConvBN, chain_operation,
                         chain_shapes, chain_stem)
 
@@ -129,12 +129,16 @@ class Network(nn.Module):
     def forward(self, images, gates=None):
         """gates: [normal, reduce], others than those of the alphas."""
         gates = gates or self.compute_gates()
-        states = [share_relu(channels_last(self.stem(images)))] * 2
+        states = [share_relu(arranged(self.stem(images)))] * 2
         for cell in self.cells:
             inputs = *states, gates[cell.reduction], self.fast
             output = recompute(cell, *inputs) if self.recompute and self.training else cell(*inputs)
             states = [states[1], share_relu(output)]
         return self.classifier(output.mean((2, 3))).to(images.dtype)  # float32 under autocast, too
+
+    def compile_regions(self, **options):
+        for cell in self.cells:
+            cell.grouped.compile(**options)
 
     def genotype(self, threshold=0.85, edges_per_node=2, ops_per_edge=1):
         """The Genotype of the gates, see fair_darts.discretize."""
@@ -174,8 +178,8 @@ class NetworkS2(nn.Module):
         self.stem = chain_stem(in_channels, width, first)
         self.layers = nn.ModuleList(
             MixedLayer(chain_operation(name, *shape, affine=False)
-                       for name, there in zip(CHOICES, row) if there)
-            for shape, row in zip(shapes, present))
+                       for name in CHOICES if shape[3] or name != "skip_connect")
+            for shape in shapes)  # (in_channels, out_channels, stride, same_shape)
         self.head = ChainHead(width, num_classes, dropout=0)
         drop_batch_counts(self)
 
@@ -195,11 +199,16 @@ class NetworkS2(nn.Module):
     def forward(self, images, gates=None):
         """gates: [(19, 7)], others than those of the alphas."""
         [gates] = gates or self.compute_gates()
-        x = channels_last(self.stem(images))
+        x = arranged(self.stem(images))
         for layer, row in zip(self.layers, gates):
             inputs = x, row, self.fast
             x = recompute(layer, *inputs) if self.recompute and self.training else layer(*inputs)
         return self.head(x).to(images.dtype)  # float32 under autocast, too
+
+    def compile_regions(self, **options):
+        for layer, compiled in zip(self.layers, compile_each(
+                [layer.forward for layer in self.layers], **options)):
+            layer.forward = compiled
 
     def genotype(self, threshold=0.85, ops_per_layer=1):
         """The ChainGenotype of the gates, see fair_darts.discretize_chain."""

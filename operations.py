@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torchvision.ops import SqueezeExcitation
 
 import kernels
+import parallel
 from genotypes import CHAIN, CHAIN_INPUT, SAME_SHAPE
 from kernels import ReLU
 
@@ -91,14 +92,15 @@ def even_and_odd(x):
 
 def drop_path(x, probability):
     """`x` with whole samples of the batch set to 0 at random, the others scaled so that the
-    mean stays. Drawn on the CPU, whose generator is part of every checkpoint."""
-    return drop(x, probability, (len(x), 1, 1, 1))
+    mean stays."""
+    return drop(x, probability, (1, 1, 1))
 
 
 def drop(x, probability, shape):
-    """Dropout by a mask of `shape`."""
+    """Dropout by a mask of `shape` for each sample. Drawn by a generator of the checkpoints."""
     keep = 1 - probability
-    return x * (torch.rand(shape) < keep).to(x.device, x.dtype) / keep
+    mask = torch.rand((len(x) * parallel.size(), *shape), device=x.device if x.is_cuda else "cpu")
+    return x * (parallel.mine(mask) < keep).to(x.device, x.dtype) / keep
 
 
 # ---------------------------------------------------------------- the space S2
@@ -160,7 +162,7 @@ class ChainHead(nn.Module):
     def forward(self, x):  # (B, C, H, W) -> (B, num_classes)
         x = self.features(x).mean((2, 3))
         if self.training and self.dropout:
-            x = drop(x, self.dropout, x.shape)
+            x = drop(x, self.dropout, x.shape[1:])
         return self.classifier(x)
 
 

@@ -24,8 +24,9 @@ import train_eval
 import train_search
 import visualize
 from flags import Parser, UserError, check_settings, main, number, one_of, path_name
+from folders import read_metrics
 from genotypes import write_whole
-from runs import Run, read_metrics
+from runs import Run
 
 # The settings in which the searches differ. Gates without a penalty have no reason to reach a
 # threshold, so they are discretised by argmax (Eq. 3).

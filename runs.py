@@ -1,28 +1,21 @@
-"""One run on disk, and what keeps it safe; the device and the precision that it runs in.
-
-A run is a folder: config.json (settings, command lines, versions, the dataset), log.txt,
-metrics.csv (a row an epoch), checkpoint.pt, and the script's own results. Every file is
-written whole or not at all, and one process writes. A script's loop is
+"""The loop of a run that cannot be lost. Its folder holds config.json (settings, command lines,
+versions, the dataset), log.txt, metrics.csv (a row an epoch), checkpoint.pt, and the script's
+own results, see folders.py. A script's loop is
 
     with run:
         run.track(network=network, sgd=sgd, ...)    # what a checkpoint holds; loads it
         for epoch in run.epochs():                  # those that are left
             for _ in run.steps(count):              # those that are left in the epoch
-                run.add(loss=loss, ...)             # sums up; raises where one is not finite
+                run.add(loss=loss, ...)             # sums up
             run.end_epoch(row, line)
 
 SIGINT and SIGTERM are heeded between two steps, or two batches of `run.watched`: the run
 saves, says how to go on and ends. Resumed, it computes what it would have computed, bit for bit.
 """
 import csv
-import hashlib
 import io
-import json
 import math
 import os
-import platform
-import secrets
-import shlex
 import signal
 import sys
 import time
@@ -31,180 +24,27 @@ import warnings
 import torch
 from tqdm import tqdm
 
-from flags import MAY_CHANGE, UserError, reason
-from genotypes import GenotypeError, write_whole
-from kernels import keep_freed_memory
+import parallel
+from flags import UserError, reason
+from folders import Folder
+from genotypes import GenotypeError
 
-try:
-    import fcntl
-except ImportError:  # Windows: there, nobody keeps two processes from writing one run
-    fcntl = None
-
-VERSION = 2  # of what a run's files hold; raised when old ones can no longer be read
-LOOP = ("random", "rows", "done", "sums", "seconds")  # what a checkpoint holds of the loop
-
-
-def choose_device(name="auto"):
-    """The torch.device `name`; "auto": CUDA, else MPS (Apple), else the CPU. Raises UserError."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
-                 "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
-    try:
-        device = torch.device(name)
-        if available[device.type]:
-            torch.empty(0, device=device)
-            if device.type == "cpu":
-                keep_freed_memory()
-            return device
-    except (RuntimeError, KeyError):
-        pass
-    there = ", ".join(kind for kind, there in available.items() if there)
-    raise UserError(f"--device {name!r} is not there; this machine has: {there}")
-
-
-class Precision:
-    """Where the forward pass computes in 16 bits (`amp`): in bfloat16, or where there is none in
-    float16, whose small gradients .scaler keeps above zero. All else stays float32."""
-
-    def __init__(self, device, amp):
-        self.device, self.amp = device, amp
-        half = amp and device.type == "cuda" and not torch.cuda.is_bf16_supported()
-        self.dtype = torch.float16 if half else torch.bfloat16
-        self.scaler = torch.amp.GradScaler(device.type, enabled=half)
-        self.loss_scale = self.scaler.get_scale if half else None
-
-    def autocast(self):
-        return torch.autocast(self.device.type, self.dtype, enabled=self.amp)
-
-
-def set_learning_rate(optimizer, epoch, epochs, high, low=0.0):
-    """Half a cosine from `high`, in epoch 0, down to `low`."""
-    for group in optimizer.param_groups:
-        group["lr"] = low + (high - low) * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
-
-
-def check_optimizer(optimizer, state):
-    """Raises where `state` is not of this optimizer: load_state_dict would take it, and a step
-    would fail."""
-    own = optimizer.state_dict()["param_groups"]
-    for group, like in zip(state["param_groups"], own, strict=True):
-        if {**group, "lr": 0} != {**like, "lr": 0} or not 0 <= group["lr"] < math.inf:
-            raise ValueError("an optimizer has other settings")
-    names = {"momentum_buffer"} if "momentum" in own[0] else {"step", "exp_avg", "exp_avg_sq"}
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    for index, values in state["state"].items():
-        shape = weights[index].shape
-        if values.keys() != names or values.get("step", torch.tensor(0)) < 0 or not all(
-                value.shape == (() if name == "step" else shape) and value.isfinite().all()
-                and value.layout == torch.strided and value.dtype == torch.float32
-                for name, value in values.items()):
-            raise ValueError("what an optimizer keeps of a weight is not of its shape and type")
-
-
-def read_config(folder):
-    """What config.json holds of the run in `folder`. Raises UserError."""
-    refusal = f"{folder!r} is not the folder of a run: "
-    try:
-        for entry in os.scandir(folder):  # a link could lead anywhere, a pipe would never end
-            if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
-                raise UserError(refusal + f"{entry.name!r} in it is a link, or not a file")
-        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-            config = json.load(file)
-        kinds = dict(settings=dict, commands=list, fingerprint=str, classes=list, shape=list,
-                     id=str, threads=int)
-        if config["version"] == VERSION and not all(
-                isinstance(config[key], kind) for key, kind in kinds.items()):
-            raise TypeError
-        config["script"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(refusal + "it has no readable config.json") from None
-    if config["version"] != VERSION:
-        raise UserError(f"{folder!r} was made by version {config['version']} of this code, "
-                        f"which is {VERSION}")
-    return config
-
-
-def read_metrics(folder):
-    """The rows of a run's metrics.csv: numbers, None where a field is empty. Raises UserError,
-    FileNotFoundError."""
-    path = os.path.join(folder, "metrics.csv")
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            text = file.read()
-        rows = [{key: float(value) if value else None for key, value in row.items()}
-                for row in csv.DictReader(io.StringIO(text), strict=True)]
-        if not text.endswith("\n") or not all(
-                value is None or math.isfinite(value) for row in rows for value in row.values()):
-            raise ValueError("it is cut off, or a value is not finite")
-    except (ValueError, TypeError, AttributeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read: {str(error)[:100]}") from None
-    if not rows or [row.get("epoch") for row in rows] != list(range(1, len(rows) + 1)):
-        raise UserError(f"{path} cannot be read: its epochs are not 1, 2, ...")
-    return rows
+LOOP = ("random", "cuda_random", "rows", "done", "sums", "seconds")  # of a checkpoint
 
 
 class Stopped(Exception):
     """SIGINT or SIGTERM has asked the run to end."""
 
 
-class Run:
-    """The folder of one run. config: its settings and where they came from, a dict of JSON
-    values. .rows: the metrics of the epochs that are done."""
+class Run(Folder):
+    """A folder and the loop that fills it. .rows: the metrics of the epochs that are done."""
 
     def __init__(self, folder, config):
-        self.folder, self.config = folder, config
-        self.rows, self.parts, self.checkpoint, self.descriptor = [], {}, None, None
+        super().__init__(folder, config)
+        self.rows, self.parts, self.checkpoint = [], {}, None
         self.done, self.count, self.sums, self.seconds = 0, 0, {}, 0.0  # of the epoch in progress
-        self.changed, self.signal, self.former_handlers, self.bar = False, None, {}, None
-
-    # ------------------------------------------------------------ making and opening
-
-    @classmethod
-    def create(cls, script, settings, **facts):
-        """A new folder, settings["name"] or named after script, dataset and time, in
-        settings["runs"]. facts: what config.json keeps beside the settings. Raises UserError,
-        OSError."""
-        name = settings["name"] or time.strftime(f"{script}-{settings['dataset']}-%Y%m%d-%H%M%S")
-        run = cls(os.path.join(settings["runs"], name), {
-            "script": script, "version": VERSION, "id": secrets.token_hex(8),
-            "settings": settings, "commands": [sys.argv], **facts, "torch": torch.__version__,
-            "threads": torch.get_num_threads(), "python": platform.python_version(),
-            "machine": platform.platform()})
-        os.makedirs(settings["runs"], exist_ok=True)
-        try:
-            os.mkdir(run.folder)
-        except FileExistsError:
-            if not settings["name"]:  # another run of this second
-                time.sleep(1)
-                return cls.create(script, settings, **facts)
-            raise UserError(f"{run.folder!r} exists already: give another --name, or --resume "
-                            f"{run.folder} to go on with it") from None
-        try:
-            run.write_config()
-        except BaseException:
-            os.rmdir(run.folder)
-            raise
-        return run
-
-    @classmethod
-    def open(cls, folder, script):
-        """The run in `folder`, which `script` made. Raises UserError."""
-        config = read_config(folder)
-        if config["script"] != script:
-            raise UserError(f"{folder!r} is a run of {config['script']}.py, not of {script}.py")
-        return cls(folder, config)
-
-    def __enter__(self):
-        if fcntl is not None:
-            self.descriptor = os.open(self.folder, os.O_RDONLY)
-            try:
-                fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(self.descriptor)
-                raise UserError(f"another process is writing the run {self.folder!r}: wait for "
-                                "it, or stop it") from None
-        return self
+        self.totals = None  # of the epoch's figures, on the device
+        self.changed, self.signal, self.former_handlers, self.bar = False, 0, {}, None
 
     def __exit__(self, kind, error, trace):
         if self.bar is not None:
@@ -230,15 +70,13 @@ class Run:
             if self.descriptor is not None:
                 os.close(self.descriptor)
 
-    def resume_command(self):
-        return f"python {self.config['script']}.py --resume {shlex.quote(self.folder)}"
-
     def resume(self, settings):
         """Take over settings that have changed, which `track` writes when all is read, and read
         the checkpoint, if there is one. Raises UserError."""
-        for name in os.listdir(self.folder):
-            if name.endswith(".part"):  # of a process that was killed
-                os.remove(self.path(name))
+        with parallel.first():
+            for name in os.listdir(self.folder):
+                if name.endswith(".part"):  # of a process that was killed
+                    os.remove(self.path(name))
         self.changed = settings != self.config["settings"]
         if self.changed:
             self.config["settings"] = settings
@@ -265,12 +103,15 @@ class Run:
             for name, part in parts.items():
                 self.restore(part, name, self.checkpoint)
             torch.set_rng_state(self.checkpoint["random"])
+            if self.checkpoint["cuda_random"] is not None and torch.cuda.is_available():
+                torch.cuda.set_rng_state(self.checkpoint["cuda_random"])
         self.parts, self.checkpoint = parts, None
         if self.changed:
             self.write_config()
-        if self.config["threads"] != torch.get_num_threads():
-            warnings.warn(f"the run began with {self.config['threads']} threads, now there are "
-                          f"{torch.get_num_threads()}: it goes on, but not bit for bit")
+        for what, now in (("threads", torch.get_num_threads()), ("processes", parallel.size())):
+            if self.config[what] != now:
+                warnings.warn(f"the run began with {self.config[what]} {what}, now there are "
+                              f"{now}: it goes on, but not bit for bit")
         for number in (signal.SIGINT, signal.SIGTERM):
             self.former_handlers[number] = signal.signal(number, self.receive)
 
@@ -302,12 +143,14 @@ class Run:
         if type(seconds) is not float or not 0 <= seconds < math.inf:
             raise ValueError(f"{seconds!r} is no number of seconds")
         torch.Generator().set_state(state["random"])  # or it raises
+        if not (state["cuda_random"] is None or state["cuda_random"].dtype == torch.uint8):
+            raise ValueError("no state of a generator")
         self.rows, self.done, self.seconds = list(rows), done, seconds
         self.sums = {name: float(value) for name, value in sums.items()}
 
     def receive(self, number, frame):
-        if self.signal and number == signal.SIGINT:  # the second time: at once
-            raise KeyboardInterrupt
+        if self.signal and number == signal.SIGINT and parallel.size() == 1:  # torchrun repeats it
+            raise KeyboardInterrupt  # the second time: at once
         self.signal = number
 
     def stop_if_asked(self):
@@ -323,18 +166,26 @@ class Run:
         """The steps that are left of `count` in this epoch, with a progress bar where stdout is a
         terminal. After each, it may save, or stop."""
         self.count, saved = count, time.monotonic()
+        settings = self.config["settings"]
         with tqdm(total=count, initial=self.done, desc=self.title(), leave=False,
-                  disable=not sys.stdout.isatty()) as self.bar:
+                  disable=not sys.stdout.isatty() or parallel.rank() > 0) as self.bar:
             while self.done < count:
                 start = time.monotonic()
                 yield self.done
                 self.done += 1
                 self.seconds += time.monotonic() - start
                 self.bar.update()
-                self.stop_if_asked()
-                if time.monotonic() - saved >= 60 * self.config["settings"]["checkpoint_minutes"]:
+                due = time.monotonic() - saved >= 60 * settings["checkpoint_minutes"]
+                asked = parallel.largest(2 * self.signal + due)  # all ranks agree
+                if asked > 1:
+                    self.signal = asked // 2
+                    raise Stopped
+                if asked:
                     self.save_checkpoint()
                     saved = time.monotonic()
+                elif self.done % settings["log_every"] == 0:
+                    self.read_figures()
+        self.read_figures()
         self.stop_if_asked()
         self.measuring = time.monotonic()
 
@@ -348,31 +199,42 @@ class Run:
         return f"epoch {len(self.rows) + 1}/{self.config['settings']['epochs']}"
 
     def add(self, *others, **figures):
-        """Sum up what a step has computed, scalar tensors; the first of `figures` is the loss.
-        Raises UserError where one of them, or of `others`, is not finite."""
-        values = torch.stack([*figures.values(), *others]).tolist()
+        """Sum up what a step has computed, scalar tensors, the first of `figures` the loss, and
+        `others`, which have to be finite, too. They stay on the device: nobody waits for it."""
+        values = torch.stack([*figures.values(), *others])
+        values = values.to(torch.float32 if values.device.type == "mps" else torch.float64)
+        if self.totals is None and self.sums:
+            self.totals = values.new_tensor([*self.sums.values()] + [0.0] * len(others))
+        self.totals = values if self.totals is None else self.totals + values
+        self.names = list(figures)
+
+    def read_figures(self):
+        """Read what was added, the mean of all ranks. Raises UserError where it is not finite."""
+        if self.totals is None:
+            return
+        values = parallel.average([self.totals])[0].tolist()
         if not all(map(math.isfinite, values)):
             settings = self.config["settings"]
             rates = [f"--{name}" for name in ("learning_rate", "arch_learning_rate")
                      if name in settings]
             raise UserError(
-                f"the loss or a gradient is not finite (loss {values[0]}) in epoch "
-                f"{len(self.rows) + 1}, step {self.done + 1}; the last checkpoint is of before and "
-                f"stays. Start a new run with a lower {' or '.join(rates)}"
+                f"the loss or a gradient is not finite in epoch {len(self.rows) + 1}, step "
+                f"{self.done} or before; the last checkpoint is of before and stays. Start a new "
+                f"run with a lower {' or '.join(rates)}"
                 + (", or without --amp" if settings["amp"] else ""))
-        for name, value in zip(figures, values):
-            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.sums = dict(zip(self.names, values))
         if not self.bar.disable:
-            self.bar.set_postfix(loss=f"{values[0]:.3f}")
+            self.bar.set_postfix(loss=f"{values[0] / self.done:.3f}")
 
     def means(self):
         """The means of what was added over the steps of this epoch."""
         return {name: value / self.done for name, value in self.sums.items()}
 
     def watched(self, batches):
-        """The same batches; between them, a signal ends the run."""
+        """The same batches; between them, a signal ends the run, if no other ranks count on it."""
         for batch in batches:
-            self.stop_if_asked()
+            if parallel.size() == 1:
+                self.stop_if_asked()
             yield batch
 
     def end_epoch(self, row, line):
@@ -383,7 +245,7 @@ class Run:
             raise UserError(f"the epochs that {self.folder!r} holds have other columns than "
                             f"{', '.join(row)}")
         self.rows.append({**row, "seconds": round(self.seconds, 2)})
-        self.done, self.sums, self.seconds = 0, {}, 0.0
+        self.done, self.sums, self.totals, self.seconds = 0, {}, None, 0.0
         text = io.StringIO()
         writer = csv.DictWriter(text, self.rows[0], lineterminator="\n")
         writer.writeheader()
@@ -392,73 +254,30 @@ class Run:
         self.save_checkpoint()
         self.log(f"{title}  {line}  {self.rows[-1]['seconds']:.1f} s")
 
-    # ------------------------------------------------------------ files
-
-    def path(self, name):
-        return os.path.join(self.folder, name)
-
-    def write(self, name, content):
-        if self.descriptor is not None:
-            now, locked = os.stat(self.folder), os.fstat(self.descriptor)
-            if not os.path.samestat(now, locked):
-                raise UserError(f"{self.folder!r} is another folder now: this run was moved; it "
-                                "stops, and its last checkpoint is where it is")
-        write_whole(self.path(name), content)
-
-    def write_config(self):
-        self.write("config.json", json.dumps(self.config, indent=1))
-
-    def log(self, line):
-        """Print a line and keep it in log.txt."""
-        print(line, flush=True)
-        try:
-            with open(self.path("log.txt"), encoding="utf-8", errors="backslashreplace") as file:
-                former = file.read()
-        except FileNotFoundError:
-            former = ""
-        self.write("log.txt", former + line + "\n")
-
     def save_checkpoint(self):
+        self.read_figures()
+        if "network" in self.parts:
+            parallel.average_statistics(self.parts["network"])
         self.save("checkpoint.pt", {
-            "random": torch.get_rng_state(), "rows": self.rows, "done": self.done,
+            "random": torch.get_rng_state(), "cuda_random": torch.cuda.get_rng_state()
+            if torch.cuda.is_initialized() else None, "rows": self.rows, "done": self.done,
             "sums": self.sums, "seconds": self.seconds,
             **{name: part.state_dict() for name, part in self.parts.items()}})
 
-    def save(self, name, state):
-        """Write tensors and plain values as a torch file, then its SHA-256, which torch.load
-        ignores."""
-        buffer = io.BytesIO()
-        torch.save({**{key: self.config[key] for key in ("script", "version", "id", "settings")},
-                    **state}, buffer)
-        self.write(name, buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
 
-    def load(self, name, keys):
-        """What `save` wrote, on the CPU, with at least these `keys`; code in the file is never
-        run. Raises UserError, FileNotFoundError."""
-        with open(self.path(name), "rb") as file:
-            content = file.read()
-        refusal = f"{self.path(name)} cannot be read: "
-        if hashlib.sha256(content[:-32]).digest() != content[-32:]:
-            raise UserError(refusal + "it is cut off, damaged or not of this code, for its "
-                            "checksum is wrong")
-        try:
-            state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds
-            raise UserError(refusal + str(error).strip().split("\n")[0][:200]) from None
-        if not isinstance(state, dict) or not isinstance(state.get("settings", {}), dict):
-            raise UserError(refusal + f"expected a dictionary, found {type(state).__name__}")
-        lacking = [key for key in ("script", "version", "id", "settings", *keys)
-                   if key not in state]
-        if lacking:
-            raise UserError(refusal + "it lacks " + ", ".join(lacking))
-        if type(state["version"]) is not int or type(state["script"]) is not str or (
-                state["script"], state["version"]) != (self.config["script"], VERSION):
-            raise UserError(refusal + f"it is of {state['script']}.py, version {state['version']}, "
-                            f"not of {self.config['script']}.py, version {VERSION}")
-        if type(state["id"]) is not str or state["id"] != self.config["id"]:
-            raise UserError(refusal + "it is of another run")
-        for name, value in self.config["settings"].items():
-            if name not in MAY_CHANGE and state["settings"].get(name) != value:
-                raise UserError(refusal + f"it is of a run with --{name} "
-                                f"{state['settings'].get(name)}, and config.json has {value}")
-        return state
+def check_optimizer(optimizer, state):
+    """Raises where `state` is not of this optimizer: load_state_dict would take it, and a step
+    would fail."""
+    own = optimizer.state_dict()["param_groups"]
+    for group, like in zip(state["param_groups"], own, strict=True):
+        if {**group, "lr": 0} != {**like, "lr": 0} or not 0 <= group["lr"] < math.inf:
+            raise ValueError("an optimizer has other settings")
+    names = {"momentum_buffer"} if "momentum" in own[0] else {"step", "exp_avg", "exp_avg_sq"}
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for index, values in state["state"].items():
+        shape = weights[index].shape
+        if values.keys() != names or values.get("step", torch.tensor(0)) < 0 or not all(
+                value.shape == (() if name == "step" else shape) and value.isfinite().all()
+                and value.layout == torch.strided and value.dtype == torch.float32
+                for name, value in values.items()):
+            raise ValueError("what an optimizer keeps of a weight is not of its shape and type")

@@ -21,6 +21,7 @@ import secrets
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -37,18 +38,24 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import benchmark
 import data
+import devices
 import fair_darts
 import fast
 import flags
+import folders
 import genotypes
 import kernels
 import model_eval
 import model_search
 import operations
+import parallel
+import pictures as pictures_module
 import reproduce
 import runs
 import train_eval
@@ -225,9 +232,7 @@ def assert_fast_is_literal(network, images, labels):
     ("sigmoid", 8, 2, 3, "channels_last", ("max_pool_3x3",))])
 def test_fast_supernet_equals_the_literal_one(gate, size, nodes, layers, memory_format, primitives,
                                               monkeypatch):
-    if memory_format == "contiguous":  # as on MPS
-        for module in (model_search, fast, kernels):
-            monkeypatch.setattr(module, "channels_last", lambda x: x.contiguous())
+    monkeypatch.setitem(kernels._formats, "cpu", memory_format)
     torch.manual_seed(1)
     network = model_search.Network(4, 10, layers, nodes, 3, gate, primitives).double()
     network = assert_fast_is_literal(network, *batch(size))
@@ -442,7 +447,7 @@ def test_sixteen_bit_steps_stay_near_float32(dtype):
     results = []
     for amp in (False, True):
         network = small_network().float()
-        precision = runs.Precision(torch.device("cpu"), amp)
+        precision = devices.Precision(torch.device("cpu"), amp)
         if amp and dtype == torch.float16:  # what a GPU without bfloat16 gets
             precision.dtype, precision.scaler = dtype, torch.amp.GradScaler("cpu", init_scale=128.0)
             precision.loss_scale = precision.scaler.get_scale
@@ -1011,9 +1016,8 @@ def test_digits():
 def test_random_crop_flip():
     images = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8).repeat(500, 1, 1, 1)
     images = torch.cat([images, images + 64], 1)
-    out = data.random_crop_flip(images, 2, True, data.generator(0))
-    assert torch.equal(out, data.random_crop_flip(images, 2, True, data.generator(0)))
-    assert not torch.equal(out, data.random_crop_flip(images, 2, True, data.generator(1)))
+    chosen = torch.randint(50, (500,), generator=data.generator(0))
+    out = data.random_crop_flip(images, chosen, 2, True)
     padded = F.pad(images[0], [2] * 4)
     wanted = {}  # every crop that may be drawn
     for top in range(5):
@@ -1024,12 +1028,13 @@ def test_random_crop_flip():
     drawn = [wanted[bytes(i.contiguous().numpy())] for i in out]
     assert set(drawn) == set(wanted.values()) and len(wanted) == 50  # all of them, and nothing else
     assert 200 < sum(flip for _, _, flip in drawn) < 300
-    still = data.random_crop_flip(images, 0, False, data.generator(0))
+    still = data.random_crop_flip(images, chosen * 0, 0, False)
     assert torch.equal(still, images)
 
 
 def test_cutout():
-    out = data.cutout(torch.ones(400, 2, 12, 12), 4, data.generator(0))
+    y, x = torch.randint(12, (2, 400), generator=data.generator(0))
+    out = data.cutout(torch.ones(400, 2, 12, 12), y, x, 4)
     assert torch.equal(out[:, 0], out[:, 1])
     holes = (out[:, 0] == 0)
     sizes = holes.sum((1, 2))
@@ -1039,7 +1044,6 @@ def test_cutout():
         assert hole.sum() == len(rows) * len(columns)  # a rectangle
         assert rows[-1] - rows[0] < 4 and columns[-1] - columns[0] < 4
     assert holes.float().mean(0).min() > 0  # every pixel is reached
-    assert torch.equal(out, data.cutout(torch.ones(400, 2, 12, 12), 4, data.generator(0)))
 
 
 def test_batches_go_through_all_pictures_and_resume():
@@ -1577,8 +1581,8 @@ def recorded_run(folder, primitives=PRIMITIVES, nodes=4, epochs=3, gap=True, see
              run="1")
     s = {**train_search.flags().defaults(), "dataset": "digits", "nodes": nodes,
          "primitives": ",".join(primitives), "threshold": threshold, **settings}
-    config = dict(script="train_search", version=runs.VERSION, id="1", threads=1, commands=[],
-                  fingerprint="", classes=[], shape=[], settings=s)
+    config = dict(script="train_search", version=folders.VERSION, id="1", threads=1, processes=1,
+                  commands=[], fingerprint="", classes=[], shape=[], settings=s)
     (folder / "config.json").write_text(json.dumps(config))
     rows = [dict(epoch=epoch + 1, train_loss=1.0, soft_accuracy=90 + epoch if gap else None,
                  discrete_accuracy=50.5 if gap else None, seconds=1.5) for epoch in range(epochs)]
@@ -1920,7 +1924,8 @@ def test_signals_end_a_run_that_goes_on(whole_runs, tmp_path):
 
 def new_run(tmp_path, **settings):
     settings = {"name": "a", "runs": str(tmp_path), "dataset": "digits", "epochs": 2,
-                "learning_rate": 1, "amp": False, "checkpoint_minutes": 10, "seed": 0, **settings}
+                "learning_rate": 1, "amp": False, "checkpoint_minutes": 10, "log_every": 25,
+                "seed": 0, **settings}
     return runs.Run.create("train_search", settings, fingerprint="", classes=[], shape=[])
 
 
@@ -2046,7 +2051,7 @@ def test_what_is_not_finite_is_never_saved(tmp_path, monkeypatch, capsys):
             patch.setattr(F, "cross_entropy", poisoned)
             assert call(script, patch, *command, "--name", name) == 2
         error = capsys.readouterr().err
-        assert "not finite" in error and "in epoch 2, step 1;" in error
+        assert "not finite" in error and "in epoch 2, step 7 or before;" in error
         state = torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
         assert (len(state["rows"]) == 1
                 and all(w.isfinite().all() for w in state["network"].values()))
@@ -2091,7 +2096,7 @@ def test_bad_checkpoints_are_refused(tmp_path, monkeypatch, capsys):
             (sealed(saved({key: value for key, value in state.items() if key != "adam"})),
              "it lacks 'adam'"),
             (sealed(saved({**state, "version": 0})),
-             "it is of train_search.py, version 0, not of train_search.py, version 2"),
+             "it is of train_search.py, version 0, not of train_search.py, version 3"),
             (sealed(saved({**state, "network": {}})), "does not fit its settings"),
             (sealed(saved({**state, "sgd": {"state": {}, "param_groups": []}})),
              "does not fit its settings"),
@@ -2245,8 +2250,8 @@ def limited(script, arguments, files, memory, seconds, setup):
         code = stop.code or 0
     except BaseException:
         traceback.print_exc()
-    for stream in sys.stdout, sys.stderr:
-        stream.flush()
+    for output in sys.stdout, sys.stderr:
+        output.flush()
     os._exit(code)
 
 
@@ -2400,7 +2405,7 @@ def test_files_of_another_run_are_refused(script, run, name, other, command, mes
 # ---- 5: a full disk from the start
 
 @pytest.mark.parametrize("owner, name", [(os, "replace"), (os, "fsync"), (genotypes, "open"),
-                                         (runs, "write_whole"), (os, "mkdir")])
+                                         (folders, "write_whole"), (os, "mkdir")])
 def test_a_failed_creation_leaves_no_folder(owner, name, tmp_path, monkeypatch, capsys):
     def full(*arguments, **more):
         raise OSError(errno.ENOSPC, "No space left on device", "config.json")
@@ -2922,8 +2927,6 @@ CRAFTED = [
       (None, [], "x", [torch.zeros(2, 2, 2) - 1], [torch.full((2, 2, 2), math.nan)],
        [torch.zeros(2, 2, 3)], [torch.zeros(2, 2, 2)] * 2)],
     *[("a", at("train", "position"), value) for value in (-1, 10**9, "x", None, 0.5)],
-    *[("a", at("train", "order"), value) for value in (torch.zeros(718), "x", torch.zeros(3).long(),
-                                                       torch.zeros(718).long())],
     *[("a", at("train", "generator"), value) for value in ("x", torch.zeros(3).byte(), ...)],
     *[("a", at("random"), value) for value in ("x", torch.zeros(3).byte(), None, ...)],
     *[("a", at("version"), value) for value in ("x", None, 1, torch.zeros(2), True)],
@@ -2932,7 +2935,7 @@ CRAFTED = [
 
 def test_crafted_checkpoints_are_refused(finished, tmp_path, monkeypatch, capsys):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    monkeypatch.setattr(data, "load", lambda *_, digits=data.load("digits"): digits)
+    monkeypatch.setattr(data, "load", lambda *_, digits=data.load("digits"), **__: digits)
     for run, put, value in CRAFTED:
         path = tmp_path / run / "checkpoint.pt"
         state = torch.load(finished / run / "checkpoint.pt", weights_only=True)
@@ -2972,6 +2975,507 @@ def test_evaluate_compares_settings_before_it_builds(finished, tmp_path, monkeyp
     path.write_text(json.dumps(config))
     monkeypatch.setattr(train_eval, "build", None)
     assert "init_channels" in refused(capsys, monkeypatch, train_eval, "--evaluate", path.parent)
+
+
+# ---------------------------------------------------------------- several processes
+
+class Rank:
+    """Makes a child of `fork` one of several ranks."""
+
+    def __init__(self, rank, size, port):
+        self.environment = dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size),
+                                MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+    def __call__(self, entry):
+        os.environ.update(self.environment)
+        return entry
+
+
+class Call(Rank):
+    """The same, which calls `function` in place of a script."""
+
+    def __init__(self, rank, size, port, function, *arguments):
+        super().__init__(rank, size, port)
+        self.function, self.arguments = function, arguments
+
+    def __call__(self, entry):
+        os.environ.update(self.environment)
+        return lambda: self.function(*self.arguments)
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def start_ranks(tmp_path, size, script, *arguments):
+    port = free_port()
+    return [fork(tmp_path, script, *arguments, setup=Rank(rank, size, port))
+            for rank in range(size)]
+
+
+def on_ranks(tmp_path, size, function, *arguments):
+    """Call function(*arguments, folder) on `size` ranks; what each saved as `rank`.pt."""
+    folder = tmp_path / f"{function.__name__}_{size}_{secrets.token_hex(4)}"
+    folder.mkdir()
+    port = free_port()
+    children = [fork(tmp_path, "train_search", setup=Call(rank, size, port, function, *arguments,
+                                                          folder)) for rank in range(size)]
+    for child in children:
+        assert ended(*child)[::2] == (0, "")
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
+
+
+def two_level_steps(mode, folder):
+    """Gradients of first and second order, and the weights after five steps, in float64."""
+    devices.choose_device("cpu")
+    torch.manual_seed(0)
+    network = model_search.Network(2, 10, 3, 2).double()
+    if mode == "sync":
+        parallel.synchronize(network)
+    network.train(mode != "eval")
+    with torch.no_grad():  # so that batch norm in eval mode is no identity
+        for buffer in network.buffers():
+            buffer.copy_(torch.rand(buffer.shape) + 0.5)
+    sgd = torch.optim.SGD(network.weights(), 0.1, 0.9, weight_decay=3e-4)
+    architect = fair_darts.Architect(network, 0.1)
+    images, labels = batch(8, 12)
+    images, labels = images.double(), labels
+    (x, valid_x), (y, valid_y) = images.split(6), labels.split(6)
+    x, valid_x, y, valid_y = (parallel.mine(t) for t in (x, valid_x, y, valid_y))
+    result = []
+    for step in range(5):
+        if step in (0, 3):
+            result += architect.unrolled_gradient(valid_x, valid_y, x, y, sgd)[0]
+        with fair_darts.frozen(architect.weights):
+            loss = F.cross_entropy(network(valid_x), valid_y)
+            result += architect._gradients(loss + network.alphas[0].sum(), list(network.alphas))
+        architect.step(valid_x, valid_y)
+        sgd.zero_grad()
+        F.cross_entropy(network(x), y).backward()
+        parallel.average_gradients(network.weights())
+        result += [w.grad.clone() for w in network.weights()]
+        sgd.step()
+    parallel.average_statistics(network)
+    result += [t.detach() for t in network.state_dict().values()]
+    torch.save(result, folder / f"{parallel.rank()}.pt")
+
+
+@pytest.mark.parametrize("size, mode", [(2, "eval"), (3, "eval"), (2, "sync"), (3, "sync")])
+def test_ranks_compute_what_one_process_does(size, mode, tmp_path):
+    torch.set_num_threads(1)
+    two_level_steps(mode, tmp_path)
+    expected = torch.load(tmp_path / "0.pt", weights_only=True)
+    every = on_ranks(tmp_path, size, two_level_steps, mode)
+    for found in every:
+        assert len(found) == len(expected)
+        for a, b, first in zip(found, expected, every[0]):
+            assert close(a, b, 1e-10) and torch.equal(a, first)
+
+
+def scripts_on_a_rank(arguments, folder):
+    """A search or a training whose networks are saved after each epoch."""
+    end_epoch = runs.Run.end_epoch
+
+    def save(run, row, line):
+        torch.save([run.parts["network"].state_dict(), torch.get_rng_state(),
+                    {key: value for key, value in row.items() if "accuracy" in key}],
+                   folder / f"{parallel.rank()}.pt")
+        end_epoch(run, row, line)
+
+    runs.Run.end_epoch = save
+    script = train_eval if "--arch" in arguments else train_search
+    sys.argv = [script.__name__ + ".py", *arguments]
+    (script.train_or_test if script is train_eval else script.search_or_resume)()
+
+
+@pytest.mark.parametrize("tiny", [TINY_SEARCH, [*TINY_EVAL, "--drop_path_prob", "0.5"]])
+def test_ranks_stay_equal(tiny, tmp_path):
+    every = on_ranks(tmp_path, 2, scripts_on_a_rank,
+                     [*map(str, tiny), "--runs", str(tmp_path), "--name", "a", "--epochs", "2"])
+    (first, random_state, accuracies), *others = every
+    for state, other_state, other_accuracies in others:
+        assert all(torch.equal(state[name], first[name]) for name in first)
+        assert torch.equal(other_state, random_state)
+        assert {k: v for k, v in other_accuracies.items() if "train" not in k} == {
+            k: v for k, v in accuracies.items() if "train" not in k}
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_parts_of_ranks_are_the_whole(size, monkeypatch):
+    images = torch.randint(256, (50, 3, 8, 8), dtype=torch.uint8)
+    mean, std = torch.zeros(3), torch.ones(3)
+
+    def batches():
+        return data.Batches(images, torch.arange(50), mean, std, 12, 2, True, 3, data.generator(0))
+
+    def of_rank(rank, make):
+        monkeypatch.setenv("WORLD_SIZE", str(size))
+        monkeypatch.setenv("RANK", str(rank))
+        made = make()
+        monkeypatch.undo()
+        return made
+
+    whole, parts = batches(), [of_rank(rank, batches) for rank in range(size)]
+    for _ in range(9):  # over two passes
+        x, y = whole.next()
+        found = [of_rank(rank, part.next) for rank, part in enumerate(parts)]
+        assert torch.equal(torch.cat([x for x, _ in found]), x)
+        assert torch.equal(torch.cat([y for _, y in found]), y)
+    found = [of_rank(rank, lambda: list(data.in_order(images, torch.arange(50), mean, std, 12)))
+             for rank in range(size)]
+    seen = torch.cat([labels for part in found for _, labels in part])
+    assert sorted(seen.tolist()) == list(range(50)) and not all(len(part) == 5 for part in found)
+
+
+def accuracies_on_a_rank(folder):
+    devices.choose_device("cpu")
+    torch.manual_seed(0)
+    network = model_eval.NetworkCIFAR(genotypes.FairDARTS_a, 4, 10, 3, False)
+    images = torch.randint(256, (1000, 3, 8, 8), dtype=torch.uint8)  # four batches of at most 256
+    labels, mean, std = torch.randint(10, (1000,)), torch.full((3,), 99.), torch.full((3,), 50.)
+    torch.save(train_eval.test(network, data.in_order(images, labels, mean, std)),
+               folder / f"{parallel.rank()}.pt")
+
+
+def test_evaluation_over_ranks(tmp_path):
+    accuracies_on_a_rank(tmp_path)
+    expected = torch.load(tmp_path / "0.pt", weights_only=True)
+    for found in on_ranks(tmp_path, 3, accuracies_on_a_rank):
+        assert found[1:] == expected[1:] and abs(found[0] - expected[0]) < 1e-5
+
+
+def test_a_killed_rank_ends_the_job_and_it_goes_on(tmp_path, monkeypatch, capsys):
+    tiny = [*TINY_SEARCH, "--runs", tmp_path, "--name", "a", "--epochs", 500]
+    children = start_ranks(tmp_path, 2, "train_search", *tiny)
+    while not (tmp_path / "a" / "checkpoint.pt").exists():
+        time.sleep(0.05)
+    os.kill(children[1][0].pid, signal.SIGKILL)
+    code, _, error = ended(*children[0])
+    ended(*children[1])
+    assert code == 2 and error.count("\n") == 1
+    assert "rank 0 has lost another one" in error and "is whole, go on with: torchrun" in error
+    assert not list((tmp_path / "a").glob("*.part"))
+    done = len(table(tmp_path / "a"))
+    for size in (2, 3, 1):
+        done += 1
+        path = tmp_path / "a" / "config.json"
+        config = json.loads(path.read_text())
+        config["settings"]["epochs"] = done
+        path.write_text(json.dumps(config))
+        state = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)
+        state["settings"]["epochs"] = done
+        for child in start_ranks(tmp_path, size, "train_search", "--resume", tmp_path / "a"):
+            code, _, error = ended(*child)
+            assert code == 0, error
+            assert ("not bit for bit" in error) == (size != 2 and "note" in error)
+        assert len(table(tmp_path / "a")) == done
+
+
+def test_errors_on_ranks(tmp_path):
+    for arguments, message in ((["--batch_size", "301"], "give a multiple of 2"),
+                               (["--w01", "x"], "--w01")):
+        children = start_ranks(tmp_path, 2, "train_search", *TINY_SEARCH, "--runs", tmp_path,
+                               *arguments)
+        for rank, child in enumerate(children):
+            code, _, error = ended(*child)
+            assert code == 2 and error.count("\n") == 1 and message in error
+            assert ("rank 1: " in error) == (rank == 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_torchrun_is_stopped_and_goes_on(number, tmp_path):
+    tiny = [*TINY_SEARCH, "--runs", tmp_path, "--name", "a", "--epochs", "500"]
+    child = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
+                              "--master-port", str(free_port()), "train_search.py",
+                              *map(str, tiny)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             text=True)
+    while not (tmp_path / "a" / "checkpoint.pt").exists() and child.poll() is None:
+        time.sleep(0.05)
+    child.send_signal(number)
+    out, error = child.communicate(timeout=60)
+    assert child.returncode and "stopped in epoch" in out, error
+    assert f"torchrun --nproc-per-node=2 train_search.py --resume {tmp_path / 'a'}" in out
+    state = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)
+    assert len(state["rows"]) >= 1
+
+
+# ---------------------------------------------------------------- pictures read from files
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    """Ten classes of pictures of odd sizes, grey, in CMYK, with a palette."""
+    root, dice = tmp_path_factory.mktemp("imagenet"), np.random.default_rng(0)
+    for part, count in (("train", 8), ("val", 3)):
+        for label in range(10):
+            folder = root / part / f"class {label}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                size = dice.integers(20, 130, 2)
+                pixels = dice.integers(0, 99, (*size, 3), dtype=np.uint8) + 15 * np.uint8(label)
+                picture = Image.fromarray(pixels).convert(["RGB", "L", "CMYK", "P"][i % 4])
+                picture.save(folder / f"{i}.{'png' if i % 4 == 3 else 'jpg'}")
+    return root
+
+
+STREAMED = ["--dataset", "imagenet", "--image_size", 72, "--epochs", 2, "--batch_size", 16,
+            "--device", "cpu", "--checkpoint_minutes", 0]
+
+
+@pytest.mark.parametrize("script, flags_of", [
+    (train_eval, ["--arch", "FairDARTS_a", "--init_channels", 4, "--layers", 3]),
+    (train_eval, ["--arch", "FairNAS_A", "--width", 0.1, "--accumulate", 2]),
+    (train_search, ["--space", "s2", "--width", 0.1, "--threshold", 0, "--figures_every", 0,
+                    "--gap_every", 0, "--train_fraction", 0.5, "--valid_fraction", 0.4])])
+def test_scripts_on_imagenet(script, flags_of, imagenet, tmp_path, monkeypatch, capsys):
+    common = [*STREAMED, *flags_of, "--data", imagenet, "--runs", tmp_path]
+    assert call(script, monkeypatch, *common, "--name", "whole") == 0
+    config = json.loads((tmp_path / "whole" / "config.json").read_text())
+    assert config["shape"] == [3, 72, 72] and len(config["classes"]) == 10
+    with monkeypatch.context() as patch:
+        add, calls = runs.Run.add, []
+
+        def stop(self, *others, **figures):
+            add(self, *others, **figures)
+            calls.append(1)
+            if len(calls) == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        patch.setattr(runs.Run, "add", stop)
+        assert call(script, patch, *common, "--name", "a", "--workers", 0) == 143
+    assert call(script, monkeypatch, "--resume", tmp_path / "a", "--workers", 1) == 0
+    assert table(tmp_path / "a") == table(tmp_path / "whole")  # whatever the workers
+    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["network"]
+              for name in ("a", "whole")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    if script is train_eval:
+        rows = table(tmp_path / "a")
+        assert all(float(row["test_top5"]) >= float(row["test_accuracy"]) for row in rows)
+        rates = [float(row["learning_rate"]) for row in rows]
+        assert config["settings"]["gamma"] == 0.97 and rates == [0.1, 0.1 * 0.97]
+        assert call(script, monkeypatch, "--evaluate", tmp_path / "a") == 0
+        assert "top-5" in capsys.readouterr().out
+
+
+def test_streamed_pictures_are_those_in_memory(pictures):
+    tensors = data.load("folder", str(pictures), 16)
+    for workers in (0, 2):
+        files = data.load("folder", str(pictures), 16, stream=True, workers=workers)
+        assert isinstance(files.images, pictures_module.Files) and files.classes == tensors.classes
+        one, other = [data.Batches(d.images, d.labels, tensors.mean, tensors.std, 7, 2, True, 3,
+                                   data.generator(0)) for d in (tensors, files)]
+        for _ in range(9):  # over two passes
+            (x, y), (u, v) = one.next(), other.next()
+            assert torch.equal(x, u) and torch.equal(y, v)
+        state = other.state_dict()
+        expected, resumed = other.next()[0], data.Batches(
+            files.images, files.labels, tensors.mean, tensors.std, 7, 2, True, 3, data.generator(9))
+        resumed.load_state_dict(state)
+        assert torch.equal(resumed.next()[0], expected)
+        for one, other in zip(data.in_order(tensors.test_images, tensors.test_labels, tensors.mean,
+                                            tensors.std, 5),
+                              data.in_order(files.test_images, files.test_labels, tensors.mean,
+                                            tensors.std, 5), strict=True):
+            assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+    some = files.images[torch.tensor([3, 1])]
+    assert len(some) == 2 and some.paths[0] == files.images.paths[3]
+
+
+def test_large_pictures_are_cropped_at_random(imagenet):
+    files = data.load("imagenet", str(imagenet), 72).images
+    rows = torch.tensor([[4, 1], [4, 2], [4, 1]])
+    [drawn], [still] = files.read([rows], random=True), files.read([rows], random=False)
+    assert drawn.shape == (3, 3, 72, 72) and drawn.dtype == torch.uint8
+    assert torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[1])
+    assert torch.equal(still[0], still[1])
+    picture = Image.open(files.paths[4]).convert("RGB")
+    from torchvision import transforms
+    fit = transforms.Compose([transforms.Resize(72 * 256 // 224), transforms.CenterCrop(72)])
+    wanted = transforms.functional.pil_to_tensor(fit(picture)).int()
+    assert (still[0].int() - wanted).abs().float().mean() < 1  # another resize, the same crop
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_file_of_a_stream_is_named(workers, imagenet, tmp_path, monkeypatch, capsys):
+    shutil.copytree(imagenet, tmp_path / "data")
+    broken = tmp_path / "data" / "train" / "class 3" / "0.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    common = [*STREAMED, "--arch", "FairNAS_A", "--width", 0.1, "--data", tmp_path / "data",
+              "--runs", tmp_path, "--workers", workers, "--epochs", 1]
+    error = refused(capsys, monkeypatch, train_eval, *common, "--name", "a")
+    assert str(broken) in error and "--skip_bad_images" in error
+    assert call(train_eval, monkeypatch, *common, "--name", "b", "--skip_bad_images") == 0
+
+
+def test_a_folder_that_does_not_fit_is_refused(pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pictures_module, "memory", lambda: 20000)
+    monkeypatch.setattr(pictures_module, "open_picture", None)  # nothing is read
+    arguments = ["--dataset", "folder", "--data", pictures, "--image_size", 16, "--batch_size", 4]
+    error = refused(capsys, monkeypatch, train_search, *arguments, "--runs", tmp_path)
+    assert "32 pictures of 16x16 take 0.0 GiB" in error and "--stream" in error
+    assert call(train_search, monkeypatch, *arguments, "--runs", tmp_path, "--stream", "--layers",
+                3, "--init_channels", 2, "--nodes", 1, "--epochs", 1, "--threshold", 0,
+                "--figures_every", 0) == 0
+    assert "--stream" in capsys.readouterr().out  # in the command that trains what was found
+
+
+def test_balanced_shares_of_classes():
+    labels = torch.tensor([0] * 40 + [1] * 20 + [2] * 2)[torch.randperm(62)]
+    parts = data.balanced(labels, 0.5, 0.25, 3)
+    assert [labels[part].bincount().tolist() for part in parts] == [[20, 10, 1], [10, 5, 1]]
+    assert not set(parts[0].tolist()) & set(parts[1].tolist())
+    again, other = data.balanced(labels, 0.5, 0.25, 3), data.balanced(labels, 0.5, 0.25, 4)
+    assert torch.equal(again[0], parts[0]) and not torch.equal(other[0], parts[0])
+    with pytest.raises(flags.UserError, match="one picture"):
+        data.balanced(torch.tensor([0, 0, 1]), 0.5, 0.5, 0)
+
+
+def test_accumulated_steps_equal_whole_ones(tmp_path, monkeypatch):
+    train = model_eval.NetworkCIFAR.train
+    monkeypatch.setattr(model_eval.NetworkCIFAR, "train", lambda net, mode=True: train(net, False))
+    common = [*TINY_EVAL, "--no-auxiliary", "--drop_path_prob", 0, "--runs", tmp_path,
+              "--epochs", 2]
+    weights = []
+    for name, size, times in (("a", 600, 1), ("b", 300, 2), ("c", 200, 3)):
+        assert call(train_eval, monkeypatch, *common, "--name", name, "--batch_size", size,
+                    "--accumulate", times) == 0
+        weights.append(torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["network"])
+    for other in weights[1:]:
+        assert all(close(other[name], weights[0][name], 1e-5) for name in other)
+
+
+# ---------------------------------------------------------------- ready for a GPU
+
+class CountWaits(TorchDispatchMode):
+    """Counts what makes the host wait for a GPU, or moves tensors to or from it."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        aten, result = torch.ops.aten, function(*args, **(kwargs or {}))
+        tensors = [t for t in (result, *args) if torch.is_tensor(t)]
+        if len({t.device for t in tensors}) > 1 or function.overloadpacket in (
+                aten._local_scalar_dense, aten.is_nonzero, aten.nonzero):
+            self.found.append(str(function))
+        return result
+
+
+def fake_batches(device, size=8, count=40):
+    return data.Batches(torch.zeros(count, 3, size, size, dtype=torch.uint8, device=device),
+                        torch.zeros(count, dtype=torch.long, device=device),
+                        torch.zeros(3, device=device), torch.ones(3, device=device), 4, 1, True, 2,
+                        data.generator(0))
+
+
+NETWORKS = {
+    "s1": lambda: model_search.Network(4, 10, 3, 2), "s2": lambda: model_search.NetworkS2(
+        10, width=0.1, image_size=8),
+    "plain": lambda: model_search.Network(4, 10, 3, 2, fast=False),
+    "softmax": lambda: model_search.Network(4, 10, 3, 2, gate="softmax"),
+    "cifar": lambda: model_eval.NetworkCIFAR(genotypes.FairDARTS_a, 4, 10, 3),
+    "imagenet": lambda: model_eval.NetworkImageNet(genotypes.FairDARTS_b, 4, 10, 3),
+    "chain": lambda: model_eval.NetworkS2(genotypes.FairNAS_A, 10, width=0.1, image_size=8)}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_nothing_is_left_on_the_cpu(name):
+    """By tensors that claim to be on a GPU: those on the CPU are refused beside them."""
+    run = runs.Run("nowhere", {"settings": {"epochs": 1, "log_every": 25}})
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.device("cuda"):
+            network = NETWORKS[name]().train()
+        network.drop_path_prob = 0.2
+        assert all(t.is_cuda for t in network.state_dict().values())
+        train = fake_batches("cuda", 64 if name == "imagenet" else 8)
+        train.next()  # which begins a pass
+        with CountWaits() as waits:
+            images, labels = train.next()
+            outputs = network(images)
+            loss = F.cross_entropy(outputs[0] if isinstance(outputs, tuple) else outputs, labels)
+            run.add(loss=loss.detach())
+        assert waits.found == [] and run.totals.is_cuda and loss.is_cuda
+        with CountWaits() as waits:
+            loss.cpu()
+        assert waits.found  # it does find one
+
+
+@pytest.mark.parametrize("name", ["s1", "s2", "plain", "softmax", "cifar", "chain"])
+def test_a_step_never_waits(name):
+    run = runs.Run("nowhere", {"settings": {"epochs": 1, "log_every": 25}})
+    network, train = NETWORKS[name]().train(), fake_batches("cpu")
+    searched = hasattr(network, "alphas")
+    weights = network.weights() if searched else list(network.parameters())
+    sgd = torch.optim.SGD(weights, 0.1, 0.9, weight_decay=3e-4, fused=True)
+    architect = fair_darts.Architect(network) if searched else None
+
+    def step():
+        images, labels = train.next()
+        figures = {}
+        if searched:
+            valid_loss, penalty = architect.step(*train.next())
+            figures.update(valid_loss=valid_loss, penalty=penalty)
+        sgd.zero_grad()
+        with fair_darts.frozen(network.alphas if searched else []):
+            outputs = network(images)
+            loss = F.cross_entropy(outputs if searched else outputs[0], labels)
+            loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(weights, 5.0)
+        sgd.step()
+        run.add(norm, loss=loss.detach(), **figures)
+
+    step()  # which begins a pass, and makes what the optimisers keep
+    with CountWaits() as waits:
+        step()
+    assert waits.found == []
+    with CountWaits() as waits:
+        float(run.totals.sum())
+    assert waits.found  # it does find one
+
+
+def test_the_faster_memory_format_is_taken(tmp_path, monkeypatch, capsys):
+    torch.manual_seed(0)
+    network = model_search.Network(2, 10, 3, 2).train()
+    before = copy.deepcopy(network.state_dict())
+    images, state = torch.randn(2, 3, 8, 8), torch.get_rng_state()
+    seconds = kernels.time_formats(network, images)
+    assert set(seconds) == set(kernels.FORMATS) and min(seconds.values()) > 0
+    assert all(torch.equal(network.state_dict()[name], before[name]) for name in before)
+    assert all(p.grad is None for p in network.parameters())
+    assert torch.equal(torch.get_rng_state(), state) and kernels._formats["cpu"] == "channels_last"
+    monkeypatch.setattr(kernels, "_formats", dict(kernels._formats))
+    monkeypatch.setattr(kernels, "time_formats", lambda *_: {"channels_last": 2.0,
+                                                             "contiguous": 1.0})
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device=None: zeros(*shape))
+    run = new_run(tmp_path, sync_bn=False, compile=False)
+    devices.prepare_network(run, network, torch.device("cuda"), (2, 3, 8, 8))
+    assert kernels._formats["cuda"] == "contiguous"
+    assert "channels_last 2.0000 s a pass, contiguous 1.0000" in capsys.readouterr().out
+    assert folders.read_config(run.folder)["memory_format"] == "contiguous"
+    run.config["memory_format"] = "x"
+    with pytest.raises(flags.UserError, match="memory_format"):
+        devices.prepare_network(run, network, torch.device("cuda"), (2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["s1", "cifar", "chain"])
+def test_regions_compile(name):
+    torch.manual_seed(0)
+    network = (model_search.Network(2, 10, 3, 1) if name == "s1" else NETWORKS[name]()).train()
+    images = torch.randn(4, 3, 8, 8)
+    expected = network(images)
+    network.compile_regions(backend="eager", fullgraph=name != "s1")
+    found = network(images)
+    for a, b in zip(expected if name != "s1" else [expected], found if name != "s1" else [found]):
+        assert a is None or a.grad_fn is not None and (
+            name == "chain" or close(a, b, 1e-5))  # a chain has dropout
+
+
+def test_compile_is_left_out_on_a_cpu(tmp_path, monkeypatch, capsys):
+    assert call(train_search, monkeypatch, *TINY_SEARCH, "--runs", tmp_path, "--compile") == 0
+    assert "note: --compile is left out" in capsys.readouterr().err
 
 
 # ---- fuzz

@@ -8,6 +8,7 @@
 Leaves in the run's folder: best.pt (the weights of the best test accuracy), metrics.csv.
 """
 import argparse
+import functools
 import shlex
 
 import torch
@@ -18,10 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import data
 import genotypes
 import kernels
+import parallel
+from devices import Precision, choose_device, prepare_network, set_learning_rate
 from flags import (RUN_FLAGS, Parser, UserError, main, number, one_of, path_name, refuse,
                    resumed_settings)
-from model_eval import NetworkCIFAR, NetworkS2
-from runs import Precision, Run, choose_device, set_learning_rate
+from model_eval import NetworkCIFAR, NetworkImageNet, NetworkS2
+from pictures import LARGE
+from runs import Run
 
 positive, rate, part = number(int, 1), number(float, 0), number(float, 0, 0.999)
 # The defaults are the published recipe on CIFAR-10; data.RECIPES has what other sets change.
@@ -31,8 +35,11 @@ FLAGS = {
     "data": ("data", path_name, "folder of the downloaded sets, or of your pictures"),
     "image_size": (32, number(int, 8), "side to which your pictures are brought, in pixels"),
     "skip_bad_images": (False, bool, "leave out files that cannot be used as pictures"),
+    "stream": (False, bool, "read your pictures from their files as they are asked for"),
+    "workers": (2, number(int, 0, 256), "processes that read them"),
     "epochs": (600, positive, "passes over the training set"),
     "batch_size": (96, number(int, 2), "pictures in a step"),
+    "accumulate": (1, number(int, 1, 1000), "batches in a step, one after the other"),
     "init_channels": (36, number(int, 2, 10**6), "cells: channels of the first ones"),
     "layers": (20, number(int, 1, 10**4), "cells: how many"),
     "width": (1.0, number(float, 0, 1000, open_ends=True), "chains: factor of all channels"),
@@ -40,6 +47,8 @@ FLAGS = {
     "squeeze": (False, bool, "chains: squeeze-and-excitation in every block"),
     "h_swish": (False, bool, "chains: h-swish in place of ReLU6"),
     "learning_rate": (0.025, rate, "at the start of a cosine that ends at 0"),
+    "gamma": (0.0, number(float, 0, 1), "instead: the rate's factor for every epoch"),
+    "label_smooth": (0.0, part, "share of the labels' weight that goes to all classes"),
     "momentum": (0.9, rate, "of SGD"),
     "weight_decay": (3e-4, rate, "of SGD"),
     "grad_clip": (5.0, number(float, 0, open_ends=True), "largest norm of the gradient"),
@@ -60,11 +69,11 @@ def train(run, s, dataset):
     device = choose_device(s.device)
     network = build(s, dataset, device)
     network.recompute = s.recompute
-    if s.compile:
-        network.compile()
+    prepare_network(run, network, device, (s.batch_size, *dataset.images.shape[1:]))
     sgd = torch.optim.SGD(network.parameters(), s.learning_rate, s.momentum,
                           weight_decay=s.weight_decay, fused=True)
     precision = Precision(device, s.amp)
+    cross_entropy = functools.partial(F.cross_entropy, label_smoothing=s.label_smooth)
     scaler, (batches, test_set) = precision.scaler, prepare(s, dataset, device)
     run.track(network=network, sgd=sgd, train=batches, scaler=scaler)
     parameters, head, macs = count(network, dataset.images.shape[1:])
@@ -74,36 +83,44 @@ def train(run, s, dataset):
             f"head, {macs / 1e6:.2f} M MACs: {s.arch}")
 
     for epoch in run.epochs():
-        set_learning_rate(sgd, epoch, s.epochs, s.learning_rate)
+        set_learning_rate(sgd, epoch, s.epochs, s.learning_rate, gamma=s.gamma)
         network.drop_path_prob = s.drop_path_prob * epoch / s.epochs
         network.train()
         for _ in run.steps(len(batches)):
-            images, labels = batches.next()
-            with precision.autocast():
-                logits, auxiliary_logits = network(images)
-            loss = total = F.cross_entropy(logits, labels)
-            if auxiliary_logits is not None:
-                total = loss + s.auxiliary_weight * F.cross_entropy(auxiliary_logits, labels)
             sgd.zero_grad()
-            scaler.scale(total).backward()
+            figures = []
+            for images, labels in zip(*(t.chunk(s.accumulate) for t in batches.next())):
+                with precision.autocast():
+                    logits, auxiliary_logits = network(images)
+                loss = total = cross_entropy(logits, labels)
+                if auxiliary_logits is not None:
+                    total = loss + s.auxiliary_weight * cross_entropy(auxiliary_logits, labels)
+                scaler.scale(total / s.accumulate).backward()
+                hits = (logits.argmax(1) == labels).float().mean()
+                figures.append(torch.stack([loss, hits, total]).detach())
+            parallel.average_gradients(network.parameters())
             scaler.unscale_(sgd)
             norm = clip_grad_norm_(network.parameters(), s.grad_clip)
             scaler.step(sgd)
             scaler.update()
 
             # a scaler leaves out a step whose norm is not finite
-            run.add(total.detach(), *([] if scaler.is_enabled() else [norm]),
-                    train_loss=loss.detach(),
-                    train_accuracy=100 * (logits.argmax(1) == labels).float().mean())
+            loss, hits, total = torch.stack(figures).mean(0)
+            run.add(total, *([] if scaler.is_enabled() else [norm]), train_loss=loss,
+                    train_accuracy=100 * hits)
 
-        test_loss, test_accuracy = test(network, run.watched(data.in_order(*test_set)))
+        parallel.average_statistics(network)
+        test_loss, test_accuracy, test_top5 = test(network,
+                                                   run.watched(data.in_order(*test_set)))
         row = {"epoch": epoch + 1, **run.means(), "test_loss": test_loss,
-               "test_accuracy": test_accuracy, "learning_rate": sgd.param_groups[0]["lr"],
+               "test_accuracy": test_accuracy, "test_top5": test_top5,
+               "learning_rate": sgd.param_groups[0]["lr"],
                "drop_path_prob": network.drop_path_prob}
         if all(test_accuracy > former for former in run.column("test_accuracy")):
             run.save("best.pt", {"network": network.state_dict(), "epoch": epoch + 1})
         run.end_epoch(row, "train loss {train_loss:.4f} acc {train_accuracy:.2f}%  "
-                           "test loss {test_loss:.4f} acc {test_accuracy:.2f}%".format(**row))
+                           "test loss {test_loss:.4f} acc {test_accuracy:.2f}% top-5 "
+                           "{test_top5:.2f}%".format(**row))
 
     accuracies = run.column("test_accuracy")
     best = max(accuracies)
@@ -113,13 +130,17 @@ def train(run, s, dataset):
 
 
 def build(s, dataset, device):
-    """The network of --arch for the pictures of `dataset`."""
+    """The network of --arch for the pictures of `dataset`; of cells, for more than 64 pixels the
+    one that DARTS has for ImageNet."""
     torch.manual_seed(s.seed)
     genotype, classes = genotypes.get(s.arch), len(dataset.classes)
     channels, size = dataset.images.shape[1:3]
     if isinstance(genotype, genotypes.ChainGenotype):
         return NetworkS2(genotype, classes, s.dropout, s.width, s.squeeze, s.h_swish, channels,
                          size).to(device)
+    if size > LARGE:
+        return NetworkImageNet(genotype, s.init_channels, classes, s.layers,
+                               s.auxiliary).to(device)
     return NetworkCIFAR(genotype, s.init_channels, classes, s.layers, s.auxiliary,
                         channels).to(device)
 
@@ -129,23 +150,25 @@ def prepare(s, dataset, device):
     mean, std, images, labels, *test_set = (t.to(device) for t in (
         dataset.mean, dataset.std, dataset.images, dataset.labels, dataset.test_images,
         dataset.test_labels))
-    recipe = data.RECIPES[dataset.name]
-    batches = data.Batches(images, labels, mean, std, s.batch_size, recipe.padding, recipe.flip,
-                           s.cutout_length if s.cutout else 0, data.generator(s.seed, 2))
+    recipe = data.recipe(dataset.name, images.shape[2])
+    batches = data.Batches(images, labels, mean, std, s.batch_size * s.accumulate, recipe.padding,
+                           recipe.flip, s.cutout_length if s.cutout else 0,
+                           data.generator(s.seed, 2))
     return batches, (*test_set, mean, std)
 
 
 @torch.no_grad()
 def test(network, batches):
-    """(mean cross entropy, accuracy in percent) on (images, labels)."""
+    """(mean cross entropy, accuracy, top-5 accuracy, both in percent) on (images, labels)."""
     network.eval()
-    loss = hits = count = 0
+    sums = torch.zeros(4, device=next(network.parameters()).device)
     for images, labels in batches:
         logits, _ = network(images)
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-        hits += (logits.argmax(1) == labels).sum()
-        count += len(labels)
-    return loss.item() / count, 100 * hits.item() / count
+        best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (B, 5)
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        sums += torch.stack([loss, best[:, 0].sum(), best.sum(), loss.new_tensor(len(labels))])
+    loss, hits, hits5, count = parallel.total(sums).tolist()
+    return loss / count, 100 * hits / count, 100 * hits5 / count
 
 
 def count(network, shape):
@@ -178,10 +201,13 @@ def start(parser, given):
     else:
         refuse(given, CHAIN_FLAGS, "is for chains, and this architecture is of cells")
     dataset, why = data.load_asked(given, choose_device(given.get("device", "auto")))
-    settings = {**parser.defaults(), **data.RECIPES[dataset.name].eval, **given,
+    size = dataset.images.shape[2]
+    settings = {**parser.defaults(), **data.recipe(dataset.name, size).eval, **given,
                 "dataset": dataset.name}
-    data.check_batch(settings["batch_size"], len(dataset.labels))
+    if dataset.name in ("folder", "imagenet"):
+        settings["image_size"] = size
     s = argparse.Namespace(**settings)
+    data.check_batch(s.batch_size, len(dataset.labels) // s.accumulate)
     with (Run.create("train_eval", settings, **data.facts(dataset)) as run,
           kernels.stock(s.plain)):
         if why:
@@ -217,9 +243,10 @@ def evaluate(parser, given):
     run.restore(network, "network", best)
     _, test_set = prepare(s, dataset, device)
     with kernels.stock(s.plain):
-        loss, accuracy = test(network, data.in_order(*test_set))
-    print(f"{run.folder}: weights of epoch {best['epoch']}  test loss {loss:.4f} "
-          f"acc {accuracy:.2f}%")
+        loss, accuracy, top5 = test(network, data.in_order(*test_set))
+    if parallel.rank() == 0:
+        print(f"{run.folder}: weights of epoch {best['epoch']}  test loss {loss:.4f} "
+              f"acc {accuracy:.2f}% top-5 {top5:.2f}%")
 
 
 def train_or_test():

@@ -25,12 +25,15 @@ from torch.nn.utils import clip_grad_norm_
 import data
 import genotypes
 import kernels
+import parallel
+from devices import Precision, choose_device, prepare_network, set_learning_rate
 from fair_darts import PENALTIES, Architect, frozen, strongest
-from flags import (RUN_FLAGS, Parser, main, number, one_of, path_name, refuse, resumed_settings,
-                   some_of)
+from flags import (RUN_FLAGS, Parser, UserError, main, number, one_of, path_name, refuse,
+                   resumed_settings, some_of)
 from model_search import Network, NetworkS2
 from operations import OPS
-from runs import Precision, Run, choose_device, set_learning_rate
+from pictures import LARGE
+from runs import Run
 
 positive, rate = number(int, 1), number(float, 0)
 share = number(float, 0, 1, open_ends=True)
@@ -52,7 +55,12 @@ FLAGS = {
     "data": ("data", path_name, "folder of the downloaded sets, or of your pictures"),
     "image_size": (32, number(int, 8), "side to which your pictures are brought, in pixels"),
     "skip_bad_images": (False, bool, "leave out files that cannot be used as pictures"),
+    "stream": (False, bool, "read your pictures from their files as they are asked for"),
+    "workers": (2, number(int, 0, 256), "processes that read them, for each half"),
     "train_portion": (0.5, share, "part of the training set that trains the weights"),
+    "train_fraction": (0.0, number(float, 0, 1), "instead: this share of each class for the "
+                       "weights (PC-DARTS on ImageNet: 0.1)"),
+    "valid_fraction": (0.0, number(float, 0, 1), "and this one for alpha (there: 0.025)"),
     "epochs": (50, positive, "passes over that part"),
     "batch_size": (128, number(int, 2), "pictures in a step"),
     "init_channels": (16, number(int, 2, 10**6), "s1: channels of the first cells"),
@@ -83,8 +91,7 @@ def search(run, s, dataset):
     torch.manual_seed(s.seed)
     network = build(s, dataset.classes, dataset.images.shape[1:]).to(device)
     network.recompute = s.recompute
-    if s.compile:
-        network.compile()
+    prepare_network(run, network, device, (s.batch_size, *dataset.images.shape[1:]))
     weights, precision = network.weights(), Precision(device, s.amp)
     sgd = torch.optim.SGD(weights, s.learning_rate, s.momentum, weight_decay=s.weight_decay,
                           fused=True)
@@ -119,6 +126,7 @@ def search(run, s, dataset):
                     logits = network(images)
                 loss = F.cross_entropy(logits, labels)
                 scaler.scale(loss).backward()
+            parallel.average_gradients(weights)
             scaler.unscale_(sgd)
             norm = clip_grad_norm_(weights, s.grad_clip)
             scaler.step(sgd)
@@ -130,6 +138,7 @@ def search(run, s, dataset):
                     valid_loss=valid_loss, penalty=penalty,
                     train_accuracy=100 * (logits.argmax(1) == labels).float().mean())
 
+        parallel.average_statistics(network)
         done, last = epoch + 1, epoch + 1 == s.epochs
         row = {"epoch": done, **run.means(),
                "valid_accuracy": accuracy(run, network.eval(), validation),
@@ -157,11 +166,18 @@ def halves(s, dataset, device):
     """The training set in two: endless batches for the weights, and for alpha."""
     images, labels, mean, std = (t.to(device) for t in (dataset.images, dataset.labels,
                                                         dataset.mean, dataset.std))
-    recipe = data.RECIPES[dataset.name]
-    for stream, half in enumerate(data.split(len(labels), s.train_portion, s.seed), 2):
+    recipe = data.recipe(dataset.name, images.shape[2])
+    for stream, half in enumerate(parts(s, dataset.labels), 2):
         half = half.to(device)
         yield data.Batches(images[half], labels[half], mean, std, s.batch_size, recipe.padding,
                            recipe.flip, 0, data.generator(s.seed, stream))
+
+
+def parts(s, labels):
+    """Two index tensors: the pictures for the weights, and for alpha."""
+    if s.train_fraction or s.valid_fraction:
+        return data.balanced(labels, s.train_fraction, s.valid_fraction, s.seed)
+    return data.split(len(labels), s.train_portion, s.seed)
 
 
 class GateHistory:
@@ -205,9 +221,9 @@ class GateHistory:
 def accuracy(run, network, half, gates=None):
     """Accuracy of the supernet on the pictures of `half`, in percent."""
     batches = data.in_order(half.images, half.labels, half.mean, half.std)
-    hits = sum((network(images, gates).argmax(1) == labels).sum()
-               for images, labels in run.watched(batches))
-    return 100 * hits.item() / len(half.labels)
+    hits = sum(((network(images, gates).argmax(1) == labels).sum()
+                for images, labels in run.watched(batches)), half.labels.new_zeros(()))
+    return 100 * parallel.total(hits).item() / len(half.labels)
 
 
 def gap(run, network, half, s):
@@ -217,7 +233,7 @@ def gap(run, network, half, s):
     gates = [g.detach() for g in network.compute_gates()]
     discrete = network.discrete_gates(network.genotype(**rules(s)))
     network.train()
-    with kernels.frozen_statistics(network):
+    with kernels.frozen_statistics(network), parallel.alone():
         return dict(soft_accuracy=accuracy(run, network, half, gates),
                     discrete_accuracy=accuracy(run, network, half, discrete))
 
@@ -281,8 +297,7 @@ def derive(run, s, network):
     for name in ("data", "image_size") + (("width",) if s.space == "s2" else ()):
         if getattr(s, name) != FLAGS[name][0]:
             command += ["--" + name, str(getattr(s, name))]
-    if s.skip_bad_images:
-        command.append("--skip_bad_images")
+    command += ["--" + name for name in ("stream", "skip_bad_images") if getattr(s, name)]
     if s.figures_every:
         draw_figures(run)
     run.log(f"{genotype}\n{shlex.join(command)}")
@@ -323,13 +338,20 @@ def start(parser, given):
     else:
         refuse(given, CHAIN_FLAGS, "is of --space s2")
     dataset, why = data.load_asked(given, choose_device(given.get("device", "auto")))
-    gate = SOFTMAX if given.get("gate") == "softmax" else {}
-    settings = {**parser.defaults(), **gate, **data.RECIPES[dataset.name].search, **given,
+    gate, size = SOFTMAX if given.get("gate") == "softmax" else {}, dataset.images.shape[2]
+    settings = {**parser.defaults(), **gate, **data.recipe(dataset.name, size).search, **given,
                 "dataset": dataset.name}
-    count = len(dataset.labels)
-    train_count = len(data.split(count, settings["train_portion"], 0)[0])
-    data.check_batch(settings["batch_size"], min(train_count, count - train_count))
+    if dataset.name in ("folder", "imagenet"):
+        settings["image_size"] = size
     s = argparse.Namespace(**settings)
+    fractions = s.train_fraction, s.valid_fraction
+    if bool(fractions[0]) != bool(fractions[1]) or sum(fractions) > 1:
+        raise UserError("--train_fraction {} and --valid_fraction {}: both must be above 0, "
+                        "together 1 at most".format(*fractions))
+    if s.space == "s1" and dataset.name == "imagenet" and size > LARGE:
+        raise UserError(f"the cells of s1 are searched on pictures of {LARGE} pixels or fewer, "
+                        f"not {size}: give --space s2 or --image_size 32")
+    data.check_batch(s.batch_size, min(map(len, parts(s, dataset.labels))))
     with (Run.create("train_search", settings, **data.facts(dataset)) as run,
           kernels.stock(s.plain)):
         if why:
@@ -341,13 +363,13 @@ def resume(parser, given):
     """Go on with a run; where all its epochs are done, derive its genotype again."""
     with Run.open(given["resume"], "train_search") as run:
         settings = resumed_settings(run, parser, given)
-        s = argparse.Namespace(**settings)
+        s, device = argparse.Namespace(**settings), choose_device(settings["device"])
         run.resume(settings)
         if len(run.rows) == s.epochs:
             network = build(s, run.config["classes"], run.config["shape"])
             run.track(network=network)
             return derive(run, s, network)
-        dataset = data.load_again(run, settings, choose_device(s.device))
+        dataset = data.load_again(run, settings, device)
         with kernels.stock(s.plain):
             return search(run, s, dataset)
 

@@ -20,8 +20,9 @@ from matplotlib.path import Path
 import fair_darts
 import genotypes
 from flags import Parser, UserError, check_settings, main, path_name
+from folders import read_metrics
 from operations import OPS
-from runs import Run, read_metrics
+from runs import Run
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the strongest for the skip
 COLOURS = {
