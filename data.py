@@ -277,6 +277,7 @@ class Batches:
         self.batch_size, self.generator = batch_size, generator
         self.padding, self.flip, self.cutout_length = padding, flip, cutout_length
         self.before, self.position, self.parts = generator.get_state(), 0, []
+        self.pictures = iter(())
 
     def __len__(self):
         return len(self.images) // self.batch_size
@@ -289,6 +290,7 @@ class Batches:
                  for high in (crops, height, width, 2 ** 62)]
         order = torch.randperm(count, generator=self.generator)
         plan = torch.stack([order, *draws], 1).to(self.labels.device)  # (N, 5)
+        self.close()
         self.parts = [parallel.mine(part) for part in plan[position:].split(self.batch_size)
                       if len(part) == self.batch_size]
         self.pictures = read(self.images, self.parts, random=True)
@@ -304,6 +306,11 @@ class Batches:
         if self.cutout_length:
             images = cutout(images, y, x, self.cutout_length)
         return images, self.labels.index_select(0, chosen)
+
+    def close(self):
+        """End the processes that read ahead."""
+        if hasattr(self.pictures, "close"):
+            self.pictures.close()
 
     def state_dict(self):
         return {"generator": self.before, "position": self.position}

@@ -67,6 +67,9 @@ class Run(Folder):
         finally:
             for number, handler in self.former_handlers.items():
                 signal.signal(number, handler)
+            for part in self.parts.values():
+                if hasattr(part, "close"):
+                    part.close()
             if self.descriptor is not None:
                 os.close(self.descriptor)
 
