@@ -3261,6 +3261,7 @@ def test_scripts_on_imagenet(script, flags_of, imagenet, tmp_path, monkeypatch, 
         patch.setattr(runs.Run, "add", stop)
         assert call(script, patch, *common, "--name", "a", "--workers", 0) == 143
     assert call(script, monkeypatch, "--resume", tmp_path / "a", "--workers", 1) == 0
+    assert not multiprocessing.active_children()
     assert table(tmp_path / "a") == table(tmp_path / "whole")  # whatever the workers
     states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["network"]
               for name in ("a", "whole")]

@@ -267,6 +267,8 @@ def describe(row, s):
 
 def draw_figures(run):
     """Draw what is recorded so far. Whatever goes wrong, the search goes on."""
+    if parallel.rank() > 0:
+        return
     try:
         import visualize
         visualize.draw_run(run.folder)
