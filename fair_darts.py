@@ -12,6 +12,7 @@ enters, then by the state that it leaves; a column an operation, in the order of
 genotypes.PRIMITIVES or of the `primitives` given. In the space S2 there is one matrix: a row
 a layer, a column a choice, in the order of genotypes.CHOICES.
 """
+import math
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -35,7 +36,8 @@ def gates(alphas, kind="sigmoid", present=None):
 
 
 def zero_one_loss(gates):
-    """Eq. 7: -(1/N) * sum of (gate - 0.5)^2; 0 at 0.5, where it is flat; -0.25 at 0 and 1."""
+    """Eq. 7: -(1/N) * sum of (gate - 0.5)^2; 0 at 0.5, where it is flat; -0.25 at 0 and 1, which
+    weight decay keeps the gates from, see `resting_gate`."""
     return -((gates - 0.5) ** 2).mean()
 
 
@@ -46,6 +48,41 @@ def zero_one_loss_l1(gates):
 
 
 PENALTIES = {"l2": zero_one_loss, "l1": zero_one_loss_l1}  # the values of --zero_one_loss
+
+
+def push(gate, penalty=zero_one_loss):
+    """-d penalty / d alpha of one gate alone; for Eq. 7: 2 * (z - 1/2) * z * (1 - z)."""
+    alpha = torch.logit(torch.tensor([gate], dtype=torch.float64)).requires_grad_()
+    [slope] = torch.autograd.grad(penalty(torch.sigmoid(alpha)), alpha)
+    return -slope.item()
+
+
+def resting_gate(w01, count, weight_decay, penalty=zero_one_loss):
+    """Where a gate above 1/2 comes to rest that the data leave alone: the zero-one loss pushes it
+    out, Adam's weight decay on alpha holds it back, and they balance where
+
+        w01 * push(z) / count = weight_decay * logit(z)
+
+    count: N, the number of all gates. Below 1/2 it is the mirror image, 1 - z. 0.5 if no gate
+    leaves 1/2; 1.0 without weight decay.
+    """
+    def goes_on(gate):
+        return w01 * push(gate, penalty) / count > weight_decay * math.log(gate / (1 - gate))
+
+    low, high = 0.5 + 1e-6, 1 - 1e-12
+    if not goes_on(low):
+        return 0.5
+    if goes_on(high):
+        return 1.0
+    for _ in range(60):  # bisection
+        middle = (low + high) / 2
+        low, high = (middle, high) if goes_on(middle) else (low, middle)
+    return low
+
+
+def needed_w01(gate, count, weight_decay, penalty=zero_one_loss):
+    """The w01 with which `resting_gate` is `gate`, above 1/2."""
+    return weight_decay * math.log(gate / (1 - gate)) * count / push(gate, penalty)
 
 
 @contextmanager
@@ -245,3 +282,49 @@ def dominant_choices(gates):
 def discrete_chain_gates(genotype):
     """The gates of S2 as a ChainGenotype has them, 0 and 1: (layers, choices)."""
     return torch.tensor([[float(name in names) for name in CHOICES] for names in genotype.layers])
+
+
+# ---------------------------------------------------------------- the gap, taken apart
+
+def rounded(gates, kind="sigmoid"):
+    """Each gate at the nearer end: 1 from 1/2 up; of a softmax, 1 where it is largest. (edges,
+    operations) -> 0 and 1"""
+    if kind == "sigmoid":
+        return (gates >= 0.5).to(gates)
+    return F.one_hot(gates.argmax(-1), gates.shape[-1]).to(gates)
+
+
+def encoding_gap(found, kind="sigmoid", present=None):
+    """rho, what Insight 2 is about: mean |gate - rounded gate|, relative to that of the first
+    gates, 1/2 for a sigmoid and (2 / K) * (1 - 1 / K) for a softmax of K operations.
+
+    found: the gates, (edges, operations); present: see `gates`.
+    """
+    def distance(values):
+        distances = (values - rounded(values, kind)).abs()
+        return (distances if present is None else distances[present]).mean()
+
+    return distance(found) / distance(gates(torch.zeros_like(found), kind, present))
+
+
+def kept_edges(gates, edges_per_node=2, primitives=PRIMITIVES):
+    """1 for each edge among the best of its node, else 0: (edges, operations) -> (edges, 1)"""
+    kept = torch.zeros_like(gates[:, :1])
+    for edge, _ in strongest(gates, edges_per_node, primitives=primitives):
+        kept[edge_row(edge.node, edge.source)] = 1
+    return kept
+
+
+def split_gap(g, ge, gs, r, re, s):
+    """The discretisation gap A(g) - A(s) in three parts that sum up to it: (rounding, edges,
+    operations).
+
+    The arguments are accuracies A, with gates as they are and rounded (g, r), of the best edges
+    alone (ge, re), of the genotype alone (gs, s). Rounding is measured with all gates and with
+    those of the genotype, the selection of edges, then of operations, before and after rounding;
+    each is the mean of both.
+    """
+    rounding = ((g - r) + (gs - s)) / 2
+    edges = ((g - ge) + (r - re)) / 2
+    operations = ((ge - gs) + (re - s)) / 2
+    return rounding, edges, operations

@@ -27,13 +27,21 @@ class Cell(nn.Module):
         self.nodes = sorted({edge.node for edge in edges})
         self.out_channels = len(self.nodes) * channels
 
-    def forward(self, state_0, state_1, drop_path_prob):  # -> (B, out_channels, H, W)
+    def forward(self, state_0, state_1, drop_path_prob, drop_path_on="node"):
+        """-> (B, out_channels, H, W)"""
         states = {0: self.preprocess_0(state_0), 1: self.preprocess_1(state_1)}
-        for edge, op in zip(self.edges, self.operations):
-            y = op(share_relu(states[edge.source]))
-            if self.training and drop_path_prob > 0 and not isinstance(op, nn.Identity):
-                y = drop_path(y, drop_path_prob)
-            states[edge.node] = states[edge.node] + y if edge.node in states else y
+        drop = self.training and drop_path_prob > 0
+        for node in self.nodes:
+            inputs = []
+            for edge, op in zip(self.edges, self.operations):
+                if edge.node == node:
+                    y = op(share_relu(states[edge.source]))
+                    if drop and drop_path_on == "edge" and not isinstance(op, nn.Identity):
+                        y = drop_path(y, drop_path_prob)
+                    inputs.append(y)
+            states[node] = reduce(torch.add, inputs)
+            if drop and drop_path_on == "node":
+                states[node] = drop_path(states[node], drop_path_prob)
         return torch.cat([dense_gradient(states[node]) for node in self.nodes], 1)
 
 
@@ -66,14 +74,16 @@ class CellNetwork(nn.Module):
     """The stack of cells that NetworkCIFAR and NetworkImageNet share, after their stems.
 
     stem_1: halves what stem_0 made, or None. head: None, or the arguments of AuxiliaryHead
-    after its number of channels. .drop_path_prob: share of paths dropped while training.
+    after its number of channels. .drop_path_prob: share of paths dropped while training, each
+    .drop_path_on "node", the sum of a node's edges, as published, or "edge", as in DARTS, where
+    identities are not dropped.
     .recompute: whether cells compute their activations again in the backward pass.
     """
 
     def __init__(self, genotype, stem_0, stem_1, stem_channels, init_channels, num_classes,
                  layers, head):
         super().__init__()
-        self.drop_path_prob, self.recompute = 0.0, False
+        self.drop_path_prob, self.drop_path_on, self.recompute = 0.0, "node", False
         self.stem_0, self.stem_1 = stem_0, stem_1
         channels, widths, after_reduction = init_channels, [stem_channels] * 2, stem_1 is not None
         self.cells, self.auxiliary, self.auxiliary_layer = nn.ModuleList(), None, 2 * layers // 3
@@ -101,7 +111,7 @@ class CellNetwork(nn.Module):
             states[1] = share_relu(self.stem_1(states[0]))
         auxiliary_logits = None
         for layer, cell in enumerate(self.cells):
-            inputs = *states, self.drop_path_prob
+            inputs = *states, self.drop_path_prob, self.drop_path_on
             output = recompute(cell, *inputs) if self.recompute and self.training else cell(*inputs)
             states = [states[1], share_relu(output)]
             if layer == self.auxiliary_layer and self.auxiliary is not None and self.training:

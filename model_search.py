@@ -150,6 +150,11 @@ class Network(nn.Module):
         return [fair_darts.discrete_gates(edges, alphas, self.primitives)
                 for edges, alphas in zip(genotype, self.alphas)]
 
+    def kept_edges(self, edges_per_node=2):
+        """[normal, reduce]: 1 for each edge among the best of its node: (edges, 1)"""
+        return [fair_darts.kept_edges(g, edges_per_node, self.primitives)
+                for g in self.compute_gates()]
+
     def dominant_operations(self):
         """{cell: names of its dominant operations} (Fig. 1, 2)"""
         return {cell: [edge.op for edge in fair_darts.dominant_operations(g, self.primitives)]
@@ -217,6 +222,10 @@ class NetworkS2(nn.Module):
     def discrete_gates(self, genotype):
         """[the gates as a genotype has them, 0 and 1]"""
         return [fair_darts.discrete_chain_gates(genotype).to(self.alphas[0])]
+
+    def kept_edges(self, edges_per_node=1):
+        """[(layers, 1) of ones: a chain has no edges to choose from]"""
+        return [torch.ones_like(self.alphas[0][:, :1])]
 
     def dominant_operations(self):
         """{"layers": the dominant choice of each layer}"""

@@ -971,12 +971,38 @@ def test_drop_path():
         Genotype([Edge("skip_connect", 2, 0)], [Edge("skip_connect", 2, 0)]), 4, 5, 4)
     images = torch.randn(4, 3, 16, 16)
     plain = network(images)[0]
-    network.drop_path_prob = 0.9
+    network.drop_path_prob, network.drop_path_on = 0.9, "edge"
     changed = network(images)[0]
     assert not torch.equal(plain, changed)  # reductions are dropped
-    network.cells = network.cells[:1]  # one normal cell: the identity is never dropped
+    network.cells = network.cells[:1]  # one normal cell: DARTS never drops the identity
     network.classifier = nn.Linear(4, 5)
     assert torch.equal(network(images)[0], network(images)[0])
+    network.drop_path_on = "node"  # the published evaluation does
+    assert not torch.equal(network(images)[0], network(images)[0])
+
+
+@pytest.mark.parametrize("on", ["node", "edge"])
+def test_paths_that_are_dropped(on, monkeypatch):
+    """A node's sum as published, or an edge as in DARTS, against the cell by hand."""
+    calls = []
+    monkeypatch.setattr(model_eval, "drop_path", lambda x, p: calls.append(x) or x * len(calls))
+    edges = [Edge("sep_conv_3x3", 2, 0), Edge("skip_connect", 2, 1), Edge("skip_connect", 3, 0),
+             Edge("dil_conv_5x5", 3, 2)]
+    cell = model_eval.Cell(edges, 4, 4, 4, False, False)
+    a, b = torch.randn(2, 3, 4, 8, 8)
+    found = cell(a, b, 0.3, on)
+    s0, s1 = cell.preprocess_0(a), cell.preprocess_1(b)
+    ops = cell.operations
+    if on == "node":
+        s2 = 1 * (ops[0](s0) + s1)
+        s3 = 2 * (s0 + ops[3](s2))
+    else:
+        s2 = 1 * ops[0](s0) + s1
+        s3 = s0 + 2 * ops[3](s2)
+    assert len(calls) == 2 and close(found, torch.cat([s2, s3], 1), 1e-5)
+    calls.clear()
+    cell.eval()(a, b, 0.3, on)
+    assert not calls
 
 
 @pytest.mark.parametrize("size", [7, 8])
@@ -1184,7 +1210,7 @@ def small_search():
     return s, network, list(train_search.halves(s, dataset, torch.device("cpu")))[1]
 
 
-def test_discretisation_gap():
+def test_discretisation_gap(monkeypatch):
     s, network, v = small_search()
     images, labels = v.next()
     F.cross_entropy(network(images), labels).backward()  # moves the running statistics
@@ -1201,17 +1227,34 @@ def test_discretisation_gap():
     genotype = fair_darts.discretize(*(torch.sigmoid(alpha) for alpha in network.alphas))
     assert genotype.normal and genotype.reduce
     pairs = [(node, source) for node in (2, 3) for source in range(node)]
-    for gates, name in (
-            (None, "soft_accuracy"),
-            ([torch.tensor([[float(Edge(op, *pair) in cell) for op in PRIMITIVES]
-                            for pair in pairs]) for cell in genotype], "discrete_accuracy")):
+    soft = [torch.sigmoid(alpha.detach()) for alpha in network.alphas]
+    hard = [(gates >= 0.5).float() for gates in soft]
+    discrete = [torch.tensor([[float(Edge(op, *pair) in cell) for op in PRIMITIVES]
+                              for pair in pairs]) for cell in genotype]
+    best = []  # the two edges of each node whose best gate is highest
+    for gates in soft:
+        highest, rows = gates.max(1).values.tolist(), [[0, 1], [2, 3, 4]]
+        kept = [row for node in rows for row in sorted(node, key=lambda r: -highest[r])[:2]]
+        best.append(torch.tensor([[float(row in kept)] for row in range(5)]))
+    accuracies = []
+    for gates, masks in ((soft, None), (soft, best), (soft, discrete), (hard, None), (hard, best),
+                         (discrete, None)):
         hits = 0
         with torch.no_grad():
             for images, labels in zip(v.images.split(256), v.labels.split(256)):
-                hits += (other.train()(data.normalize(images, v.mean, v.std), gates).argmax(1)
+                used = [g * m for g, m in zip(gates, masks)] if masks else gates
+                hits += (other.train()(data.normalize(images, v.mean, v.std), used).argmax(1)
                          == labels).sum().item()
-        assert row[name] == 100 * hits / len(v.labels)
-    assert row["soft_accuracy"] != row["discrete_accuracy"]
+        accuracies.append(100 * hits / len(v.labels))
+    g, ge, gs, r, re, d = accuracies
+    assert row["soft_accuracy"] == g != row["discrete_accuracy"] == d
+    assert row["gap_rounding"] == ((g - r) + (gs - d)) / 2
+    assert row["gap_edges"] + row["gap_operations"] == pytest.approx(
+        g - d - row["gap_rounding"], abs=1e-12)  # all of the rest is selection
+    assert row["gap_edges"] == ((g - ge) + (r - re)) / 2
+    with monkeypatch.context() as patch:  # an empty cell gives no gap
+        patch.setattr(model_search.Network, "genotype", lambda *_, **__: Genotype([], [1]))
+        assert train_search.gap(run, network, v, s) == {}
     # gates that are 0 and 1 already, and as a genotype has them: no gap at all
     with torch.no_grad():
         for alpha, edges in zip(network.alphas, genotype):
@@ -1224,10 +1267,12 @@ def test_line_of_an_epoch():
     """Two accuracies of one supernet are told apart; argmax has no threshold to count by."""
     s, network, _ = small_search()
     row = dict(train_loss=1, train_accuracy=2, valid_loss=3, valid_accuracy=4, penalty=-0.1,
-               soft_accuracy=5, discrete_accuracy=6, **train_search.count_gates(network, 0.5))
+               soft_accuracy=5, discrete_accuracy=6, gap_rounding=-0.6, gap_edges=-1.6,
+               gap_operations=1.2, **train_search.count_gates(network, 0.5))
     line = train_search.describe(row, s)
-    assert "acc 4.00%  l2 penalty -0.1000  gates 0.500 to 0.500, 70 above, 70 below" in line
-    assert line.endswith("gap, by batch statistics: 5.00% - 6.00%")
+    assert ("acc 4.00%  l2 penalty -0.1000  gates 0.500 to 0.500, rho 1.00, 70 above, 70 below"
+            in line)
+    assert line.endswith("gap, by batch statistics: 5.00% - 6.00%, rounding -1, selection -0")
     row.update(train_search.count_gates(network, 0.0), soft_accuracy=None)
     assert row["gates_above"] is None and "above" not in train_search.describe(row, s)
 
@@ -1586,7 +1631,9 @@ def recorded_run(folder, primitives=PRIMITIVES, nodes=4, epochs=3, gap=True, see
                   commands=[], fingerprint="", classes=[], shape=[], settings=s)
     (folder / "config.json").write_text(json.dumps(config))
     rows = [dict(epoch=epoch + 1, train_loss=1.0, soft_accuracy=90 + epoch if gap else None,
-                 discrete_accuracy=50.5 if gap else None, seconds=1.5) for epoch in range(epochs)]
+                 discrete_accuracy=50.5 if gap else None, rho=0.5, gap_rounding=20 if gap else None,
+                 gap_edges=25 if gap else None, gap_operations=epoch - 5.5 if gap else None,
+                 seconds=1.5) for epoch in range(epochs)]
     with open(folder / "metrics.csv", "w") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -2989,6 +3036,99 @@ def test_evaluate_compares_settings_before_it_builds(finished, tmp_path, monkeyp
     path.write_text(json.dumps(config))
     monkeypatch.setattr(train_eval, "build", None)
     assert "init_channels" in refused(capsys, monkeypatch, train_eval, "--evaluate", path.parent)
+
+
+# ---------------------------------------------------- resting gates, the parts of the gap
+
+@pytest.mark.parametrize("penalty, w01, decay", [
+    ("l2", 10.0, 1e-3), ("l2", 15.0, 1e-3), ("l2", 3.0, 1e-3), ("l1", 10.0, 1e-3),
+    ("l2", 1.5, 1e-3), ("l2", 10.0, 1e-2)])
+def test_resting_gate_is_where_a_long_descent_ends(penalty, w01, decay):
+    alphas = torch.full((196,), 0.3, dtype=torch.float64)
+    alphas[::2] *= -1
+    alphas.requires_grad_()
+    for rate, steps in ((0.05, 400), (0.005, 400), (0.0005, 400)):
+        adam = torch.optim.Adam([alphas], rate, weight_decay=decay)
+        for _ in range(steps):
+            adam.zero_grad()
+            (w01 * fair_darts.PENALTIES[penalty](torch.sigmoid(alphas))).backward()
+            adam.step()
+    rest = fair_darts.resting_gate(w01, 196, decay, fair_darts.PENALTIES[penalty])
+    gates = torch.sigmoid(alphas.detach())
+    assert (gates[1::2] - rest).abs().max() < 1e-3 and (gates[::2] - (1 - rest)).abs().max() < 1e-3
+    if rest > 0.5:  # the formula, literally
+        slope = 2 * (rest - 0.5) if penalty == "l2" else 1
+        assert w01 * slope * rest * (1 - rest) / 196 == pytest.approx(
+            decay * math.log(rest / (1 - rest)), rel=1e-6)
+        assert fair_darts.needed_w01(rest, 196, decay, fair_darts.PENALTIES[penalty]
+                                     ) == pytest.approx(w01, rel=1e-6)
+
+
+def test_published_gates_come_to_rest_as_computed():
+    reduce = np.array(GATES_A_REDUCE)
+    rest = fair_darts.resting_gate(10, 196, 1e-3)
+    assert rest == pytest.approx(0.93564, abs=5e-6)
+    assert np.median(reduce[reduce > 0.5]) == pytest.approx(rest, abs=0.002)
+    assert np.median(reduce[reduce < 0.5]) == pytest.approx(1 - rest, abs=0.002)
+    # medians of other published searches with w01 = 15
+    for median in (0.9544, 0.9541, 0.9542, 0.9541):
+        assert median == pytest.approx(fair_darts.resting_gate(15, 196, 1e-3), abs=0.002)
+    assert fair_darts.needed_w01(0.85, 196, 1e-3) == pytest.approx(3.81, abs=0.005)
+    assert fair_darts.resting_gate(1.56, 196, 1e-3) == 0.5
+    assert fair_darts.resting_gate(1.58, 196, 1e-3) > 0.5
+    assert fair_darts.resting_gate(10, 196, 0) == 1.0 and fair_darts.resting_gate(0, 196, 1) == 0.5
+
+
+@pytest.mark.parametrize("more, message", [
+    (["--w01", 0.2], "come to rest at 0.500 and 0.500, short of --threshold 0.85; --w01 1.36"),
+    (["--w01", 1], "short of"), (["--w01", 2], None), (["--threshold", 1], "lower --threshold"),
+    (["--w01", 0, "--threshold", 0], None), (["--w01", 0, "--gate", "softmax"], None)])
+def test_a_search_that_cannot_reach_its_threshold_says_so(more, message, tmp_path, monkeypatch,
+                                                          capsys):
+    monkeypatch.setattr(runs.Run, "epochs", lambda run: iter(()))  # 70 gates
+    call(train_search, monkeypatch, *SMALL_SEARCH, *more, "--runs", tmp_path)
+    out = capsys.readouterr().out
+    assert (message in out) if message else "come to rest" not in out
+
+
+def test_encoding_gap():
+    dice = torch.Generator().manual_seed(0)
+    g = torch.rand(28, 7, generator=dice, dtype=torch.float64)
+    literal = sum(min(z, 1 - z) for z in g.flatten().tolist()) / 196
+    assert fair_darts.encoding_gap(g).item() == pytest.approx(literal / 0.5)
+    assert literal == pytest.approx(0.5 + fair_darts.zero_one_loss_l1(g).item())
+    w = torch.softmax(torch.randn(28, 7, generator=dice, dtype=torch.float64), 1)
+    literal = sum((1 - max(row)) + sum(row) - max(row) for row in w.tolist()) / 196
+    assert fair_darts.encoding_gap(w, "softmax").item() == pytest.approx(
+        literal / (2 / 7 * (1 - 1 / 7)))
+    for kind in ("sigmoid", "softmax"):
+        start = fair_darts.gates(torch.zeros(28, 7), kind)
+        assert fair_darts.encoding_gap(start, kind) == 1
+        assert fair_darts.encoding_gap(fair_darts.rounded(start, kind), kind) == 0
+        network = model_search.NetworkS2(10, 3, kind, 0.1, 8)  # some choices are not there
+        [chain] = network.compute_gates()
+        assert fair_darts.encoding_gap(chain, kind, network.present).item() == pytest.approx(
+            1, abs=0.01)
+
+
+def test_parts_of_the_gap_sum_up_to_it():
+    for seed in range(50):
+        dice = random.Random(seed)
+        g, ge, gs, r, re, s = (dice.uniform(0, 100) for _ in range(6))
+        parts = fair_darts.split_gap(g, ge, gs, r, re, s)
+        assert sum(parts) == pytest.approx(g - s, abs=1e-12)
+    assert fair_darts.split_gap(9, 9, 9, 4, 4, 4) == (5, 0, 0)  # rounding alone
+    assert fair_darts.split_gap(9, 4, 4, 9, 4, 4) == (0, 5, 0)  # the choice of edges alone
+    assert fair_darts.split_gap(9, 9, 4, 9, 9, 4) == (0, 0, 5)
+
+
+def test_kept_edges():
+    gates = torch.rand(14, 7, generator=torch.Generator().manual_seed(3))
+    kept = fair_darts.kept_edges(gates)
+    pairs = [(node, source) for node in range(2, 6) for source in range(node)]
+    wanted = {(edge.node, edge.source) for edge, _ in fair_darts.strongest(gates)}
+    assert [pair for pair, k in zip(pairs, kept.flatten().tolist()) if k] == sorted(wanted)
+    assert kept.shape == (14, 1) and kept.sum() == 8 == len(wanted)
 
 
 # ---------------------------------------------------------------- several processes

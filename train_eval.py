@@ -57,9 +57,12 @@ FLAGS = {
     "cutout": (True, bool, "a random square of each picture blanked"),
     "cutout_length": (16, positive, "its side, in pixels"),
     "drop_path_prob": (0.2, part, "cells: share of paths dropped at the end, rising from 0"),
+    "drop_path_on": ("node", one_of(["node", "edge"]), "cells: a path is the sum that enters a "
+                     "node, as published, or an edge, as in DARTS"),
     **RUN_FLAGS,
 }
-CELL_FLAGS = {"init_channels", "layers", "auxiliary", "auxiliary_weight", "drop_path_prob"}
+CELL_FLAGS = {"init_channels", "layers", "auxiliary", "auxiliary_weight", "drop_path_prob",
+              "drop_path_on"}
 CHAIN_FLAGS = {"width", "dropout", "squeeze", "h_swish"}
 
 
@@ -68,7 +71,7 @@ def train(run, s, dataset):
     exit code."""
     device = choose_device(s.device)
     network = build(s, dataset, device)
-    network.recompute = s.recompute
+    network.recompute, network.drop_path_on = s.recompute, s.drop_path_on
     prepare_network(run, network, device, (s.batch_size, *dataset.images.shape[1:]))
     sgd = torch.optim.SGD(network.parameters(), s.learning_rate, s.momentum,
                           weight_decay=s.weight_decay, fused=True)
@@ -124,8 +127,9 @@ def train(run, s, dataset):
 
     accuracies = run.column("test_accuracy")
     best = max(accuracies)
-    run.log(f"best test accuracy {best:.2f}% in epoch {accuracies.index(best) + 1}; test it "
-            f"again: python train_eval.py --evaluate {shlex.quote(run.folder)}")
+    run.log(f"test accuracy {accuracies[-1]:.2f}% in the last epoch; best {best:.2f}% in epoch "
+            f"{accuracies.index(best) + 1}, chosen on the test set; test that one again: "
+            f"python train_eval.py --evaluate {shlex.quote(run.folder)}")
     return 0
 
 

@@ -27,7 +27,8 @@ import genotypes
 import kernels
 import parallel
 from devices import Precision, choose_device, prepare_network, set_learning_rate
-from fair_darts import PENALTIES, Architect, frozen, strongest
+from fair_darts import (PENALTIES, Architect, encoding_gap, frozen, needed_w01, resting_gate,
+                        rounded, split_gap, strongest)
 from flags import (RUN_FLAGS, Parser, UserError, main, number, one_of, path_name, refuse,
                    resumed_settings, some_of)
 from model_search import Network, NetworkS2
@@ -80,6 +81,8 @@ FLAGS = {
 # What DARTS does otherwise on CIFAR-10. Its rule (Eq. 3) is argmax, with no threshold.
 SOFTMAX = dict(batch_size=64, learning_rate=0.025, arch_learning_rate=3e-4, arch_beta1=0.5,
                w01=0.0, threshold=0.0)
+# Columns of metrics.csv, in the epochs in which the gap is measured
+GAP = ("soft_accuracy", "discrete_accuracy", "gap_rounding", "gap_edges", "gap_operations")
 CELL_FLAGS = {"primitives", "edges_per_node", "ops_per_edge", "init_channels", "layers", "nodes"}
 CHAIN_FLAGS = {"width", "ops_per_layer"}
 
@@ -106,6 +109,8 @@ def search(run, s, dataset):
             f"{len(validation.labels)} pictures {tuple(dataset.images.shape[1:])}  supernet: "
             f"{sum(w.numel() for w in weights):,} weights  device: {device}")
 
+    if not run.rows:
+        note_resting_gate(run, s, network)
     for epoch in run.epochs():
         set_learning_rate(sgd, epoch, s.epochs, s.learning_rate, s.learning_rate_min)
         network.train()
@@ -142,8 +147,8 @@ def search(run, s, dataset):
         done, last = epoch + 1, epoch + 1 == s.epochs
         row = {"epoch": done, **run.means(),
                "valid_accuracy": accuracy(run, network.eval(), validation),
-               **count_gates(network, s.threshold), "soft_accuracy": None,
-               "discrete_accuracy": None, "learning_rate": sgd.param_groups[0]["lr"]}
+               **count_gates(network, s.threshold), **dict.fromkeys(GAP),
+               "learning_rate": sgd.param_groups[0]["lr"]}
         if s.gap_every and (last or done % s.gap_every == 0):
             row.update(gap(run, network, validation, s))
         history.append()
@@ -226,23 +231,35 @@ def accuracy(run, network, half, gates=None):
     return 100 * parallel.total(hits).item() / len(half.labels)
 
 
+@torch.no_grad()
 def gap(run, network, half, s):
     """The discretisation gap (Insight 2): accuracies on `half`, in percent, with the gates as
-    they are and with those of the genotype, 0 and 1. By batch statistics: the running ones
-    belong to the former gates."""
-    gates = [g.detach() for g in network.compute_gates()]
-    discrete = network.discrete_gates(network.genotype(**rules(s)))
+    they are and with those of the genotype, 0 and 1, and the gap's parts. By batch statistics:
+    the running ones belong to the former gates. {} where a cell of the genotype is empty."""
+    genotype = network.genotype(**rules(s))
+    if not all(genotype):
+        return {}
+    soft = network.compute_gates()
+    hard = [rounded(gates, network.gate) for gates in soft]
+    edges, discrete = network.kept_edges(s.edges_per_node), network.discrete_gates(genotype)
+
+    def times(gates, masks):
+        return [g * mask for g, mask in zip(gates, masks)]
+
     network.train()
     with kernels.frozen_statistics(network), parallel.alone():
-        return dict(soft_accuracy=accuracy(run, network, half, gates),
-                    discrete_accuracy=accuracy(run, network, half, discrete))
+        found = [accuracy(run, network, half, gates) for gates in (
+            soft, times(soft, edges), times(soft, discrete), hard, times(hard, edges), discrete)]
+    parts = zip(("gap_rounding", "gap_edges", "gap_operations"), split_gap(*found))
+    return dict(soft_accuracy=found[0], discrete_accuracy=found[-1], **dict(parts))
 
 
 def count_gates(network, threshold):
     """Columns of metrics.csv: how far the gates have come, and the dominant skips (Fig. 1)."""
     gates = network.all_gates().detach()
-    columns = dict(gate_min=gates.min().item(), gate_max=gates.max().item(), gates_above=None,
-                   gates_below=None)
+    rho = encoding_gap(torch.cat(network.compute_gates()).detach(), network.gate, network.present)
+    columns = dict(gate_min=gates.min().item(), gate_max=gates.max().item(), rho=rho.item(),
+                   gates_above=None, gates_below=None)
     if threshold:  # argmax has none
         columns["gates_above"] = int((gates >= threshold).sum())
         columns["gates_below"] = int((gates <= 1 - threshold).sum())
@@ -250,18 +267,33 @@ def count_gates(network, threshold):
                           for part, names in network.dominant_operations().items()}}
 
 
+def note_resting_gate(run, s, network):
+    """Say so where gates that the data leave alone cannot reach the threshold."""
+    if s.gate == "softmax" or s.threshold <= 0.5:
+        return
+    setting = network.all_gates().numel(), s.arch_weight_decay, PENALTIES[s.zero_one_loss]
+    rest = resting_gate(s.w01, *setting)
+    if rest < s.threshold:
+        cure = ("lower --threshold" if s.threshold >= 1
+                else f"--w01 {needed_w01(s.threshold, *setting):.2f} brings them to it")
+        run.log(f"note: gates that the data leave alone come to rest at {rest:.3f} and "
+                f"{1 - rest:.3f}, short of --threshold {s.threshold}; {cure}")
+
+
 def describe(row, s):
     """The line of an epoch."""
     parts = ["train loss {train_loss:.4f} acc {train_accuracy:.2f}%",
              "valid loss {valid_loss:.4f} acc {valid_accuracy:.2f}%",
              s.zero_one_loss + " penalty {penalty:.4f}",
-             "gates {gate_min:.3f} to {gate_max:.3f}"]
+             "gates {gate_min:.3f} to {gate_max:.3f}, rho {rho:.2f}"]
     if row["gates_above"] is not None:
         parts[-1] += ", {gates_above} above, {gates_below} below"
     skips = [f"{name[6:]} {row[name]}" for name in row if name.startswith("skips_")]
     parts.append("dominant skips: " + ", ".join(skips))
     if row["soft_accuracy"] is not None:
-        parts.append("gap, by batch statistics: {soft_accuracy:.2f}% - {discrete_accuracy:.2f}%")
+        parts.append("gap, by batch statistics: {soft_accuracy:.2f}% - {discrete_accuracy:.2f}%, "
+                     "rounding {gap_rounding:.0f}, selection {selection:.0f}")
+        row = {**row, "selection": row["gap_edges"] + row["gap_operations"]}
     return "  ".join(parts).format(**row)
 
 

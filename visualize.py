@@ -57,7 +57,7 @@ def read(folder):
         primitives, parts, edges = list(genotypes.CHOICES), ("layers",), len(genotypes.CHAIN)
     try:
         rows = read_metrics(folder)
-        if not {"soft_accuracy", "discrete_accuracy", "seconds"} <= rows[0].keys():
+        if not {*train_search.GAP, "rho", "seconds"} <= rows[0].keys():
             raise UserError(f"{run.path('metrics.csv')} has not the columns of a search")
         shape = len(rows), edges, len(primitives)
         gates = read_gates(run, parts, shape, primitives)
@@ -194,7 +194,8 @@ def cell_layout(edges, last_node=genotypes.LAST_NODE):
 
 def over_epochs(axes, title, whole_numbers="x", **settings):
     axes.set(title=title, xlabel="epoch", **settings)
-    axes.locator_params(whole_numbers, integer=True, min_n_ticks=1)
+    if "xticks" not in settings:
+        axes.locator_params(whole_numbers, integer=True, min_n_ticks=1)
 
 
 def draw_dominant(record):
@@ -274,9 +275,10 @@ def draw_heatmap(*records):
 
 
 def draw_penalty(record):
-    """Fig. 5: the penalties and their slopes, and what became of the gates."""
-    figure = Figure((9, 5.4))
-    panels = figure.subplot_mosaic([["value", "slope"], ["gates", "gates"]])
+    """Fig. 5: the penalties and their slopes, by the gate and by alpha, and what became of the
+    gates; dashed: where those come to rest that the data leave alone."""
+    figure = Figure((11, 5.4))
+    panels = figure.subplot_mosaic([["value", "slope", "push"], ["gates"] * 3])
     z = torch.linspace(0, 1, 401, requires_grad=True)
     for name, penalty in fair_darts.PENALTIES.items():
         values = torch.stack([penalty(gate) for gate in z.split(1)])
@@ -285,31 +287,46 @@ def draw_penalty(record):
         label = f"{name}, {equation}" if colon else name
         panels["value"].plot(z.detach(), values.detach(), label=label)
         panels["slope"].plot(z.detach(), slopes)
+        panels["push"].plot(z.detach(), (slopes * z * (1 - z)).detach())
     panels["value"].set(title="Penalty of one gate", xlabel="gate z", ylabel="N × penalty")
     panels["slope"].set(title="Its slope", xlabel="gate z", ylabel="N × d penalty / dz")
+    panels["push"].set(title="Its slope by alpha", xlabel="gate z",
+                       ylabel="N × d penalty / d alpha")
     panels["value"].legend()
     percent = np.ma.masked_equal(100 * gate_histogram(record), 0)
     image = panels["gates"].imshow(
         percent, origin="lower", aspect="auto", cmap="cividis", vmin=0, interpolation="nearest",
         extent=(0.5, len(record.rows) + 0.5, 0, 1))
+    s = record.settings
+    if s["gate"] == "sigmoid":
+        rest = fair_darts.resting_gate(s["w01"], all_gates(record).shape[1],
+                                       s["arch_weight_decay"],
+                                       fair_darts.PENALTIES[s["zero_one_loss"]])
+        for height in {rest, 1 - rest}:
+            panels["gates"].axhline(height, color="white", linestyle="--", linewidth=1)
     over_epochs(panels["gates"], f"All gates over epochs, {setting(record)}", ylabel="gate z")
     figure.colorbar(image, ax=panels["gates"], label="% of gates")
     return figure
 
 
 def draw_gap(record):
-    """Insight 2: the supernet's accuracy with its gates and with the genotype's."""
-    if not measured_gaps(record):
+    """Insight 2: the supernet's accuracy with its gates, and what cutting them to the genotype's
+    costs, in its parts."""
+    rows = [row for row in record.rows if row["soft_accuracy"] is not None]
+    if not rows:
         return None
-    epochs, soft, discrete = zip(*measured_gaps(record))
     figure = Figure((6, 3.4))
-    axes = figure.subplots()
-    axes.plot(epochs, soft, "o-", color="#0072B2", label="gates as they are")
-    axes.plot(epochs, discrete, "s--", color="#D55E00", label="gates of the genotype, 0 and 1")
-    axes.fill_between(epochs, soft, discrete, color="#DDDDDD", label="discretisation gap")
-    over_epochs(axes, f"Discretisation gap, {setting(record)}", ylim=(0, 102),
+    axes, epochs = figure.subplots(), [row["epoch"] for row in rows]
+    level = np.array([row["discrete_accuracy"] for row in rows])
+    axes.plot(epochs, level, "s--", color="black", label="gates of the genotype, 0 and 1")
+    for name, shade in (("operations", "#E69F00"), ("edges", "#F0E442"), ("rounding", "#56B4E9")):
+        above = level + [row["gap_" + name] for row in rows]
+        axes.fill_between(epochs, level, above, color=shade, label=f"lost by {name}")
+        level = above
+    axes.plot(epochs, level, "o-", color="black", label="gates as they are")
+    over_epochs(axes, f"Discretisation gap, {setting(record)}", ylim=(0, 102), xticks=epochs,
                 ylabel="validation accuracy (%)")
-    axes.legend()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", reverse=True)
     return figure
 
 
