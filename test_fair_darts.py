@@ -1680,9 +1680,20 @@ def test_figures_of_several_runs_and_of_architectures(tmp_path, monkeypatch, cap
     records = [visualize.read(str(folder)) for folder in folders]
     assert [visualize.setting(record) for record in records] == [
         "sigmoid, w01 10, l2", "sigmoid, w01 10, l1", "softmax", "softmax"]
-    lines = visualize.compare_gap(records).axes[0].lines
-    # runs of one setting in one colour
-    assert lines[2].get_color() == lines[3].get_color() != lines[1].get_color()
+    assert visualize.names_of(records) == [visualize.setting(record) for record in records]
+    [axes] = visualize.compare_gap(records).axes
+    assert len(axes.lines) == len(axes.collections) == 3 and axes.get_ylim()[0] == 0
+    for axes in visualize.compare_dominant(records).axes:  # the mean of runs of one setting
+        skip = PRIMITIVES.index("skip_connect")
+        part = "normal" if "normal" in axes.get_title() else "reduce"
+        counts = [visualize.dominant_counts(record.gates[part], PRIMITIVES)[:, skip]
+                  for record in records[2:]]
+        assert np.array_equal(axes.lines[2].get_ydata(), np.mean(counts, 0))
+        assert axes.get_ylim()[0] == 0
+    other = [record._replace(settings={**record.settings, **more}) for record, more in zip(
+        records[2:], ({"learning_rate": 0.1}, {"learning_rate": 0.2, "seed": 5}))]
+    assert visualize.names_of(other) == ["softmax, learning_rate 0.1", "softmax, learning_rate 0.2"]
+    assert visualize.names_of(records[2:]) == ["2", "3"]  # alike: by their folders
     for name in ("FairDARTS_a", "FairNAS_A", folders[0] / "genotype.json"):
         assert call(visualize, monkeypatch, name, "--output", tmp_path / "cells") == 0
     for name in ("FairDARTS_a_normal", "FairDARTS_a_reduce", "FairNAS_A_chain", "cell_normal",
@@ -1727,6 +1738,14 @@ def test_what_the_figures_show(tmp_path):
     assert (kept.sum() == 8 and kept[-1, skip] and kept[0, sep] and kept[1, sep]
             and not kept[-1, sep])
     assert visualize.kept_gates(record, "reduce").nonzero() == (np.array([0]), np.array([sep]))
+    # rounding makes 14 + 1 gates 1, of which the best edges of each node and operations are kept
+    marks = visualize.reasons(record, "normal")
+    best = fair_darts.kept_edges(torch.from_numpy(gates[1, 0])).flatten().bool().tolist()
+    assert [marks[row, sep] for row in range(14)] == [
+        "" if kept[row, sep] else "o" if row == 13 else "e" for row in range(14)]
+    assert all((marks[row] == "e").any() != keep for row, keep in enumerate(best))
+    low = record._replace(settings={**record.settings, "threshold": 0.99}, genotype=None)
+    assert set(visualize.reasons(low, "normal")[:, sep]) == {"e", "t", "o"}
     assert visualize.measured_gaps(record) == [(1, 90, 50.5), (2, 91, 50.5)]
     assert visualize.edge_names(5) == [(2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]
 

@@ -321,6 +321,8 @@ def derive(run, s, network):
     """Write and print the genotype of the network's gates. Returns the exit code."""
     genotype = network.genotype(**rules(s))
     shortfall = explain(genotype, network, s)
+    if s.figures_every and shortfall:
+        draw_figures(run)
     if shortfall:
         why, threshold = shortfall
         run.log(f"{why}\n{run.resume_command()} --threshold {threshold}")

@@ -19,7 +19,7 @@ from matplotlib.path import Path
 
 import fair_darts
 import genotypes
-from flags import Parser, UserError, check_settings, main, path_name
+from flags import MAY_CHANGE, Parser, UserError, check_settings, main, path_name
 from folders import read_metrics
 from operations import OPS
 from runs import Run
@@ -38,11 +38,16 @@ matplotlib.rcParams.update({
     "font.size": 8, "axes.titlesize": 10, "lines.linewidth": 1.4, "lines.markersize": 3,
     "axes.prop_cycle": matplotlib.cycler(color=LINE_COLOURS)})
 CENTRED = {"ha": "center", "va": "center"}
+MARKS = ("e: others of its node's edges are better  o: another operation of its edge is better\n"
+         "t: below the threshold  p: pruned, since nothing enters the node that it leaves")
 PARTS = {"normal": "normal cell", "reduce": "reduction cell", "layers": "all layers"}
 
 # gates: {part: (epochs, edges or layers, operations)}, NaN where a layer does not have the choice;
-# rows: the metrics of each epoch; genotype: None where there is none
-Record = namedtuple("Record", "settings primitives gates rows genotype")
+# rows: the metrics of each epoch; genotype: None where there is none; name: of its folder
+Record = namedtuple("Record", "settings primitives gates rows genotype name")
+# Settings that do not change what a search finds, or by chance alone
+SILENT = {*MAY_CHANGE, "name", "runs", "seed", "recompute", "compile"} - {
+    "epochs", "threshold", "edges_per_node", "ops_per_edge", "ops_per_layer"}
 
 
 def read(folder):
@@ -74,7 +79,8 @@ def read(folder):
                 edge.op in primitives and edge.node < settings["nodes"] + 2 for edge in items))
         if not fits:
             raise UserError(f"{path} is of another space than the search")
-    return Record(settings, primitives, gates, rows, genotype)
+    name = os.path.basename(os.path.abspath(folder))
+    return Record(settings, primitives, gates, rows, genotype, name)
 
 
 def read_gates(run, parts, shape, primitives):
@@ -105,8 +111,20 @@ def read_gates(run, parts, shape, primitives):
 
 # ---------------------------------------------------------------- what is drawn
 
+def names_of(records):
+    """What tells runs apart: gate and penalty, and the other settings in which those of the same
+    gate and penalty differ; where all are alike, the names of their folders."""
+    names = []
+    for record in records:
+        alike = [other.settings for other in records if setting(other) == setting(record)]
+        differ = [f"{key} {value}" for key, value in record.settings.items() if key not in SILENT
+                  and any(other[key] != value for other in alike)]
+        names.append(", ".join([setting(record), *differ]))
+    return names if len(set(names)) > 1 else [record.name for record in records]
+
+
 def setting(record):
-    """The settings in which the runs of a comparison differ, in a few words."""
+    """The gate and the penalty of a run, in a few words."""
     gate, w01, penalty = (record.settings[key] for key in ("gate", "w01", "zero_one_loss"))
     return gate if gate == "softmax" or not w01 else f"{gate}, w01 {w01:g}, {penalty}"
 
@@ -152,6 +170,21 @@ def kept_gates(record, part):
         return fair_darts.discrete_chain_gates(record.genotype).bool().numpy()
     edges = getattr(record.genotype, part)
     return fair_darts.discrete_gates(edges, last, record.primitives).bool().numpy()
+
+
+def reasons(record, part):
+    """Why gates that round to 1 are not kept: (edges, operations) of one of MARKS, or ""."""
+    gates, kept = torch.as_tensor(record.gates[part][-1]).nan_to_num(-1), kept_gates(record, part)
+    s, marks = record.settings, np.full(kept.shape, "", dtype=object)
+    edges = np.ones((len(kept), 1)) if part == "layers" else fair_darts.kept_edges(
+        gates, s["edges_per_node"], record.primitives).numpy()
+    most = s["ops_per_layer" if part == "layers" else "ops_per_edge"]
+    better = gates.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # ranks
+    for row, column in fair_darts.rounded(gates, s["gate"]).nonzero().tolist():
+        if not kept[row, column]:
+            marks[row, column] = ("e" if not edges[row, 0] else "o" if better[row, column] >= most
+                                  else "t" if gates[row, column] < s["threshold"] else "p")
+    return marks
 
 
 def row_names(record, part):
@@ -251,26 +284,32 @@ def draw_gates(record):
 
 
 def draw_heatmap(*records):
-    """Fig. 4: the final gates, edges by operations; framed: kept by the genotype."""
-    parts = [(record, part) for record in records for part in record.gates]
-    rows, columns = np.max([record.gates[part].shape[1:] for record, part in parts], axis=0)
-    figure = Figure((max(4.5, len(parts) * (0.8 + 0.5 * columns)) + 1.2, 1.8 + 0.3 * rows))
+    """Fig. 4: the final gates, edges by operations; framed: kept by the genotype; marked: why a
+    high gate is not."""
+    names = names_of(records) if len(records) > 1 else [setting(records[0])]
+    parts = [(record, part, name) for record, name in zip(records, names)
+             for part in record.gates]
+    rows, columns = np.max([record.gates[part].shape[1:] for record, part, _ in parts], axis=0)
+    figure = Figure((max(6.5, len(parts) * (0.8 + 0.5 * columns)) + 1.2, 2.2 + 0.3 * rows))
     panels = figure.subplots(1, len(parts), squeeze=False)[0]
-    for axes, (record, part) in zip(panels, parts):
+    for axes, (record, part, name) in zip(panels, parts):
         gates, kept = record.gates[part][-1], kept_gates(record, part)
+        marks = reasons(record, part)
         image = axes.imshow(gates, vmin=0, vmax=1, cmap="cividis", aspect="auto")
         for (row, column), gate in np.ndenumerate(gates):
             if not np.isnan(gate):
                 ink = "white" if gate < 0.55 else "black"
-                axes.text(column, row, f"{gate:.2f}", color=ink, fontsize=7, **CENTRED)
+                axes.text(column, row, f"{gate:.2f}{marks[row, column]}", color=ink, fontsize=7,
+                          **CENTRED)
             if kept[row, column]:
                 axes.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False,
                                          edgecolor="#D55E00", linewidth=2))
         axes.set_xticks(range(gates.shape[1]), record.primitives, rotation=40, ha="right")
         axes.set_yticks(range(gates.shape[0]), row_names(record, part))
-        axes.set_title(f"{setting(record)}\n{PARTS[part]}", fontsize=9)
+        axes.set_title(f"{name}\n{PARTS[part]}", fontsize=9)
     figure.colorbar(image, ax=panels, label="gate", fraction=0.03, pad=0.01)
-    figure.suptitle("Final gates; framed: kept by the genotype")
+    figure.suptitle("Final gates; framed: kept by the genotype; marked: high, but not kept")
+    figure.supxlabel(MARKS, fontsize=8)
     return figure
 
 
@@ -386,41 +425,50 @@ def draw_chain(genotype):
 
 # ---------------------------------------------------------------- figures of several runs
 
-def line_styles(records):
-    """For each run the colour of its setting; the first of a setting has its label."""
-    names = [setting(record) for record in records]
-    colours = {name: f"C{index}" for index, name in enumerate(dict.fromkeys(names))}
-    return [{"color": colours[name], "label": None if name in names[:index] else name}
-            for index, name in enumerate(names)]
+def draw_bands(axes, records, curve):
+    """For the runs of each name the mean of their curves, {epoch: value}, and a band from the
+    least to the most, over the epochs that all of them have."""
+    names = names_of(records)
+    for index, name in enumerate(dict.fromkeys(names)):
+        curves = [curve(record) for record, other in zip(records, names) if other == name]
+        epochs = sorted(set.intersection(*map(set, curves)))
+        values = np.array([[found[epoch] for epoch in epochs] for found in curves])
+        if epochs:
+            axes.fill_between(epochs, values.min(0), values.max(0), color=f"C{index}", alpha=0.2,
+                              linewidth=0)
+            axes.plot(epochs, values.mean(0), "o-", color=f"C{index}", label=name, markersize=3)
 
 
 def compare_dominant(records):
-    """Fig. 1: how many dominant operations are skip connections, a line a run."""
+    """Fig. 1: how many dominant operations are skip connections: mean, least and most."""
     figure = Figure((9, 3.4))
-    count = max(len(record.gates) for record in records)
-    panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]
-    for index, (record, style) in enumerate(zip(records, line_styles(records))):
-        shift = 0.05 * (index - len(records) / 2)  # so that no line hides another
-        for axes, (part, gates) in zip(panels, record.gates.items()):
-            over_epochs(axes, f"Dominant skip connections, {PARTS[part]}", whole_numbers="both")
-            if "skip_connect" in record.primitives:
-                counts = dominant_counts(gates, record.primitives)
-                skips = counts[:, record.primitives.index("skip_connect")]
-                axes.plot(range(1, len(skips) + 1), skips + shift, "o-", **style)
+    parts = max((record.gates for record in records), key=len)
+    panels = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
+    for axes, part in zip(panels, parts):
+        def skips(record):
+            if part not in record.gates or "skip_connect" not in record.primitives:
+                return {}
+            counts = dominant_counts(record.gates[part], record.primitives)
+            return dict(enumerate(counts[:, record.primitives.index("skip_connect")], 1))
+
+        over_epochs(axes, f"Dominant skip connections, {PARTS[part]}", whole_numbers="both")
+        draw_bands(axes, records, skips)
+        axes.set_ylim(bottom=0)
     panels[0].set_ylabel("operations")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
     return figure
 
 
 def compare_gap(records):
-    """Insight 2: the discretisation gap, a line a run."""
+    """Insight 2: the discretisation gap: mean, least and most."""
     figure = Figure((7.5, 3.4))
     axes = figure.subplots()
-    for record, style in zip(records, line_styles(records)):
-        if measured_gaps(record):
-            epochs, soft, discrete = zip(*measured_gaps(record))
-            axes.plot(epochs, np.subtract(soft, discrete), "o-", **style)
-    over_epochs(axes, "Discretisation gap", ylabel="validation accuracy lost (points)")
+    draw_bands(axes, records, lambda record: {
+        epoch: soft - discrete for epoch, soft, discrete in measured_gaps(record)})
+    epochs = sorted({epoch for record in records for epoch, *_ in measured_gaps(record)})
+    over_epochs(axes, "Discretisation gap", ylabel="validation accuracy lost (points)",
+                xticks=epochs)
+    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
     return figure
 
