@@ -299,8 +299,8 @@ def draw_heatmap(*records):
         for (row, column), gate in np.ndenumerate(gates):
             if not np.isnan(gate):
                 ink = "white" if gate < 0.55 else "black"
-                axes.text(column, row, f"{gate:.2f}{marks[row, column]}", color=ink, fontsize=7,
-                          **CENTRED)
+                axes.text(column, row, f"{gate:.2f} {marks[row, column]}".strip(), color=ink,
+                          fontsize=7, **CENTRED)
             if kept[row, column]:
                 axes.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False,
                                          edgecolor="#D55E00", linewidth=2))
@@ -342,7 +342,7 @@ def draw_penalty(record):
                                        s["arch_weight_decay"],
                                        fair_darts.PENALTIES[s["zero_one_loss"]])
         for height in {rest, 1 - rest}:
-            panels["gates"].axhline(height, color="white", linestyle="--", linewidth=1)
+            panels["gates"].axhline(height, color="#D55E00", linestyle="--", linewidth=1.5)
     over_epochs(panels["gates"], f"All gates over epochs, {setting(record)}", ylabel="gate z")
     figure.colorbar(image, ax=panels["gates"], label="% of gates")
     return figure
@@ -354,13 +354,15 @@ def draw_gap(record):
     rows = [row for row in record.rows if row["soft_accuracy"] is not None]
     if not rows:
         return None
-    figure = Figure((6, 3.4))
+    figure = Figure((7, 3.4))
     axes, epochs = figure.subplots(), [row["epoch"] for row in rows]
     level = np.array([row["discrete_accuracy"] for row in rows])
     axes.plot(epochs, level, "s--", color="black", label="gates of the genotype, 0 and 1")
-    for name, shade in (("operations", "#E69F00"), ("edges", "#F0E442"), ("rounding", "#56B4E9")):
+    for name, label, shade in (("operations", "the choice of operations", "#E69F00"),
+                               ("edges", "the choice of edges", "#F0E442"),
+                               ("rounding", "rounding", "#56B4E9")):
         above = level + [row["gap_" + name] for row in rows]
-        axes.fill_between(epochs, level, above, color=shade, label=f"lost by {name}")
+        axes.fill_between(epochs, level, above, color=shade, label=f"lost by {label}")
         level = above
     axes.plot(epochs, level, "o-", color="black", label="gates as they are")
     over_epochs(axes, f"Discretisation gap, {setting(record)}", ylim=(0, 102), xticks=epochs,
