@@ -26,6 +26,7 @@ import visualize
 from flags import Parser, UserError, check_settings, main, number, one_of, path_name
 from folders import read_metrics
 from genotypes import write_whole
+from records import all_gates, dominant_counts, measured_gaps, read
 from runs import Run
 
 # The settings in which the searches differ. Gates without a penalty have no reason to reach a
@@ -125,7 +126,7 @@ def collect(scale, root):
     for index, arm in enumerate(ARMS):
         records, accuracies = [], []
         for search, _, training, _ in items[index::len(ARMS)]:
-            records.append(visualize.read(search))
+            records.append(read(search))
             accuracies.append(best_accuracy(training) if os.path.isdir(training) else None)
         outcomes[arm] = Outcome(records, accuracies)
     return outcomes
@@ -139,30 +140,30 @@ def best_accuracy(folder):
 
 def skips(record, first, last):
     """The mean count of dominant skips in the normal cell, epochs first to last - 1."""
-    counts = visualize.dominant_counts(record.gates["normal"], record.primitives)
+    counts = dominant_counts(record.gates["normal"], record.primitives)
     return counts[first:last, record.primitives.index("skip_connect")].mean()
 
 
 def distance_from_uniform(record):
     """The mean distance of the last gates from 1 / operations."""
-    return np.abs(visualize.all_gates(record)[-1] - 1 / len(record.primitives)).mean()
+    return np.abs(all_gates(record)[-1] - 1 / len(record.primitives)).mean()
 
 
 def share_decided(record, reach=0.15):
     """The share of the last gates within `reach` of 0 or 1, in percent."""
-    last = visualize.all_gates(record)[-1]
+    last = all_gates(record)[-1]
     return 100 * (np.minimum(last, 1 - last) <= reach).mean()
 
 
 def decision_epoch(record):
     """The epoch after which half of the gates are outside 0.25 to 0.75; inf: never."""
-    left = (np.abs(visualize.all_gates(record) - 0.5) > 0.25).mean(1) >= 0.5
+    left = (np.abs(all_gates(record) - 0.5) > 0.25).mean(1) >= 0.5
     return int(left.argmax()) + 1 if left.any() else float("inf")
 
 
 def last_gap(record):
     """The discretisation gap at the end, in points."""
-    _, soft, discrete = visualize.measured_gaps(record)[-1]
+    _, soft, discrete = measured_gaps(record)[-1]
     return soft - discrete
 
 

@@ -46,12 +46,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import benchmark
 import data
 import devices
+import draw_cells
 import fair_darts
 import fast
 import flags
 import folders
 import genotypes
 import kernels
+import measure
 import model_eval
 import model_search
 import operations
@@ -1219,7 +1221,7 @@ def test_discretisation_gap(monkeypatch):
             alpha.copy_(3 * torch.randn(alpha.shape, generator=torch.Generator().manual_seed(0)))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     run = SimpleNamespace(watched=lambda batches: batches)
-    row = train_search.gap(run, network, v, s)
+    row = measure.gap(run, network, v, s)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     # the same by hand: a copy of the network whose gates are set, in one batch of
     # statistics at a time
@@ -1254,12 +1256,12 @@ def test_discretisation_gap(monkeypatch):
     assert row["gap_edges"] == ((g - ge) + (r - re)) / 2
     with monkeypatch.context() as patch:  # an empty cell gives no gap
         patch.setattr(model_search.Network, "genotype", lambda *_, **__: Genotype([], [1]))
-        assert train_search.gap(run, network, v, s) == {}
+        assert measure.gap(run, network, v, s) == {}
     # gates that are 0 and 1 already, and as a genotype has them: no gap at all
     with torch.no_grad():
         for alpha, edges in zip(network.alphas, genotype):
             alpha.copy_(2000 * fair_darts.discrete_gates(edges, alpha) - 1000)
-    row = train_search.gap(run, network, v, s)
+    row = measure.gap(run, network, v, s)
     assert row["soft_accuracy"] == row["discrete_accuracy"]
 
 
@@ -1268,13 +1270,13 @@ def test_line_of_an_epoch():
     s, network, _ = small_search()
     row = dict(train_loss=1, train_accuracy=2, valid_loss=3, valid_accuracy=4, penalty=-0.1,
                soft_accuracy=5, discrete_accuracy=6, gap_rounding=-0.6, gap_edges=-1.6,
-               gap_operations=1.2, **train_search.count_gates(network, 0.5))
-    line = train_search.describe(row, s)
+               gap_operations=1.2, **measure.count_gates(network, 0.5))
+    line = measure.describe(row, s)
     assert ("acc 4.00%  l2 penalty -0.1000  gates 0.500 to 0.500, rho 1.00, 70 above, 70 below"
             in line)
     assert line.endswith("gap, by batch statistics: 5.00% - 6.00%, rounding -1, selection -0")
-    row.update(train_search.count_gates(network, 0.0), soft_accuracy=None)
-    assert row["gates_above"] is None and "above" not in train_search.describe(row, s)
+    row.update(measure.count_gates(network, 0.0), soft_accuracy=None)
+    assert row["gates_above"] is None and "above" not in measure.describe(row, s)
 
 
 def test_search_over_a_few_operations(tmp_path, monkeypatch, capsys):
@@ -1756,15 +1758,15 @@ def test_cells_are_drawn_without_overlap():
     cells = [cell for genotype in genotypes.PUBLISHED.values() if isinstance(genotype, Genotype)
              for cell in genotype]
     for cell in cells + [full, full[:1]]:
-        points, labels = visualize.cell_layout(cell)
+        points, labels = draw_cells.cell_layout(cell)
         assert sorted(edge for edge, _, _ in labels) == sorted(cell)
         assert len({y for _, _, y in labels}) == len(labels)  # a lane each
-        figure = visualize.draw_cell(cell, "Normal cell")
+        figure = draw_cells.draw_cell(cell, "Normal cell")
         figure.draw_without_rendering()
         boxes = [text.get_window_extent() for text in figure.axes[0].texts]
         assert len(boxes) == len(cell) + 7
         assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    grey = [c for c in visualize.draw_cell(genotypes.FairDARTS_a.normal, "").axes[0].patches
+    grey = [c for c in draw_cells.draw_cell(genotypes.FairDARTS_a.normal, "").axes[0].patches
             if type(c).__name__ == "Circle" and c.get_facecolor()[0] < 0.9]
     assert len(grey) == 1  # nothing enters node 3
 
