@@ -164,7 +164,7 @@ class ReLU(nn.ReLU):
 def dense_gradient(x):
     """Returns x, whose gradient will be dense, also where x is concatenated with others: then
     the backward pass of a batch norm is three times as fast."""
-    if x.requires_grad and not _stock:
+    if x.requires_grad and not (_stock or torch.compiler.is_compiling()):
         x.register_hook(arranged)
     return x
 

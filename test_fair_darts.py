@@ -3565,6 +3565,10 @@ def test_nothing_is_left_on_the_cpu(name):
     run = runs.Run("nowhere", {"settings": {"epochs": 1, "log_every": 25}})
     with FakeTensorMode(allow_non_fake_inputs=True):
         with torch.device("cuda"):
+            try:
+                nn.Conv2d(1, 1, 1)
+            except RuntimeError as error:  # 2.9.1 does; 2.15.0 does not
+                pytest.skip(f"this PyTorch asks for a driver even so: {str(error)[:60]}")
             network = NETWORKS[name]().train()
         network.drop_path_prob = 0.2
         assert all(t.is_cuda for t in network.state_dict().values())
