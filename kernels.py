@@ -205,7 +205,8 @@ def compile_each(functions, **options):
     """Each of them by torch.compile, which else gives up on so many that share their code."""
     limit = max(torch._dynamo.config.recompile_limit, 4 * len(functions))
     torch._dynamo.config.recompile_limit = limit
-    return [torch.compile(function, **options) for function in functions]
+    # not dynamic: other sizes of shared code would each time make it more general
+    return [torch.compile(function, dynamic=False, **options) for function in functions]
 
 
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
