@@ -157,10 +157,8 @@ def search_figures(repeats, network, name, size, batch):
             return F.cross_entropy(net(images), labels)
 
     def step_in(name):
-        former = kernels._formats[DEVICE.type]
-        kernels.use_format(DEVICE.type, name)
-        step()
-        kernels.use_format(DEVICE.type, former)
+        with kernels.in_format(DEVICE.type, name):
+            step()
 
     ours, recomputed, theirs = in_turn(repeats, step, recomputed_step, plain_step)
     yield f"two-level step, {name}, {size}x{size}, batch {batch}", "s", ours, theirs, theirs / ours

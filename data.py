@@ -46,11 +46,11 @@ RECIPES = {
 }
 
 
-def recipe(name, size):
-    """The Recipe of the dataset `name` for pictures of `size` pixels a side."""
-    if name == "folder" and size > LARGE:
+def recipe(dataset):
+    """The Recipe of a Dataset, which for a folder depends on the size of its pictures."""
+    if dataset.name == "folder" and dataset.images.shape[2] > LARGE:
         return RECIPES["imagenet"]._replace(search={})
-    return RECIPES[name]
+    return RECIPES[dataset.name]
 
 
 def load(name, root="data", image_size=None, skip_bad_images=False, stream=False, workers=2):

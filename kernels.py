@@ -209,6 +209,12 @@ def compile_each(functions, **options):
     return [torch.compile(function, dynamic=False, **options) for function in functions]
 
 
+def compile_forwards(modules, **options):
+    """Let each module compute its forward pass by torch.compile."""
+    for module, compiled in zip(modules, compile_each([m.forward for m in modules], **options)):
+        module.forward = compiled
+
+
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 # On MPS, batch norm's gradient is wrong in channels_last.
 _formats = {"cpu": "channels_last", "cuda": "channels_last", "mps": "contiguous"}
@@ -217,6 +223,17 @@ _formats = {"cpu": "channels_last", "cuda": "channels_last", "mps": "contiguous"
 def use_format(device_type, name):
     """Arrange all that is computed on such devices in a memory format, one of FORMATS."""
     _formats[device_type] = name
+
+
+@contextmanager
+def in_format(device_type, name):
+    """Within it, the memory format `name`; then the former one."""
+    former = _formats[device_type]
+    use_format(device_type, name)
+    try:
+        yield
+    finally:
+        use_format(device_type, former)
 
 
 def arranged(x):
@@ -230,10 +247,9 @@ def time_formats(network, images):
     """{memory format: seconds of a forward and backward pass, the second of two}. Leaves
     everything as it was."""
     kind, seconds = images.device.type, {}
-    former, gpus = _formats[kind], [images.device] if kind == "cuda" else []
-    with frozen_statistics(network), torch.random.fork_rng(gpus):
-        for name in FORMATS:
-            use_format(kind, name)
+    gpus = [images.device] if kind == "cuda" else []
+    for name in FORMATS:
+        with (in_format(kind, name), frozen_statistics(network), torch.random.fork_rng(gpus)):
             for _ in range(2):
                 start = time.perf_counter()
                 outputs = network(images)
@@ -242,7 +258,6 @@ def time_formats(network, images):
                 if kind == "cuda":
                     torch.cuda.synchronize()
                 seconds[name] = time.perf_counter() - start
-    use_format(kind, former)
     return seconds
 
 

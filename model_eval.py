@@ -5,7 +5,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from kernels import (ReLU, arranged, compile_each, dense_gradient, drop_batch_counts, recompute,
+from kernels import (ReLU, arranged, compile_forwards, dense_gradient, drop_batch_counts, recompute,
                      share_relu)
 from operations import (OPS, ChainHead, FactorizedReduce, ReLUConvBN, chain_operation, chain_shapes,
                         chain_stem, drop_path)
@@ -99,9 +99,7 @@ class CellNetwork(nn.Module):
         drop_batch_counts(self)
 
     def compile_regions(self, **options):
-        for cell, compiled in zip(self.cells, compile_each(
-                [cell.forward for cell in self.cells], **options)):
-            cell.forward = compiled
+        compile_forwards(self.cells, **options)
 
     def forward(self, images):
         """(B, in_channels, H, W) -> logits (B, num_classes), and the auxiliary head's while
@@ -180,9 +178,7 @@ class NetworkS2(nn.Module):
         drop_batch_counts(self)
 
     def compile_regions(self, **options):
-        for layer, compiled in zip(self.layers, compile_each(
-                [layer.forward for layer in self.layers], **options)):
-            layer.forward = compiled
+        compile_forwards(self.layers, **options)
 
     def forward(self, images):
         x = arranged(self.stem(images))

@@ -15,7 +15,7 @@ import fair_darts
 import fast
 from fair_darts import edge_row
 from genotypes import CHAIN, CHOICES, IDENTITY, PRIMITIVES, SAME_SHAPE
-from kernels import arranged, compile_each, drop_batch_counts, recompute, share_relu
+from kernels import arranged, compile_forwards, drop_batch_counts, recompute, share_relu
 from operations import (OPS, ChainHead, FactorizedReduce, ReLUConvBN, chain_operation,
                         chain_shapes, chain_stem)
 
@@ -211,9 +211,7 @@ class NetworkS2(nn.Module):
         return self.head(x).to(images.dtype)  # float32 under autocast, too
 
     def compile_regions(self, **options):
-        for layer, compiled in zip(self.layers, compile_each(
-                [layer.forward for layer in self.layers], **options)):
-            layer.forward = compiled
+        compile_forwards(self.layers, **options)
 
     def genotype(self, threshold=0.85, ops_per_layer=1):
         """The ChainGenotype of the gates, see fair_darts.discretize_chain."""

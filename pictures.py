@@ -48,9 +48,7 @@ def _pictures(root, part, test, size, skip_bad, workers):
     if len(classes) < 2:
         found = f"only one class, {classes[0]!r}" if classes else "no class"
         raise UserError(f"{folder}: {found}; a folder for each of two or more classes is needed")
-    empty = sorted(set(range(len(classes))) - {label for _, label in samples})
-    if empty:
-        raise UserError(f"{folder}: class {classes[empty[0]]!r} has no picture that can be used")
+    _check_classes(folder, classes, [label for _, label in samples])
     if workers is not None:
         paths, labels = zip(*samples)
         return Files(paths, size, workers, skip_bad), torch.tensor(labels), classes, False
@@ -77,10 +75,15 @@ def _pictures(root, part, test, size, skip_bad, workers):
             raise UserError(f"{found}; mend or remove them, or leave them out with "
                             "--skip_bad_images")
         warnings.warn(f"{found}; left out")
-    for label, name in enumerate(classes):
-        if label not in labels:
-            raise UserError(f"{folder}: class {name!r} has no picture that can be used")
+    _check_classes(folder, classes, labels)
     return torch.stack(images), torch.tensor(labels), classes, grey
+
+
+def _check_classes(folder, classes, labels):
+    """Raises UserError where none of the `labels` is of one of the classes."""
+    empty = sorted(set(range(len(classes))) - set(labels))
+    if empty:
+        raise UserError(f"{folder}: class {classes[empty[0]]!r} has no picture that can be used")
 
 
 def _list_pictures(folder):

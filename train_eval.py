@@ -154,7 +154,7 @@ def prepare(s, dataset, device):
     mean, std, images, labels, *test_set = (t.to(device) for t in (
         dataset.mean, dataset.std, dataset.images, dataset.labels, dataset.test_images,
         dataset.test_labels))
-    recipe = data.recipe(dataset.name, images.shape[2])
+    recipe = data.recipe(dataset)
     batches = data.Batches(images, labels, mean, std, s.batch_size * s.accumulate, recipe.padding,
                            recipe.flip, s.cutout_length if s.cutout else 0,
                            data.generator(s.seed, 2))
@@ -205,11 +205,7 @@ def start(parser, given):
     else:
         refuse(given, CHAIN_FLAGS, "is for chains, and this architecture is of cells")
     dataset, why = data.load_asked(given, choose_device(given.get("device", "auto")))
-    size = dataset.images.shape[2]
-    settings = {**parser.defaults(), **data.recipe(dataset.name, size).eval, **given,
-                "dataset": dataset.name}
-    if dataset.name in ("folder", "imagenet"):
-        settings["image_size"] = size
+    settings = {**parser.defaults(), **data.recipe(dataset).eval, **given, "dataset": dataset.name}
     s = argparse.Namespace(**settings)
     data.check_batch(s.batch_size, len(dataset.labels) // s.accumulate)
     with (Run.create("train_eval", settings, **data.facts(dataset)) as run,

@@ -168,7 +168,7 @@ def halves(s, dataset, device):
     """The training set in two: endless batches for the weights, and for alpha."""
     images, labels, mean, std = (t.to(device) for t in (dataset.images, dataset.labels,
                                                         dataset.mean, dataset.std))
-    recipe = data.recipe(dataset.name, images.shape[2])
+    recipe = data.recipe(dataset)
     for stream, half in enumerate(parts(s, dataset.labels), 2):
         half = half.to(device)
         yield data.Batches(images[half], labels[half], mean, std, s.batch_size, recipe.padding,
@@ -199,21 +199,20 @@ def derive(run, s, network):
     """Write and print the genotype of the network's gates. Returns the exit code."""
     genotype = network.genotype(**rules(s))
     shortfall = explain(genotype, network, s)
+    if not shortfall:
+        run.write("genotype.json", genotypes.to_json(genotype))
+    if s.figures_every:
+        draw_figures(run)
     if shortfall:
-        if s.figures_every:
-            draw_figures(run)
         why, threshold = shortfall
         run.log(f"{why}\n{run.resume_command()} --threshold {threshold}")
         return 1
-    run.write("genotype.json", genotypes.to_json(genotype))
     command = ["python", "train_eval.py", "--arch", run.path("genotype.json"),
                "--dataset", s.dataset]
     for name in ("data", "image_size") + (("width",) if s.space == "s2" else ()):
         if getattr(s, name) != FLAGS[name][0]:
             command += ["--" + name, str(getattr(s, name))]
     command += ["--" + name for name in ("stream", "skip_bad_images") if getattr(s, name)]
-    if s.figures_every:
-        draw_figures(run)
     run.log(f"{genotype}\n{shlex.join(command)}")
     return 0
 
@@ -252,19 +251,17 @@ def start(parser, given):
     else:
         refuse(given, CHAIN_FLAGS, "is of --space s2")
     dataset, why = data.load_asked(given, choose_device(given.get("device", "auto")))
-    gate, size = SOFTMAX if given.get("gate") == "softmax" else {}, dataset.images.shape[2]
-    settings = {**parser.defaults(), **gate, **data.recipe(dataset.name, size).search, **given,
+    gate = SOFTMAX if given.get("gate") == "softmax" else {}
+    settings = {**parser.defaults(), **gate, **data.recipe(dataset).search, **given,
                 "dataset": dataset.name}
-    if dataset.name in ("folder", "imagenet"):
-        settings["image_size"] = size
     s = argparse.Namespace(**settings)
     fractions = s.train_fraction, s.valid_fraction
     if bool(fractions[0]) != bool(fractions[1]) or sum(fractions) > 1:
         raise UserError("--train_fraction {} and --valid_fraction {}: both must be above 0, "
                         "together 1 at most".format(*fractions))
-    if s.space == "s1" and dataset.name == "imagenet" and size > LARGE:
+    if s.space == "s1" and dataset.name == "imagenet" and s.image_size > LARGE:
         raise UserError(f"the cells of s1 are searched on pictures of {LARGE} pixels or fewer, "
-                        f"not {size}: give --space s2 or --image_size 32")
+                        f"not {s.image_size}: give --space s2 or --image_size 32")
     data.check_batch(s.batch_size, min(map(len, parts(s, dataset.labels))))
     with (Run.create("train_search", settings, **data.facts(dataset)) as run,
           kernels.stock(s.plain)):
