@@ -15,6 +15,7 @@ import contextlib
 import difflib
 import json
 import os
+import random
 import reprlib
 import secrets
 import warnings
@@ -189,6 +190,23 @@ def prune(edges):
         if len(kept) == len(edges):
             return kept
         edges = kept
+
+
+def random_genotype(counts, primitives, seed):
+    """A Genotype of counts[0] and counts[1] edges, each cell drawn uniformly from those that
+    a search can leave: at most two edges into a node, none from a node that nothing enters.
+    """
+    dice = random.Random(seed)
+    return Genotype(*(_random_cell(count, primitives, dice) for count in counts))
+
+
+def _random_cell(count, primitives, dice):
+    edges = [(node, source) for node in range(2, LAST_NODE + 1) for source in range(node)]
+    while True:
+        cell = [Edge(dice.choice(primitives), *edge) for edge in sorted(dice.sample(edges, count))]
+        entered = [edge.node for edge in cell]
+        if max(map(entered.count, entered)) <= 2 and prune(cell) == cell:
+            return cell
 
 
 def nearest(word, names):

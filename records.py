@@ -147,10 +147,3 @@ def reasons(record, part):
             marks[row, column] = ("e" if not edges[row, 0] else "o" if better[row, column] >= most
                                   else "t" if gates[row, column] < s["threshold"] else "p")
     return marks
-
-
-def measured_gaps(record):
-    """[(epoch, soft accuracy, discrete accuracy)] of the epochs with a measured gap."""
-    return [(row["epoch"], row["soft_accuracy"], row["discrete_accuracy"])
-            for row in record.rows if None not in (row.get("soft_accuracy"),
-                                                   row.get("discrete_accuracy"))]

@@ -11,6 +11,7 @@ import csv
 import errno
 import hashlib
 import io
+import itertools
 import json
 import logging
 import math
@@ -30,6 +31,7 @@ import traceback
 import warnings
 import zipfile
 from argparse import Namespace
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -39,11 +41,13 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
+from scipy.stats import chisquare
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import benchmark
+import claims
 import data
 import devices
 import draw_cells
@@ -1748,7 +1752,6 @@ def test_what_the_figures_show(tmp_path):
     assert all((marks[row] == "e").any() != keep for row, keep in enumerate(best))
     low = record._replace(settings={**record.settings, "threshold": 0.99}, genotype=None)
     assert set(visualize.reasons(low, "normal")[:, sep]) == {"e", "t", "o"}
-    assert visualize.measured_gaps(record) == [(1, 90, 50.5), (2, 91, 50.5)]
     assert visualize.edge_names(5) == [(2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]
 
 
@@ -1798,68 +1801,216 @@ def path_of_gates(tmp_path, name, ends, epochs=10, **settings):
                                            gates=gates, epochs=epochs, **settings)))
 
 
-def test_figures_of_claims(tmp_path):
-    skips, saturated = (path_of_gates(tmp_path, "a", (0.6, 0.4)),
-                        path_of_gates(tmp_path, "b", (0.05, 0.95)))
-    assert reproduce.skips(skips, 9, 10) == 8 and reproduce.skips(saturated, 9, 10) == 0
-    assert reproduce.skips(saturated, 0, 1) == 8  # equal gates: the lower index, the skip
-    assert reproduce.distance_from_uniform(skips) == pytest.approx(0.1)
-    assert (reproduce.share_decided(skips), reproduce.share_decided(saturated)) == (0, 100)
-    # 0.45 * 6 / 9 is more than 0.25, 0.45 * 5 / 9 is not
-    assert reproduce.decision_epoch(saturated) == 7
-    assert reproduce.decision_epoch(skips) == float("inf")
-    assert reproduce.last_gap(skips) == 99 - 50.5
-    assert (reproduce.spread([1.0, 2.0, None, 3.0]) == "2.0 ± 1.0"
-            and reproduce.spread([None]) == "none")
-    assert reproduce.spread([4, float("inf")]) == "4.0, never"
+def result_of(tmp_path, normal, reduce=None, rows=(), trained=None, other=None, **settings):
+    """A Result of two operations: gates of one epoch, (14, 2)."""
+    gates = np.stack([normal, normal if reduce is None else reduce])[None].astype(np.float32)
+    folder = recorded_run(tmp_path / secrets.token_hex(4), ("skip_connect", "sep_conv_3x3"),
+                          gates=gates, **settings)
+    record = visualize.read(str(folder))
+    record.rows[-1].update(rows)
+    return claims.Result(record, trained, other)
 
 
-def test_claims_can_hold_and_fail(tmp_path):
-    kinds = {"softmax": (0.55, 0.45), "sigmoid": (0.4, 0.45), "l01": (0.05, 0.95),
-             "l1": (0.01, 0.99)}
-    records = {arm: path_of_gates(tmp_path, arm, ends) for arm, ends in kinds.items()}
-    for arm, gap in (("softmax", 40.0), ("l01", 1.0)):
-        records[arm].rows[-1].update(soft_accuracy=90.0, discrete_accuracy=90.0 - gap)
-    accuracies = {"softmax": [90.0], "sigmoid": [None], "l01": [95.0], "l1": [92.0]}
-    outcomes = {arm: reproduce.Outcome([record], accuracies[arm])
-                for arm, record in records.items()}
-    rows = reproduce.claims(outcomes)
-    # skips are all dominant from the start
-    assert [held for _, _, held in rows] == [False, True, True, True, True]
-    assert "sigmoid none" in rows[4][1] and "softmax 0.05 ± 0.00" in rows[1][1]
-    swapped = {**outcomes, "softmax": outcomes["l01"], "l01": outcomes["softmax"]}
-    assert [held for _, _, held in reproduce.claims(swapped)] == [False, False, True, False, False]
-    swapped = {**outcomes, "l1": outcomes["l01"], "l01": outcomes["l1"]}
-    assert not reproduce.claims(swapped)[2][2]
+def test_what_claims_measure(tmp_path):
+    skip, conv = np.full(14, 0.3), np.linspace(0.2, 0.6, 14)
+    skip[:5] = 0.7  # leads on five edges
+    result = result_of(tmp_path, np.stack([skip, conv], 1), trained=[50.0, 97.0, 95.0],
+                       other=[60.0, 91.0, 93.0], w01=10.0,
+                       rows=dict(rho=0.25, gap_rounding=3.0, gap_edges=4.0, gap_operations=-1.5))
+    elsewhere = [g for s, g in zip(skip, conv) if g > s]
+    assert all(s == 0.3 for s, g in zip(skip, conv) if g > s)
+    led = [g for s, g in zip(skip, conv) if g < s]
+    assert claims.suppression(result) == pytest.approx(
+        sum(led) / len(led) - sum(elsewhere) / len(elsewhere), abs=1e-6)
+    x, y = skip - skip.mean(), conv - conv.mean()
+    assert claims.correlation(result) == pytest.approx(
+        (x * y).sum() / math.sqrt((x * x).sum() * (y * y).sum()), abs=1e-6)
+    assert (claims.rho(result), claims.rounding(result), claims.selection(result)) == (0.25, 3, 2.5)
+    assert claims.last_accuracy(result) == 95 and claims.best_accuracy(result) == 97
+    assert claims.last_over_random(result) == 2 and claims.best_over_random(result) == 4
+    formula = fair_darts.resting_gate(10, 56, 1e-3)
+    opened = np.concatenate([skip[skip > 0.5], conv[conv > 0.5]])
+    assert claims.off_rest(result) == pytest.approx(np.median(opened) - formula, abs=1e-6)
+
+    softmax = result_of(tmp_path, np.stack([conv, 1 - conv], 1), w01=0.0, threshold=0)
+    assert claims.correlation(softmax) == pytest.approx(-1)
+    assert claims.suppression(softmax) < 0 and claims.off_rest(softmax) is None
+    never = result_of(tmp_path, np.stack([conv * 0, conv], 1), threshold=0.99, gap=False)
+    assert claims.suppression(never) is claims.last_over_random(never) is None
+    assert claims.rounding(never) is claims.selection(never) is None
+
+
+def test_gates_decide_and_skips_lead_over_epochs(tmp_path):
+    skips, saturated = (claims.Result(path_of_gates(tmp_path, name, ends, 20), None, None)
+                        for name, ends in (("a", (0.6, 0.4)), ("b", (0.05, 0.95))))
+    # 0.45 * 11 / 19 is more than 0.25, 0.45 * 10 / 19 is not
+    assert claims.decision_epoch(saturated) == 12 and claims.decision_epoch(skips) == 21
+    assert claims.skips_beyond_chance(skips) == 8 - 4
+    assert claims.skips_beyond_chance(saturated) == 0 - 4
+
+
+@pytest.mark.parametrize("values, margin, expected", [
+    ([1.0, 2, 3, 2, 2], None, "held"), ([-1.0, -2, -3, -2, -2], None, "not held"),
+    ([1.0, -2, 3, -2, 2], None, "undecided"), ([1.0, 2, 3, None, 2], None, "undecided"),
+    ([-1.0, -2, None, -2, -2], None, "not held"), ([5.0], None, "undecided"),
+    ([], None, "undecided"), ([None, None], None, "undecided"), ([0.0, 0, 0], None, "undecided"),
+    ([2.0, 2, 2], None, "held"),
+    ([0.001, 0.002, 0.001], 0.01, "held"), ([-0.003, 0.002, 0.001], 0.01, "held"),
+    ([0.03, 0.031, 0.029], 0.01, "not held"), ([-0.03, -0.031, -0.029], 0.01, "not held"),
+    ([0.03, -0.03, 0.0], 0.01, "undecided"), ([0.001, 0.002, None], 0.01, "undecided")])
+def test_verdicts(values, margin, expected):
+    assert claims.verdict(values, margin) == expected
+
+
+def test_interval_is_of_students_t():
+    values = [1.0, 2.0, 4.0, 4.5, 7.0]
+    mean = sum(values) / 5
+    error = math.sqrt(sum((v - mean) ** 2 for v in values) / 4 / 5)
+    found = claims.interval(values)
+    assert found == pytest.approx((mean, 2.776445 * error), rel=1e-6)  # tables: t(0.975, 4)
+    # 95 % of the intervals hold the mean that they are of
+    draws = np.random.default_rng(0).normal(3, 2, (2000, 5)).tolist()
+    held = [abs(mean - 3) <= half for mean, half in map(claims.interval, draws)]
+    assert 0.93 < np.mean(held) < 0.97
+
+
+def test_claims_compare_seeds(tmp_path):
+    """Each claim can hold and fail, on results made for it."""
+    dice = np.random.default_rng(3)
+
+    def seeds(skip, conv, accuracies, count=5, **settings):
+        found = []
+        for seed in range(count):
+            gates = np.clip(np.stack([skip, conv], 1) + dice.normal(0, 0.002, (14, 2)), 0, 1)
+            rounding = settings["rho"] * 50 + seed
+            found.append(result_of(
+                tmp_path, gates, w01=settings.get("w01", 10.0), threshold=0,
+                rows=dict(rho=settings["rho"] + seed / 100, gap_rounding=rounding, gap_edges=1.0,
+                          gap_operations=1.0),
+                trained=[accuracies[0] + seed], other=[accuracies[1] + seed]))
+        return found
+
+    low, high = np.linspace(0.1, 0.4, 14), np.linspace(0.4, 0.1, 14)
+    rest = fair_darts.resting_gate(10, 56, 1e-3)
+    decided = np.where(np.arange(14) % 2, rest, 1 - rest)
+    results = {"softmax": seeds(0.5 + low * 0, 0.5 + low * 0, (90, 80), rho=0.9, w01=0.0),
+               "l01": seeds(decided, 1 - decided, (95, 80), rho=0.1),
+               "l1": seeds(decided, 1 - decided, (95, 80), rho=0.1),
+               "noskip": seeds(decided, 1 - decided, (85, 80), rho=0.1, count=3),
+               "w5": seeds(decided, 1 - decided, (85, 80), rho=0.1, count=2),
+               "w15": seeds(decided, 1 - decided, (85, 80), rho=0.1, count=2),
+               "softmax2": seeds(low, high, (0, 0), rho=0.9, w01=0.0),
+               "sigmoid2": seeds(low, low + np.resize([0.05, -0.05], 14), (0, 0), rho=0.9,
+                                 w01=0.0)}
+
+    def verdicts():
+        return [claims.verdict(claims.differences(claim, results), claim.margin)
+                for claim in claims.CLAIMS]
+
+    assert [len(claims.differences(claim, results)) for claim in claims.CLAIMS] == [
+        5, 5, 5, 5, 5, 5, 9, 3]
+    expected = ["held"] * 8
+    expected[2] = "undecided"  # all decide at the only epoch
+    assert verdicts() == expected
+    for one, other in (("softmax2", "sigmoid2"), ("softmax", "l01")):
+        results[one], results[other] = results[other], results[one]
+    found = verdicts()
+    assert found[:2] == ["not held"] * 2 and found[3] == found[5] == "not held"
+    assert found[4] == "held"  # softmax's are better than random ones, too
+    results["l01"][2] = results["l01"][2]._replace(trained=None)
+    assert verdicts()[4] == "undecided"
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 8])
+def test_random_genotypes_are_uniform(count):
+    """Over all cells of so many edges, found here by trying every set of edges."""
+    edges = [(node, source) for node in range(2, 6) for source in range(node)]
+    cells = [cell for cell in itertools.combinations(edges, count)
+             if all(sum(node == j for node, _ in cell) <= 2 for j in range(2, 6))
+             and all(source < 2 or any(node == source for node, _ in cell) for _, source in cell)]
+    dice, primitives, draws = random.Random(count), ("a", "b", "c"), 20 * len(cells)
+    drawn = [genotypes._random_cell(count, primitives, dice) for _ in range(draws)]
+    kinds = Counter(tuple((edge.node, edge.source) for edge in cell) for cell in drawn)
+    assert set(kinds) <= set(cells)
+    assert chisquare([kinds[cell] for cell in cells]).pvalue > 1e-3
+    for position in range(count):
+        names = Counter(cell[position].op for cell in drawn)
+        assert chisquare([names[op] for op in primitives]).pvalue > 1e-3
+
+
+def test_random_genotypes_are_seeded():
+    drawn = [genotypes.random_genotype((8, 6), PRIMITIVES, seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert [len(cell) for cell in drawn[0]] == [8, 6]
+    assert genotypes.get(str(drawn[0])) == drawn[0]
+    assert drawn[0].normal != genotypes.random_genotype((8, 8), PRIMITIVES, 1).reduce
+
+
+@pytest.mark.parametrize("scale", reproduce.SCALES)
+def test_arms_differ_in_what_they_are_about(scale):
+    parser, settings = train_search.flags(), {}
+    for (arm, seed), task in reproduce.searches(scale, "", 1).items():
+        given = parser.parse_args(task.flags)
+        own = train_search.SOFTMAX if given.get("gate") == "softmax" else {}
+        settings[arm] = {**parser.defaults(), **own, **data.RECIPES[given["dataset"]].search,
+                         **given}
+
+    def differ(one, other):
+        return {key for key in settings[one] if settings[one][key] != settings[other][key]}
+
+    assert differ("softmax", "sigmoid") == differ("softmax2", "sigmoid2") == {"gate"}
+    assert differ("sigmoid", "l01") == {"w01", "threshold"} and differ("l01", "w5") == {"w01"}
+    assert differ("l01", "l1") == {"zero_one_loss"}
+    assert differ("l01", "noskip") == {"primitives", "w01"}
+    assert settings["noskip"]["w01"] / (2 * 14 * 6) == pytest.approx(10 / 196, rel=1e-4)
+    assert "darts" not in settings or differ("darts", "softmax") == {
+        "learning_rate", "batch_size", "arch_learning_rate", "arch_beta1"}
 
 
 def test_reproduce_runs_the_grid_once(tmp_path, monkeypatch, capsys):
-    """Real searches and trainings, the smallest there are; a run that was stopped goes
-    on, one that is complete is kept.
-    """
-    small = reproduce.Scale(
-        [*SMALL_SEARCH, "--nodes", "1", "--batch_size", "300", "--arch_learning_rate", "1",
-         "--primitives", "skip_connect,sep_conv_3x3", "--epochs", "1"],
-        [*SMALL_EVAL, "--epochs", "1"], 1, 1)
+    """Real searches and trainings, the smallest there are; a run that was stopped goes on, one
+    that is complete is kept."""
+    small = reproduce.SCALES["laptop"]._replace(
+        search=[*SMALL_SEARCH, "--nodes", "1", "--batch_size", "300", "--arch_learning_rate", "1",
+                "--epochs", "1"], two=reproduce.TWO, train=[*SMALL_EVAL, "--epochs", "1"])
     monkeypatch.setitem(reproduce.SCALES, "laptop", small)
-    add = runs.Run.add
+
+    def forked(command, **_):
+        name, *arguments = command[1:]  # without that of Python
+        code, out, err = ended(*fork(tmp_path, os.path.basename(name)[:-3], *arguments,
+                                     memory=8 << 30))
+        return Namespace(returncode=code, stdout=out, stderr=err)
+
+    monkeypatch.setattr(reproduce.subprocess, "run", forked)
+    tasks = reproduce.searches("laptop", str(tmp_path), 1)
+    assert len(tasks) == 9 and len(reproduce.searches("laptop", "", 5)) == 6 * 5 + 2 + 2 + 3
+    first, add = tasks["softmax", reproduce.FIRST_SEED], runs.Run.add
 
     def add_and_stop(self, *others, **figures):
         add(self, *others, **figures)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(runs.Run, "add", add_and_stop)
-    search, flags, *_ = next(reproduce.plan("laptop", str(tmp_path)))
-    assert call(train_search, monkeypatch, *flags, "--runs", tmp_path,
-                "--name", "laptop-softmax-1") == 130
-    assert not reproduce.complete(search, "train_search", flags)
-    command = ["--runs", tmp_path, "--output", tmp_path / "out", "--jobs", 2]
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Run, "add", add_and_stop)
+        assert call(train_search, patch, *first.flags, "--runs", tmp_path, "--name",
+                    os.path.basename(first.folder)) == 130
+    assert not reproduce.complete(*first)
+    command = ["--runs", tmp_path, "--output", tmp_path / "out", "--jobs", 2, "--seeds", 1]
     assert call(reproduce, monkeypatch, *command) == 0
+    out = capsys.readouterr().out
+    assert "9 of 9 runs to do, then at most 10 others" in out and "0 of these left" in out
     text = (tmp_path / "out" / "reproduction.md").read_text()
-    assert text.count("\n| (") == 5 and "| yes |" in text
+    assert text.count("| undecided |") == len(claims.CLAIMS) - 1  # (f) has three runs
+    assert "seeds 11 to 11" in text and "L01, w01 = 15" in text
+    assert f"torch {torch.__version__}" in text
     for name in ("dominant", "heatmap", "gap"):
         assert f"figures/reproduction_{name}.png" in text
         assert_picture(tmp_path / "out" / "figures" / f"reproduction_{name}.png")
+    others = [folder for folder in os.listdir(tmp_path) if "-random-" in folder]
+    for folder in others:
+        config = json.loads((tmp_path / folder / "config.json").read_text())
+        assert len(genotypes.get(config["settings"]["arch"]).normal) == int(folder.split("-")[3])
+    assert others
     with monkeypatch.context() as patch:
         patch.setattr(reproduce.subprocess, "run", None)  # all is complete: nothing runs again
         assert call(reproduce, patch, *command) == 0
@@ -1868,7 +2019,7 @@ def test_reproduce_runs_the_grid_once(tmp_path, monkeypatch, capsys):
         search=[*small.search, "--seed", "5", "--init_channels", "4"]))
     capsys.readouterr()
     assert call(reproduce, monkeypatch, *command) == 2
-    assert ("laptop-softmax-1' has --init_channels 2, not 4: remove it, or give other --runs"
+    assert ("laptop-softmax-11' has --init_channels 2, not 4: remove it, or give other --runs"
             in capsys.readouterr().err)
 
 
@@ -2867,7 +3018,8 @@ def test_damaged_downloads(pixels, labels, tmp_path, monkeypatch, capsys):
 
 def test_a_bad_run_among_those_of_the_grid(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reproduce.subprocess, "run", None)  # nothing may start
-    last = [*reproduce.plan("laptop", str(tmp_path))][-1]
+    tasks = reproduce.searches("laptop", str(tmp_path), 5)
+    last = [*tasks.values()][-1], [*reproduce.trainings("laptop", tasks).values()][-1]
     for number, make in enumerate((
             lambda folder: folder.mkdir(),
             lambda folder: folder.write_text("no folder"),
@@ -2876,8 +3028,8 @@ def test_a_bad_run_among_those_of_the_grid(finished, tmp_path, monkeypatch, caps
             lambda folder: shutil.copytree(finished / "a", folder),  # other flags
             lambda folder: shutil.copytree(finished / "d", folder),
             lambda folder: (folder.mkdir(), (folder / "config.json").write_text("[")))):
-        for folder in last[0], last[2]:
-            folder = tmp_path / os.path.basename(folder)
+        for task in last:
+            folder = tmp_path / os.path.basename(task.folder)
             make(folder)
             error = refused(capsys, monkeypatch, reproduce, "--runs", tmp_path, "--output",
                             tmp_path / "out")

@@ -19,7 +19,7 @@ import genotypes
 from draw_cells import CENTRED, colour, parts_of
 from flags import Parser, UserError, main, path_name
 from records import (all_gates, dominant_counts, dominant_names, gate_histogram, kept_gates,
-                     measured_gaps, names_of, read, reasons, setting)
+                     names_of, read, reasons, setting)
 
 LINE_COLOURS = ["#000000", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#D55E00"]
 matplotlib.rcParams.update({
@@ -229,16 +229,21 @@ def compare_dominant(records):
 
 
 def compare_gap(records):
-    """Insight 2: the discretisation gap: mean, least and most."""
-    figure = Figure((7.5, 3.4))
-    axes = figure.subplots()
-    draw_bands(axes, records, lambda record: {
-        epoch: soft - discrete for epoch, soft, discrete in measured_gaps(record)})
-    epochs = sorted({epoch for record in records for epoch, *_ in measured_gaps(record)})
-    over_epochs(axes, "Discretisation gap", ylabel="validation accuracy lost (points)",
-                xticks=epochs)
-    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
+    """Insight 2: what rounding the gates costs, and what the choice of edges and operations:
+    mean, least and most."""
+    figure = Figure((9, 3.4))
+    panels = dict(zip(("rounding", "selection"), figure.subplots(1, 2, sharey=True)))
+    for name, axes in panels.items():
+        def lost(record):
+            return {row["epoch"]: row["gap_rounding"] if name == "rounding"
+                    else row["gap_edges"] + row["gap_operations"]
+                    for row in record.rows if row["gap_rounding"] is not None}
+
+        draw_bands(axes, records, lost)
+        epochs = sorted(set().union(*map(lost, records)))
+        over_epochs(axes, f"Lost by {name}", xticks=epochs)
+    panels["rounding"].set_ylabel("validation accuracy (points)")
+    figure.legend(*panels["rounding"].get_legend_handles_labels(), loc="outside right center")
     return figure
 
 
