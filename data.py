@@ -16,42 +16,11 @@ import torch.nn.functional as F
 import parallel
 from flags import UserError
 from pictures import LARGE, Files, read_folder
+from recipes import RECIPES
 
 # images: uint8 (N, C, H, W), or pictures.Files; labels: int64 (N,)
 # mean, std: of each channel of the training pictures, 0 to 255
 Dataset = namedtuple("Dataset", "name images labels test_images test_labels classes mean std")
-
-# padding: pixels of the random crop; flip: whether half of the pictures are mirrored
-# search, eval: the settings that differ from CIFAR-10's recipe
-Recipe = namedtuple("Recipe", "padding flip search eval")
-RECIPES = {
-    "digits": Recipe(
-        1, False,
-        search=dict(init_channels=8, layers=4, epochs=25, batch_size=64, learning_rate=0.025,
-                    arch_learning_rate=0.05, width=0.1),
-        eval=dict(init_channels=16, layers=8, epochs=20, cutout_length=2, drop_path_prob=0.1,
-                  width=0.1)),
-    "cifar10": Recipe(4, True, {}, {}),
-    "cifar100": Recipe(4, True, {}, {}),
-    "svhn": Recipe(4, False, {}, {}),
-    "fashionmnist": Recipe(4, True, {}, {}),
-    "folder": Recipe(4, True, {}, {}),
-    # and a folder of pictures of more than 64 pixels; files are cropped and mirrored when read
-    "imagenet": Recipe(
-        0, False,
-        search=dict(train_fraction=0.1, valid_fraction=0.025, image_size=224),
-        eval=dict(epochs=250, batch_size=128, init_channels=48, layers=14, learning_rate=0.1,
-                  gamma=0.97, weight_decay=3e-5, label_smooth=0.1, drop_path_prob=0.0,
-                  cutout=False, image_size=224)),
-}
-
-
-def recipe(dataset):
-    """The Recipe of a Dataset, which for a folder depends on the size of its pictures."""
-    if dataset.name == "folder" and dataset.images.shape[2] > LARGE:
-        return RECIPES["imagenet"]._replace(search={})
-    return RECIPES[dataset.name]
-
 
 def load(name, root="data", image_size=None, skip_bad_images=False, stream=False, workers=2):
     """The Dataset `name`, on the CPU. Raises UserError.

@@ -113,7 +113,7 @@ class Parser(argparse.ArgumentParser):
                          formatter_class=argparse.RawDescriptionHelpFormatter)
         self.flags = flags
         for name, (default, kind, text) in flags.items():
-            notes = [] if default is None else [f"default {default}"]
+            notes = [] if default in (None, "") else [f"default {default}"]
             notes += [f"{recipe} {values[name]}" for recipe, values in recipes.items()
                       if name in values]
             text = text.replace("%", "%%") + (f" ({'; '.join(notes)})" if notes else "")
@@ -153,7 +153,7 @@ def refuse(given, names, why):
 def resumed_settings(run, parser, given):
     """The run's settings with the flags `given`, which may differ in MAY_CHANGE alone. Raises
     UserError."""
-    settings = check_settings(run, parser)
+    settings = check_settings(run.config["settings"], run.path("config.json"), parser)
     for name, value in given.items():
         if name in settings and name not in MAY_CHANGE and value != settings[name]:
             raise UserError(f"--{name} {value} contradicts the run {run.folder!r}, which has "
@@ -164,9 +164,8 @@ def resumed_settings(run, parser, given):
     return {**settings, **{name: value for name, value in given.items() if name in settings}}
 
 
-def check_settings(run, parser):
-    """The settings in the run's config.json, each of the kind of its flag. Raises UserError."""
-    kept, file = run.config["settings"], run.path("config.json")
+def check_settings(kept, file, parser):
+    """The settings `kept` in a `file`, each of the kind of its flag. Raises UserError."""
     lacking, unknown = set(parser.flags) - set(kept), set(kept) - set(parser.flags)
     faults = [f"it lacks {', '.join(sorted(lacking))}"] if lacking else []
     faults += [f"it has {', '.join(sorted(unknown))}"] if unknown else []

@@ -24,6 +24,7 @@ except ImportError:  # Windows: there, nobody keeps two processes from writing o
     fcntl = None
 
 VERSION = 3  # of what a run's files hold; raised when old ones can no longer be read
+HEADER = ("script", "version", "id", "settings")  # of every torch file
 
 
 def read_config(folder):
@@ -68,6 +69,32 @@ def read_metrics(folder):
     return rows
 
 
+def read_sealed(path, script, keys):
+    """What Folder.save wrote for `script`, on the CPU, with at least these `keys`; code in the
+    file is never run. Raises UserError, FileNotFoundError."""
+    with open(path, "rb") as file:
+        content = file.read()
+    refusal = f"{path} cannot be read: "
+    if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+        raise UserError(refusal + "it is cut off, damaged or not of this code, for its checksum is "
+                        "wrong")
+    try:
+        state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds
+        raise UserError(refusal + str(error).strip().split("\n")[0][:200]) from None
+    if not isinstance(state, dict) or not isinstance(state.get("settings", {}), dict):
+        raise UserError(refusal + f"expected a dictionary, found {type(state).__name__}")
+    lacking = [key for key in (*HEADER, *keys) if key not in state]
+    if lacking:
+        raise UserError(refusal + "it lacks " + ", ".join(lacking))
+    if type(state["version"]) is not int or not all(
+            type(state[key]) is str for key in ("script", "id")) or (
+            state["script"], state["version"]) != (script, VERSION):
+        raise UserError(refusal + f"it is of {state['script']}.py, version {state['version']}, "
+                        f"not of {script}.py, version {VERSION}")
+    return state
+
+
 class Folder:
     """The folder of one run. config: its settings and where they came from, a dict of JSON
     values."""
@@ -88,7 +115,7 @@ class Folder:
         name = settings["name"] or time.strftime(f"{script}-{settings['dataset']}-%Y%m%d-%H%M%S")
         run = cls(os.path.join(settings["runs"], name), {
             "script": script, "version": VERSION, "id": secrets.token_hex(8),
-            "settings": settings, "commands": [sys.argv], **facts, "torch": torch.__version__,
+            "settings": settings, "commands": [sys.argv], **facts, "torch": str(torch.__version__),
             "threads": torch.get_num_threads(), "processes": parallel.size(),
             "python": platform.python_version(), "machine": platform.platform()})
         os.makedirs(settings["runs"], exist_ok=True)
@@ -164,37 +191,18 @@ class Folder:
         if parallel.rank() > 0:
             return
         buffer = io.BytesIO()
-        torch.save({**{key: self.config[key] for key in ("script", "version", "id", "settings")},
-                    **state}, buffer)
+        torch.save({**{key: self.config[key] for key in HEADER}, **state}, buffer)
         self.write(name, buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
 
     def load(self, name, keys):
-        """What `save` wrote, on the CPU, with at least these `keys`; code in the file is never
-        run. Raises UserError, FileNotFoundError."""
-        with open(self.path(name), "rb") as file:
-            content = file.read()
-        refusal = f"{self.path(name)} cannot be read: "
-        if hashlib.sha256(content[:-32]).digest() != content[-32:]:
-            raise UserError(refusal + "it is cut off, damaged or not of this code, for its "
-                            "checksum is wrong")
-        try:
-            state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds
-            raise UserError(refusal + str(error).strip().split("\n")[0][:200]) from None
-        if not isinstance(state, dict) or not isinstance(state.get("settings", {}), dict):
-            raise UserError(refusal + f"expected a dictionary, found {type(state).__name__}")
-        lacking = [key for key in ("script", "version", "id", "settings", *keys)
-                   if key not in state]
-        if lacking:
-            raise UserError(refusal + "it lacks " + ", ".join(lacking))
-        if type(state["version"]) is not int or type(state["script"]) is not str or (
-                state["script"], state["version"]) != (self.config["script"], VERSION):
-            raise UserError(refusal + f"it is of {state['script']}.py, version {state['version']}, "
-                            f"not of {self.config['script']}.py, version {VERSION}")
-        if type(state["id"]) is not str or state["id"] != self.config["id"]:
-            raise UserError(refusal + "it is of another run")
+        """What `save` wrote, on the CPU, with at least these `keys`. Raises UserError,
+        FileNotFoundError."""
+        path = self.path(name)
+        state = read_sealed(path, self.config["script"], keys)
+        if state["id"] != self.config["id"]:
+            raise UserError(f"{path} cannot be read: it is of another run")
         for name, value in self.config["settings"].items():
             if name not in MAY_CHANGE and state["settings"].get(name) != value:
-                raise UserError(refusal + f"it is of a run with --{name} "
+                raise UserError(f"{path} cannot be read: it is of a run with --{name} "
                                 f"{state['settings'].get(name)}, and config.json has {value}")
         return state

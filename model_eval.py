@@ -1,14 +1,24 @@
-"""The networks that genotypes stand for, to be trained from scratch (DARTS's evaluation)."""
+"""The networks that genotypes stand for, to be trained from scratch (DARTS's evaluation), and
+`load`, to use what was trained."""
+import argparse
+import os
 from functools import reduce
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+import genotypes
+from flags import UserError, check_settings
+from folders import read_sealed
 from kernels import (ReLU, arranged, compile_forwards, dense_gradient, drop_batch_counts, recompute,
                      share_relu)
 from operations import (OPS, ChainHead, FactorizedReduce, ReLUConvBN, chain_operation, chain_shapes,
                         chain_stem, drop_path)
+from pictures import LARGE
+
+# What a file of weights holds: where they were tested, and what pictures they are for
+WEIGHTS = ("network", "epoch", "accuracy", "classes", "mean", "std", "shape")
 
 
 class Cell(nn.Module):
@@ -185,3 +195,92 @@ class NetworkS2(nn.Module):
         for layer in self.layers:
             x = recompute(layer, x) if self.recompute and self.training else layer(x)
         return self.head(x).to(images.dtype), None
+
+
+# ---------------------------------------------------------------- trained networks
+
+def build(s, num_classes, shape):
+    """The network of the settings `s` of train_eval.py for pictures of `shape` (C, H, W); of
+    cells, for more than 64 pixels the one that DARTS has for ImageNet."""
+    genotype, (channels, size, _) = genotypes.get(s.arch), shape
+    if isinstance(genotype, genotypes.ChainGenotype):
+        return NetworkS2(genotype, num_classes, s.dropout, s.width, s.squeeze, s.h_swish, channels,
+                         size)
+    if size > LARGE:
+        return NetworkImageNet(genotype, s.init_channels, num_classes, s.layers, s.auxiliary)
+    return NetworkCIFAR(genotype, s.init_channels, num_classes, s.layers, s.auxiliary, channels)
+
+
+class Classifier(nn.Module):
+    """A trained network, in use. in: pictures (B, C, H, W), uint8 from 0 to 255 or float from 0
+    to 1; out: probabilities (B, classes). .classes: their names; .shape: (C, H, W) of training.
+    """
+
+    def __init__(self, network, classes, mean, std, shape):
+        super().__init__()
+        self.network, self.classes, self.shape = network, classes, shape
+        self.register_buffer("mean", mean[:, None, None])  # of values from 0 to 255
+        self.register_buffer("std", std[:, None, None])
+
+    def forward(self, pictures):
+        values = pictures.float() if pictures.dtype == torch.uint8 else 255 * pictures
+        logits, _ = self.network((values - self.mean) / self.std)
+        return logits.softmax(1)
+
+
+def load(path):
+    """The Classifier in a file of weights, on the CPU, in eval mode, without its auxiliary head.
+
+    path: RUN/weights.pt, of the last epoch, RUN/best.pt, of the one that was best on the test
+    set, or RUN, which is the former. Raises UserError.
+    """
+    state, s = read_weights(path)
+    s.auxiliary = False
+    weights = state["network"]  # not a copy: it holds the versions of its modules, too
+    for name in [name for name in weights if name.startswith("auxiliary.")]:
+        del weights[name]
+    with torch.device("meta"):  # no memory before the weights are seen to fit
+        network = build(s, len(state["classes"]), state["shape"])
+    try:
+        network.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise UserError(f"{path} cannot be read: its weights are not of its architecture: "
+                        f"{' '.join(str(error).split())[:200]}") from None
+    classifier = Classifier(network, *(state[key] for key in ("classes", "mean", "std", "shape")))
+    return classifier.requires_grad_(False).eval()
+
+
+def read_weights(path):
+    """What train_eval.py has written to such a path, and its settings. Raises UserError."""
+    from train_eval import flags  # not at the top, since it imports this file
+    if os.path.isdir(path):
+        path = os.path.join(path, "weights.pt")
+    try:
+        state = read_sealed(path, "train_eval", WEIGHTS)
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path!r}: give the folder of a training that has done "
+                        "an epoch, or its weights.pt or best.pt") from None
+    network, classes, shape = (state[key] for key in ("network", "classes", "shape"))
+    sound = (
+        isinstance(network, dict) and all(type(name) is str for name in network)
+        and all(map(is_plain, network.values()))
+        and isinstance(classes, list) and classes and all(type(name) is str for name in classes)
+        and isinstance(shape, list) and [*map(type, shape)] == [int] * 3
+        and shape[0] in (1, 3) and 8 <= shape[1] == shape[2] <= 10**4
+        and all(is_plain(state[key]) and state[key].shape == (shape[0],) for key in ("mean", "std"))
+        and (state["std"] > 0).all() and type(state["epoch"]) is int
+        and type(state["accuracy"]) is float and 0 <= state["accuracy"] <= 100)
+    if not sound:
+        raise UserError(f"{path} cannot be read: what it holds are no weights of train_eval.py")
+    s = argparse.Namespace(**check_settings(state["settings"], path, flags()))
+    try:
+        genotypes.get(s.arch)
+    except genotypes.GenotypeError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    return state, s
+
+
+def is_plain(value):
+    """Whether it is a dense tensor of finite float32 numbers."""
+    return (torch.is_tensor(value) and value.layout == torch.strided
+            and value.dtype == torch.float32 and bool(value.isfinite().all()))

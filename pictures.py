@@ -9,8 +9,9 @@ import os
 import signal
 import warnings
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
@@ -65,7 +66,7 @@ def _pictures(root, part, test, size, skip_bad, workers):
         except Exception as error:  # a damaged file makes Pillow raise nearly anything
             bad.append(f"{os.path.relpath(path, folder)} ({fault(error)})")
             continue
-        grey = grey and picture.mode in ("1", "L", "LA")
+        grey = grey and picture.mode in ("1", "L")
         labels.append(label)
     if bad:
         named = bad if len(bad) <= 5 else [*bad[:5], "..."]
@@ -199,14 +200,25 @@ def transform(size, random=False):
 
 
 def open_picture(path):
-    """The PIL picture in a file, wholly read. Raises what Pillow does, ValueError."""
+    """The PIL picture in a file, wholly read, as a viewer shows it: turned as its EXIF data say,
+    on white where it is transparent, in 8 bits. Raises what Pillow does, ValueError."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         picture = Image.open(path)
     with picture:
         picture.load()
+    try:
+        ImageOps.exif_transpose(picture, in_place=True)
+    except Exception:  # damaged EXIF data make it raise nearly anything; the picture is whole
+        pass
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture) // 256).astype(np.uint8))
     if picture.mode.startswith(("I", "F")):
-        raise ValueError(f"mode {picture.mode}: more than 8 bits a channel")
+        raise ValueError(f"mode {picture.mode}: more than 16 bits a channel")
+    if picture.has_transparency_data:
+        mode, picture = "L" if picture.mode in ("L", "LA") else "RGB", picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert(mode)
     return picture
 
 

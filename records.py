@@ -26,7 +26,7 @@ def read(folder):
     UserError."""
     import train_search  # not at the top, since it imports this file
     run = Run.open(folder, "train_search")
-    settings = check_settings(run, train_search.flags())
+    settings = check_settings(run.config["settings"], run.path("config.json"), train_search.flags())
     primitives = settings["primitives"].split(",")
     parts, edges = ("normal", "reduce"), settings["nodes"] * (settings["nodes"] + 3) // 2
     if settings["space"] == "s2":

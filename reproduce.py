@@ -122,7 +122,7 @@ def complete(folder, script, flags):
         return False
     parser = (train_search if script == "train_search" else train_eval).flags()
     run = Run.open(folder, script)
-    settings = check_settings(run, parser)
+    settings = check_settings(run.config["settings"], run.path("config.json"), parser)
     for name, value in parser.parse_args(flags).items():
         if settings[name] != value and name != "arch":
             raise UserError(f"{folder!r} has --{name} {settings[name]}, not {value}: "

@@ -4,8 +4,11 @@
     python train_eval.py --arch runs/NAME/genotype.json --dataset folder --data DIR
     python train_eval.py --resume RUN                     # go on with a run that was stopped
     python train_eval.py --evaluate RUN                   # test the best weights of a run
+    python train_eval.py --init RUN --dataset folder --data DIR  # fine-tune its last weights
+    python train_eval.py --export RUN                     # model.pt2, and model.onnx
 
-Leaves in the run's folder: best.pt (the weights of the best test accuracy), metrics.csv.
+Leaves in the run's folder: weights.pt (of the last epoch), best.pt (of the best test accuracy),
+both for predict.py and model_eval.load; metrics.csv, report.md.
 """
 import argparse
 import functools
@@ -17,21 +20,25 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.flop_counter import FlopCounterMode
 
 import data
+import export
 import genotypes
 import kernels
 import parallel
+import recipes
 from devices import Precision, choose_device, prepare_network, set_learning_rate
 from flags import (RUN_FLAGS, Parser, UserError, main, number, one_of, path_name, refuse,
                    resumed_settings)
-from model_eval import NetworkCIFAR, NetworkImageNet, NetworkS2
-from pictures import LARGE
+from model_eval import build, read_weights
+from recipes import RECIPES
+from report import write_report
 from runs import Run
 
 positive, rate, part = number(int, 1), number(float, 0), number(float, 0, 0.999)
-# The defaults are the published recipe on CIFAR-10; data.RECIPES has what other sets change.
+# The defaults are the published recipe on CIFAR-10; RECIPES has what other sets change.
 FLAGS = {
     "arch": (None, str, "a published name, a path to genotype.json, or the text of a genotype"),
-    "dataset": (None, one_of(data.RECIPES), f"one of {', '.join(data.RECIPES)}"),
+    "init": ("", path_name, "start from these weights (RUN or its best.pt), fine-tuning"),
+    "dataset": (None, one_of(RECIPES), f"one of {', '.join(RECIPES)}"),
     "data": ("data", path_name, "folder of the downloaded sets, or of your pictures"),
     "image_size": (32, number(int, 8), "side to which your pictures are brought, in pixels"),
     "skip_bad_images": (False, bool, "leave out files that cannot be used as pictures"),
@@ -64,13 +71,18 @@ FLAGS = {
 CELL_FLAGS = {"init_channels", "layers", "auxiliary", "auxiliary_weight", "drop_path_prob",
               "drop_path_on"}
 CHAIN_FLAGS = {"width", "dropout", "squeeze", "h_swish"}
+# What makes a network another one, which weights do not fit
+NETWORK_FLAGS = ("arch", "init_channels", "layers", "auxiliary", "width", "squeeze", "h_swish")
 
 
 def train(run, s, dataset):
     """The training of `run` with the settings `s`, from its start or its checkpoint. Returns the
     exit code."""
     device = choose_device(s.device)
-    network = build(s, dataset, device)
+    torch.manual_seed(s.seed)
+    network = build(s, len(dataset.classes), dataset.images.shape[1:]).to(device)
+    if s.init and run.checkpoint is None:
+        start_from(s.init, network, run)
     network.recompute, network.drop_path_on = s.recompute, s.drop_path_on
     prepare_network(run, network, device, (s.batch_size, *dataset.images.shape[1:]))
     sgd = torch.optim.SGD(network.parameters(), s.learning_rate, s.momentum,
@@ -119,34 +131,46 @@ def train(run, s, dataset):
                "test_accuracy": test_accuracy, "test_top5": test_top5,
                "learning_rate": sgd.param_groups[0]["lr"],
                "drop_path_prob": network.drop_path_prob}
+        weights = {"network": network.state_dict(), "epoch": epoch + 1,
+                   "accuracy": test_accuracy, "classes": dataset.classes,
+                   "mean": dataset.mean, "std": dataset.std,
+                   "shape": list(dataset.images.shape[1:]), "torch": run.config["torch"]}
+        run.save("weights.pt", weights)
         if all(test_accuracy > former for former in run.column("test_accuracy")):
-            run.save("best.pt", {"network": network.state_dict(), "epoch": epoch + 1})
+            run.save("best.pt", weights)
         run.end_epoch(row, "train loss {train_loss:.4f} acc {train_accuracy:.2f}%  "
                            "test loss {test_loss:.4f} acc {test_accuracy:.2f}% top-5 "
                            "{test_top5:.2f}%".format(**row))
 
     accuracies = run.column("test_accuracy")
     best = max(accuracies)
-    run.log(f"test accuracy {accuracies[-1]:.2f}% in the last epoch; best {best:.2f}% in epoch "
-            f"{accuracies.index(best) + 1}, chosen on the test set; test that one again: "
+    found = (f"{accuracies[-1]:.2f}% in the last epoch; best {best:.2f}% in epoch "
+             f"{accuracies.index(best) + 1}, chosen on the test set")
+    write_report(run, device, {
+        "architecture": f"`{s.arch}`", "parameters": f"{parameters:,}, {parameters - head:,} "
+        "without the auxiliary head", "MACs": f"{macs / 1e6:.2f} M", "test accuracy": found},
+        f"python predict.py {shlex.quote(run.folder)} IMAGE")
+    run.log(f"test accuracy {found}; test that one again: "
             f"python train_eval.py --evaluate {shlex.quote(run.folder)}")
     return 0
 
 
-def build(s, dataset, device):
-    """The network of --arch for the pictures of `dataset`; of cells, for more than 64 pixels the
-    one that DARTS has for ImageNet."""
-    torch.manual_seed(s.seed)
-    genotype, classes = genotypes.get(s.arch), len(dataset.classes)
-    channels, size = dataset.images.shape[1:3]
-    if isinstance(genotype, genotypes.ChainGenotype):
-        return NetworkS2(genotype, classes, s.dropout, s.width, s.squeeze, s.h_swish, channels,
-                         size).to(device)
-    if size > LARGE:
-        return NetworkImageNet(genotype, s.init_channels, classes, s.layers,
-                               s.auxiliary).to(device)
-    return NetworkCIFAR(genotype, s.init_channels, classes, s.layers, s.auxiliary,
-                        channels).to(device)
+def start_from(path, network, run):
+    """Load the weights of another training; those of a head for another number of classes
+    stay as they are. Raises UserError."""
+    state, _ = read_weights(path)
+    own, given = network.state_dict(), state["network"]
+    new = [name for name in own if name.endswith(("classifier.weight", "classifier.bias"))
+           and name in given and own[name].shape != given[name].shape]
+    if own.keys() != given.keys() or any(
+            own[name].shape != given[name].shape for name in own if name not in new):
+        raise UserError(f"--init {path}: the weights are of another network, for pictures "
+                        f"{tuple(state['shape'])}")
+    given.update({name: own[name] for name in new})
+    network.load_state_dict(given)
+    head = (f"; the head is new, for it was of {len(state['classes'])} classes" if new else "")
+    run.log(f"starts from {path}, epoch {state['epoch']}, test accuracy "
+            f"{state['accuracy']:.2f}%{head}")
 
 
 def prepare(s, dataset, device):
@@ -154,7 +178,7 @@ def prepare(s, dataset, device):
     mean, std, images, labels, *test_set = (t.to(device) for t in (
         dataset.mean, dataset.std, dataset.images, dataset.labels, dataset.test_images,
         dataset.test_labels))
-    recipe = data.recipe(dataset)
+    recipe = recipes.recipe(dataset)
     batches = data.Batches(images, labels, mean, std, s.batch_size * s.accumulate, recipe.padding,
                            recipe.flip, s.cutout_length if s.cutout else 0,
                            data.generator(s.seed, 2))
@@ -192,26 +216,40 @@ def count(network, shape):
 # ---------------------------------------------------------------- the command line
 
 def flags():
-    return Parser(__doc__, FLAGS, {name: recipe.eval for name, recipe in data.RECIPES.items()})
+    return Parser(__doc__ + recipes.RULE, FLAGS,
+                  {name: recipe.eval for name, recipe in RECIPES.items()})
 
 
 def start(parser, given):
     """A new run with the flags `given`."""
+    kept = {}
+    if given.get("init"):
+        state, former = read_weights(given["init"])
+        kept = {name: getattr(former, name) for name in NETWORK_FLAGS}
+        for name, value in kept.items():
+            if given.get(name, value) != value:
+                raise UserError(f"--{name} {given[name]} contradicts --init {given['init']}, which "
+                                f"has {value}: leave the flag out")
+        given = {"arch": kept["arch"], "image_size": state["shape"][1], **given}
     if "arch" not in given:
         raise UserError("--arch is missing: give a published name (FairDARTS_a), the path of a "
                         "genotype.json or the text of a genotype")
-    if isinstance(genotypes.get(given["arch"]), genotypes.ChainGenotype):
-        refuse(given, CELL_FLAGS, "is for architectures of cells, and this one is a chain")
-    else:
-        refuse(given, CHAIN_FLAGS, "is for chains, and this architecture is of cells")
+    chain = isinstance(genotypes.get(given["arch"]), genotypes.ChainGenotype)
+    other = CELL_FLAGS if chain else CHAIN_FLAGS
+    refuse(given, other, "is for architectures of cells, and this one is a chain" if chain
+           else "is for chains, and this architecture is of cells")
     dataset, why = data.load_asked(given, choose_device(given.get("device", "auto")))
-    settings = {**parser.defaults(), **data.recipe(dataset).eval, **given, "dataset": dataset.name}
+    found = recipes.recipe(dataset).eval
+    settings = {**parser.defaults(), **found, **kept, **given,
+                "dataset": dataset.name}
     s = argparse.Namespace(**settings)
     data.check_batch(s.batch_size, len(dataset.labels) // s.accumulate)
     with (Run.create("train_eval", settings, **data.facts(dataset)) as run,
           kernels.stock(s.plain)):
         if why:
             run.log(f"dataset: {why}")
+        if s.dataset == "folder":
+            run.log(recipes.describe(dataset, settings, found.keys() - other))
         return train(run, s, dataset)
 
 
@@ -237,7 +275,7 @@ def evaluate(parser, given):
         raise UserError(f"{run.folder!r} has no best.pt: it stopped before its first epoch was "
                         "done") from None
     dataset = data.load_again(run, settings, device)
-    network = build(s, dataset, device)
+    network = build(s, len(dataset.classes), dataset.images.shape[1:]).to(device)
     if type(best["epoch"]) is not int:
         raise UserError(f"{run.path('best.pt')} cannot be read: {best['epoch']!r} is no epoch")
     run.restore(network, "network", best)
@@ -253,9 +291,14 @@ def train_or_test():
     parser = flags()
     parser.add_argument("--resume", metavar="RUN", help="folder of a run to go on with")
     parser.add_argument("--evaluate", metavar="RUN", help="folder of a run to test")
+    parser.add_argument("--export", metavar="RUN", help="folder of a run to export")
     given = parser.parse_args()
     if "arch" in given:
         given["arch"] = str(genotypes.get(given["arch"]))
+    if "export" in given:
+        folder = given.pop("export")
+        refuse(given, given, "does not go with --export")
+        return export.export(folder)
     if "evaluate" in given:
         refuse(given, ["resume"], "and --evaluate are two things")
         return evaluate(parser, given)

@@ -7,9 +7,9 @@
     python train_search.py --resume RUN                 # go on with a run that was stopped
     python train_search.py --resume RUN --threshold 0.8 # derive again, without searching
 
-Leaves in the run's folder: genotype.json, metrics.csv, figures/, gates.npz (normal, reduce:
-(epochs, edges, operations), or in S2 layers: (epochs, layers, choices), NaN where there is no
-such choice; primitives: the operations' names).
+Leaves in the run's folder: genotype.json, metrics.csv, report.md, figures/, gates.npz (normal,
+reduce: (epochs, edges, operations), or in S2 layers: (epochs, layers, choices), NaN where there
+is no such choice; primitives: the operations' names).
 """
 import argparse
 import math
@@ -24,6 +24,7 @@ import data
 import genotypes
 import kernels
 import parallel
+import recipes
 from devices import Precision, choose_device, prepare_network, set_learning_rate
 from fair_darts import PENALTIES, Architect, frozen, strongest
 from flags import (RUN_FLAGS, Parser, UserError, main, number, one_of, path_name, refuse,
@@ -33,11 +34,13 @@ from measure import (GAP, GateHistory, accuracy, count_gates, describe, gap, not
 from model_search import Network, NetworkS2
 from operations import OPS
 from pictures import LARGE
+from recipes import RECIPES
+from report import write_report
 from runs import Run
 
 positive, rate = number(int, 1), number(float, 0)
 share = number(float, 0, 1, open_ends=True)
-# The defaults are the published recipe on CIFAR-10; data.RECIPES has what other sets change.
+# The defaults are the published recipe on CIFAR-10; RECIPES has what other sets change.
 FLAGS = {
     "space": ("s1", one_of(["s1", "s2"]), "s1, cells, or s2, a chain of inverted bottlenecks"),
     "gate": ("sigmoid", one_of(["sigmoid", "softmax"]), "Eq. 6, or Eq. 2 with DARTS's recipe"),
@@ -51,7 +54,7 @@ FLAGS = {
     "unrolled": (False, bool, "second-order steps on alpha, as in DARTS"),
     "gap_every": (5, number(int, 0), "epochs between measurements of the gap; 0: never"),
     "figures_every": (10, number(int, 0), "epochs between drawings of the figures; 0: never"),
-    "dataset": (None, one_of(data.RECIPES), f"one of {', '.join(data.RECIPES)}"),
+    "dataset": (None, one_of(RECIPES), f"one of {', '.join(RECIPES)}"),
     "data": ("data", path_name, "folder of the downloaded sets, or of your pictures"),
     "image_size": (32, number(int, 8), "side to which your pictures are brought, in pixels"),
     "skip_bad_images": (False, bool, "leave out files that cannot be used as pictures"),
@@ -168,7 +171,7 @@ def halves(s, dataset, device):
     """The training set in two: endless batches for the weights, and for alpha."""
     images, labels, mean, std = (t.to(device) for t in (dataset.images, dataset.labels,
                                                         dataset.mean, dataset.std))
-    recipe = data.recipe(dataset)
+    recipe = recipes.recipe(dataset)
     for stream, half in enumerate(parts(s, dataset.labels), 2):
         half = half.to(device)
         yield data.Batches(images[half], labels[half], mean, std, s.batch_size, recipe.padding,
@@ -199,22 +202,32 @@ def derive(run, s, network):
     """Write and print the genotype of the network's gates. Returns the exit code."""
     genotype = network.genotype(**rules(s))
     shortfall = explain(genotype, network, s)
-    if not shortfall:
+    if shortfall:
+        found, threshold = shortfall
+        command = f"{run.resume_command()} --threshold {threshold}"
+    else:
+        found, command = genotype, training_command(run, s)
         run.write("genotype.json", genotypes.to_json(genotype))
     if s.figures_every:
         draw_figures(run)
-    if shortfall:
-        why, threshold = shortfall
-        run.log(f"{why}\n{run.resume_command()} --threshold {threshold}")
-        return 1
+    weights = sum(w.numel() for w in network.weights())
+    write_report(run, network.alphas[0].device, {
+        "supernet": f"{weights:,} weights, {network.all_gates().numel()} gates",
+        "validation accuracy": f"{run.column('valid_accuracy')[-1]:.2f}% in the last epoch, of the "
+        "supernet", "genotype": f"`{genotype}`" if not shortfall else found}, command)
+    run.log(f"{found}\n{command}")
+    return 1 if shortfall else 0
+
+
+def training_command(run, s):
+    """How to train what was found."""
     command = ["python", "train_eval.py", "--arch", run.path("genotype.json"),
                "--dataset", s.dataset]
     for name in ("data", "image_size") + (("width",) if s.space == "s2" else ()):
         if getattr(s, name) != FLAGS[name][0]:
             command += ["--" + name, str(getattr(s, name))]
     command += ["--" + name for name in ("stream", "skip_bad_images") if getattr(s, name)]
-    run.log(f"{genotype}\n{shlex.join(command)}")
-    return 0
+    return shlex.join(command)
 
 
 def explain(genotype, network, s):
@@ -240,19 +253,19 @@ def explain(genotype, network, s):
 # ---------------------------------------------------------------- the command line
 
 def flags():
-    recipes = {"softmax": SOFTMAX, **{name: recipe.search for name, recipe in data.RECIPES.items()}}
-    return Parser(__doc__, FLAGS, recipes)
+    differ = {"softmax": SOFTMAX, **{name: recipe.search for name, recipe in RECIPES.items()}}
+    return Parser(__doc__ + recipes.RULE, FLAGS, differ)
 
 
 def start(parser, given):
     """A new run with the flags `given`."""
-    if given.get("space") == "s2":
-        refuse(given, CELL_FLAGS, "is of the space s1")
-    else:
-        refuse(given, CHAIN_FLAGS, "is of --space s2")
+    chain = given.get("space") == "s2"
+    other = CELL_FLAGS if chain else CHAIN_FLAGS
+    refuse(given, other, "is of the space s1" if chain else "is of --space s2")
     dataset, why = data.load_asked(given, choose_device(given.get("device", "auto")))
     gate = SOFTMAX if given.get("gate") == "softmax" else {}
-    settings = {**parser.defaults(), **gate, **data.recipe(dataset).search, **given,
+    found = recipes.recipe(dataset).search
+    settings = {**parser.defaults(), **gate, **found, **given,
                 "dataset": dataset.name}
     s = argparse.Namespace(**settings)
     fractions = s.train_fraction, s.valid_fraction
@@ -267,6 +280,8 @@ def start(parser, given):
           kernels.stock(s.plain)):
         if why:
             run.log(f"dataset: {why}")
+        if s.dataset == "folder":
+            run.log(recipes.describe(dataset, settings, found.keys() - other))
         return search(run, s, dataset)
 
 
