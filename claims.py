@@ -43,7 +43,7 @@ def has_skip(result):
 
 def skip_and_others(record):
     """The last gates of the normal cell: (edges,), (edges, operations - 1)"""
-    last, column = record.gates["normal"][-1], record.primitives.index("skip_connect")
+    last, column = record.gates["normal"][record.epoch - 1], record.primitives.index("skip_connect")
     return last[:, column], np.delete(last, column, axis=1)
 
 
@@ -84,7 +84,7 @@ def selection(result):
 
 def off_rest(result):
     """The median of the open gates of the reduction cell, less fair_darts.resting_gate."""
-    gates, s = result.record.gates["reduce"][-1], result.record.settings
+    gates, s = result.record.gates["reduce"][result.record.epoch - 1], result.record.settings
     if not s["w01"]:
         return None
     rest = resting_gate(s["w01"], all_gates(result.record).shape[1], s["arch_weight_decay"],

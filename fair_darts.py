@@ -24,15 +24,26 @@ from genotypes import (CHOICES, IDENTITY, PRIMITIVES, SAME_SHAPE, ChainGenotype,
                        prune)
 
 
-def gates(alphas, kind="sigmoid", present=None):
+def gates(alphas, kind="sigmoid", present=None, shared=None):
     """The gate of every operation, within 0 and 1: (edges, operations) -> the same shape.
 
     kind: "sigmoid", independent gates (Eq. 6), or "softmax", a competition on each edge (Eq. 2).
     present: bool, which operations there are; the gates of the others are 0, without gradient.
+    shared: bool, (operations,): a sigmoid's operations that compete by a softmax of their own.
     """
     if present is not None:
         alphas = alphas.masked_fill(~present, -torch.inf)
-    return torch.sigmoid(alphas) if kind == "sigmoid" else torch.softmax(alphas, -1)
+    if kind == "softmax":
+        return torch.softmax(alphas, -1)
+    if shared is None:
+        return torch.sigmoid(alphas)
+    return torch.where(shared, torch.softmax(alphas.masked_fill(~shared, -torch.inf), -1),
+                       torch.sigmoid(alphas))
+
+
+def mask_of(names, primitives):
+    """Which of the `primitives` are among `names`, bool (operations,); None if there are none."""
+    return torch.tensor([name in names for name in primitives]) if names else None
 
 
 def zero_one_loss(gates):
@@ -262,14 +273,15 @@ def discretize_chain(gates, threshold=0.85, ops_per_layer=1):
 
     Each layer keeps the choices whose gate is at least `threshold`, the best `ops_per_layer` of
     them; where there is none, the identity if it is a choice, else the best. threshold=0 is
-    argmax (Eq. 3).
+    argmax (Eq. 3). What has a gate below 0 is no choice.
     """
     layers = []
     for values, same_shape in zip(torch.as_tensor(gates).tolist(), SAME_SHAPE):
-        choices = range(len(CHOICES) if same_shape else IDENTITY)
+        choices = [choice for choice in range(len(CHOICES) if same_shape else IDENTITY)
+                   if values[choice] >= 0]
         order = sorted(choices, key=lambda choice: -values[choice])
         kept = [choice for choice in order[:ops_per_layer] if values[choice] >= threshold]
-        kept = kept or [IDENTITY if same_shape else order[0]]
+        kept = kept or [IDENTITY if IDENTITY in choices else order[0]]
         layers.append(tuple(CHOICES[choice] for choice in sorted(kept)))
     return ChainGenotype(layers)
 
@@ -286,25 +298,27 @@ def discrete_chain_gates(genotype):
 
 # ---------------------------------------------------------------- the gap, taken apart
 
-def rounded(gates, kind="sigmoid"):
+def rounded(gates, kind="sigmoid", shared=None):
     """Each gate at the nearer end: 1 from 1/2 up; of a softmax, 1 where it is largest. (edges,
     operations) -> 0 and 1"""
-    if kind == "sigmoid":
+    if kind == "sigmoid" and shared is None:
         return (gates >= 0.5).to(gates)
-    return F.one_hot(gates.argmax(-1), gates.shape[-1]).to(gates)
+    rivals = gates if shared is None else gates.masked_fill(~shared, -1)
+    best = F.one_hot(rivals.argmax(-1), gates.shape[-1]).to(gates)
+    return best if shared is None else torch.where(shared, best, (gates >= 0.5).to(gates))
 
 
-def encoding_gap(found, kind="sigmoid", present=None):
+def encoding_gap(found, kind="sigmoid", present=None, shared=None):
     """rho, what Insight 2 is about: mean |gate - rounded gate|, relative to that of the first
     gates, 1/2 for a sigmoid and (2 / K) * (1 - 1 / K) for a softmax of K operations.
 
-    found: the gates, (edges, operations); present: see `gates`.
+    found: the gates, (edges, operations); present, shared: see `gates`.
     """
     def distance(values):
-        distances = (values - rounded(values, kind)).abs()
+        distances = (values - rounded(values, kind, shared)).abs()
         return (distances if present is None else distances[present]).mean()
 
-    return distance(found) / distance(gates(torch.zeros_like(found), kind, present))
+    return distance(found) / distance(gates(torch.zeros_like(found), kind, present, shared))
 
 
 def kept_edges(gates, edges_per_node=2, primitives=PRIMITIVES):

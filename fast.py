@@ -232,8 +232,12 @@ class Layer:
         for column, op in enumerate(operations):
             if isinstance(op, InvertedBottleneck):
                 by_kernel.setdefault(op.depthwise[0].kernel_size, []).append((column, op))
-            if isinstance(op, nn.Identity) or op.residual:  # g * x, and g * (block(x) + x)
+                if op.residual:  # g * (block(x) + x)
+                    self.straight.append(column)
+            elif type(op) is nn.Identity:  # g * x
                 self.straight.append(column)
+            else:
+                self.groups.append(([column], Literal([op])))
         for pairs in by_kernel.values():
             columns, copies = zip(*pairs)
             self.groups.append((columns, Bottlenecks(copies)))

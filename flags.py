@@ -95,9 +95,9 @@ RUN_FLAGS = {
     "name": (None, folder_name, "the run's folder in it; without it, one named after the time"),
 }
 # What a resumed run may have otherwise
-MAY_CHANGE = {"epochs", "threshold", "edges_per_node", "ops_per_edge", "ops_per_layer", "device",
-              "data", "plain", "checkpoint_minutes", "log_every", "workers", "gap_every",
-              "figures_every"}
+MAY_CHANGE = {"epochs", "threshold", "edges_per_node", "ops_per_edge", "ops_per_layer",
+              "keep_skips", "device", "data", "plain", "checkpoint_minutes", "log_every", "workers",
+              "gap_every", "figures_every"}
 
 
 class Parser(argparse.ArgumentParser):

@@ -4,6 +4,7 @@ import io
 import numpy as np
 import torch
 
+import cures
 import data
 import kernels
 import parallel
@@ -62,18 +63,18 @@ def gap(run, network, half, s):
     """The discretisation gap (Insight 2): accuracies on `half`, in percent, with the gates as
     they are and with those of the genotype, 0 and 1, and the gap's parts. By batch statistics:
     the running ones belong to the former gates. {} where a cell of the genotype is empty."""
-    genotype = network.genotype(**rules(s))
+    genotype = cures.genotype(network, s)
     if not all(genotype):
         return {}
     soft = network.compute_gates()
-    hard = [rounded(gates, network.gate) for gates in soft]
+    hard = [rounded(gates, network.gate, network.shared) for gates in soft]
     edges, discrete = network.kept_edges(s.edges_per_node), network.discrete_gates(genotype)
 
     def times(gates, masks):
         return [g * mask for g, mask in zip(gates, masks)]
 
     network.train()
-    with kernels.frozen_statistics(network), parallel.alone():
+    with kernels.frozen_statistics(network), parallel.alone(), cures.undisturbed(network):
         found = [accuracy(run, network, half, gates) for gates in (
             soft, times(soft, edges), times(soft, discrete), hard, times(hard, edges), discrete)]
     parts = zip(("gap_rounding", "gap_edges", "gap_operations"), split_gap(*found))
@@ -83,7 +84,8 @@ def gap(run, network, half, s):
 def count_gates(network, threshold):
     """Columns of metrics.csv: how far the gates have come, and the dominant skips (Fig. 1)."""
     gates = network.all_gates().detach()
-    rho = encoding_gap(torch.cat(network.compute_gates()).detach(), network.gate, network.present)
+    rho = encoding_gap(torch.cat(network.compute_gates()).detach(), network.gate, network.present,
+                       network.shared)
     columns = dict(gate_min=gates.min().item(), gate_max=gates.max().item(), rho=rho.item(),
                    gates_above=None, gates_below=None)
     if threshold:  # argmax has none
@@ -121,10 +123,3 @@ def describe(row, s):
                      "rounding {gap_rounding:.0f}, selection {selection:.0f}")
         row = {**row, "selection": row["gap_edges"] + row["gap_operations"]}
     return "  ".join(parts).format(**row)
-
-
-def rules(s):
-    """The settings of discretisation, for the genotype() of the network."""
-    names = ["threshold"]
-    names += ["ops_per_layer"] if s.space == "s2" else ["edges_per_node", "ops_per_edge"]
-    return {name: getattr(s, name) for name in names}

@@ -42,9 +42,11 @@ class MixedLayer(MixedOperation):
         return self.grouped(x, gates) if use_fast else super().forward(x, gates)
 
 
-def candidate(name, channels, stride):
+def candidate(name, channels, stride, skip):
     """An operation as the supernet has it: batch norm not affine, and one after pooling, too."""
     op = OPS[name](channels, stride, affine=False)
+    if isinstance(op, nn.Identity):
+        return skip()
     return nn.Sequential(op, nn.BatchNorm2d(channels, affine=False)) if "pool" in name else op
 
 
@@ -52,7 +54,7 @@ class Cell(nn.Module):
     """A searched cell: states 0 and 1 are its inputs; each node is the sum of all its edges."""
 
     def __init__(self, nodes, channels_0, channels_1, channels, reduction, after_reduction,
-                 primitives):
+                 primitives, skip):
         super().__init__()
         self.nodes, self.reduction = nodes, reduction
         preprocess = FactorizedReduce if after_reduction else ReLUConvBN
@@ -63,7 +65,7 @@ class Cell(nn.Module):
             for source in range(node):
                 stride = 2 if reduction and source < 2 else 1
                 self.edges.append(MixedOperation(
-                    candidate(name, channels, stride) for name in primitives))
+                    candidate(name, channels, stride, skip) for name in primitives))
         self.grouped = fast.Cell(self.edges, nodes, reduction)
 
     def forward(self, state_0, state_1, gates, use_fast):
@@ -86,14 +88,16 @@ class Network(nn.Module):
     sigmoid is 0.5, or for softmax 0.001 * normal, as in DARTS.
     .fast: whether cells are computed by groups of edges, see fast.py.
     .recompute: whether cells compute their activations again in the backward pass.
+    skip: makes the skip connections of stride 1, see cures.py; shared: see fair_darts.gates.
     """
     parts, present = ("normal", "reduce"), None  # every operation is present
 
     def __init__(self, init_channels=16, num_classes=10, layers=8, nodes=4, in_channels=3,
-                 gate="sigmoid", primitives=PRIMITIVES, fast=True):
+                 gate="sigmoid", primitives=PRIMITIVES, fast=True, skip=nn.Identity, shared=()):
         super().__init__()
         self.gate, self.primitives = gate, tuple(primitives)
         self.fast, self.recompute = fast, False
+        self.register_buffer("shared", fair_darts.mask_of(shared, primitives), persistent=False)
         edges = nodes * (nodes + 3) // 2
         scale = 1e-3 if gate == "softmax" else 0
         self.alphas = nn.ParameterList(
@@ -108,7 +112,7 @@ class Network(nn.Module):
             reduction = layer in (layers // 3, 2 * layers // 3)
             channels *= 2 if reduction else 1
             self.cells.append(
-                Cell(nodes, *widths, channels, reduction, after_reduction, primitives))
+                Cell(nodes, *widths, channels, reduction, after_reduction, primitives, skip))
             widths, after_reduction = [widths[1], nodes * channels], reduction
         self.classifier = nn.Linear(widths[1], num_classes)
         drop_batch_counts(self)
@@ -120,7 +124,7 @@ class Network(nn.Module):
 
     def compute_gates(self):
         """[normal, reduce]: the gates of the alphas, each (edges, operations)."""
-        return [fair_darts.gates(alphas, self.gate) for alphas in self.alphas]
+        return [fair_darts.gates(alphas, self.gate, shared=self.shared) for alphas in self.alphas]
 
     def all_gates(self):
         """The N gates that the zero-one loss counts: (N,)"""
@@ -140,9 +144,9 @@ class Network(nn.Module):
         for cell in self.cells:
             cell.grouped.compile(**options)
 
-    def genotype(self, threshold=0.85, edges_per_node=2, ops_per_edge=1):
-        """The Genotype of the gates, see fair_darts.discretize."""
-        return fair_darts.discretize(*self.compute_gates(), threshold, edges_per_node,
+    def genotype(self, threshold=0.85, edges_per_node=2, ops_per_edge=1, gates=None):
+        """The Genotype of the gates, or of others, see fair_darts.discretize."""
+        return fair_darts.discretize(*(gates or self.compute_gates()), threshold, edges_per_node,
                                      ops_per_edge, self.primitives)
 
     def discrete_gates(self, genotype):
@@ -171,9 +175,10 @@ class NetworkS2(nn.Module):
     parts, primitives = ("layers",), CHOICES
 
     def __init__(self, num_classes=1000, in_channels=3, gate="sigmoid", width=1.0, image_size=224,
-                 fast=True):
+                 fast=True, skip=nn.Identity, shared=()):
         super().__init__()
         self.gate, self.fast, self.recompute = gate, fast, False
+        self.register_buffer("shared", fair_darts.mask_of(shared, CHOICES), persistent=False)
         present = torch.ones(len(CHAIN), len(CHOICES), dtype=torch.bool)
         present[:, IDENTITY] = torch.tensor(SAME_SHAPE)
         self.register_buffer("present", present)
@@ -182,7 +187,8 @@ class NetworkS2(nn.Module):
         first, shapes = chain_shapes(image_size, width)
         self.stem = chain_stem(in_channels, width, first)
         self.layers = nn.ModuleList(
-            MixedLayer(chain_operation(name, *shape, affine=False)
+            MixedLayer(skip() if name == "skip_connect" else
+                       chain_operation(name, *shape, affine=False)
                        for name in CHOICES if shape[3] or name != "skip_connect")
             for shape in shapes)  # (in_channels, out_channels, stride, same_shape)
         self.head = ChainHead(width, num_classes, dropout=0)
@@ -195,7 +201,7 @@ class NetworkS2(nn.Module):
 
     def compute_gates(self):
         """[the gates of the alphas, (19, 7); 0 where there is no such choice]"""
-        return [fair_darts.gates(self.alphas[0], self.gate, self.present)]
+        return [fair_darts.gates(self.alphas[0], self.gate, self.present, self.shared)]
 
     def all_gates(self):
         """The N gates that the zero-one loss counts: (N,)"""
@@ -213,9 +219,10 @@ class NetworkS2(nn.Module):
     def compile_regions(self, **options):
         compile_forwards(self.layers, **options)
 
-    def genotype(self, threshold=0.85, ops_per_layer=1):
-        """The ChainGenotype of the gates, see fair_darts.discretize_chain."""
-        return fair_darts.discretize_chain(self.compute_gates()[0], threshold, ops_per_layer)
+    def genotype(self, threshold=0.85, ops_per_layer=1, gates=None):
+        """The ChainGenotype of the gates, or of others, see fair_darts.discretize_chain."""
+        [gates] = gates or self.compute_gates()
+        return fair_darts.discretize_chain(gates, threshold, ops_per_layer)
 
     def discrete_gates(self, genotype):
         """[the gates as a genotype has them, 0 and 1]"""

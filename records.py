@@ -1,4 +1,5 @@
 """What a search has recorded: read and checked as a whole, counted, told apart."""
+import argparse
 import os
 import zipfile
 from collections import namedtuple
@@ -6,6 +7,7 @@ from collections import namedtuple
 import numpy as np
 import torch
 
+import cures
 import fair_darts
 import genotypes
 import measure
@@ -14,11 +16,12 @@ from folders import read_metrics
 from runs import Run
 
 # gates: {part: (epochs, edges or layers, operations)}, NaN where a layer does not have the choice;
-# rows: the metrics of each epoch; genotype: None where there is none; name: of its folder
-Record = namedtuple("Record", "settings primitives gates rows genotype name")
+# rows: the metrics of each epoch; epoch: the one whose gates count, from 1, see cures.outcome;
+# genotype: None where there is none; name: of its folder
+Record = namedtuple("Record", "settings primitives gates rows epoch genotype name")
 # Settings that do not change what a search finds, or by chance alone
 SILENT = {*MAY_CHANGE, "name", "runs", "seed", "recompute", "compile"} - {
-    "epochs", "threshold", "edges_per_node", "ops_per_edge", "ops_per_layer"}
+    "epochs", "threshold", "edges_per_node", "ops_per_edge", "ops_per_layer", "keep_skips"}
 
 
 def read(folder):
@@ -33,7 +36,8 @@ def read(folder):
         primitives, parts, edges = list(genotypes.CHOICES), ("layers",), len(genotypes.CHAIN)
     try:
         rows = read_metrics(folder)
-        if not {*measure.GAP, "rho", "seconds"} <= rows[0].keys():
+        dominant = {"skips_" + part for part in parts}
+        if not {*measure.GAP, *dominant, "rho", "curvature", "seconds"} <= rows[0].keys():
             raise UserError(f"{run.path('metrics.csv')} has not the columns of a search")
         shape = len(rows), edges, len(primitives)
         gates = read_gates(run, parts, shape, primitives)
@@ -51,7 +55,8 @@ def read(folder):
         if not fits:
             raise UserError(f"{path} is of another space than the search")
     name = os.path.basename(os.path.abspath(folder))
-    return Record(settings, primitives, gates, rows, genotype, name)
+    epoch, _ = cures.outcome(argparse.Namespace(**settings), rows) or (len(rows), None)
+    return Record(settings, primitives, gates, rows, epoch, genotype, name)
 
 
 def read_gates(run, parts, shape, primitives):
@@ -125,7 +130,7 @@ def gate_histogram(record, bins=40):
 
 def kept_gates(record, part):
     """Which gates the genotype keeps: (edges, operations) of bool."""
-    last = torch.as_tensor(record.gates[part][-1])
+    last = torch.as_tensor(record.gates[part][record.epoch - 1])
     if record.genotype is None:
         return np.zeros(last.shape, bool)
     if part == "layers":
@@ -136,13 +141,16 @@ def kept_gates(record, part):
 
 def reasons(record, part):
     """Why gates that round to 1 are not kept: (edges, operations) of one of MARKS, or ""."""
-    gates, kept = torch.as_tensor(record.gates[part][-1]).nan_to_num(-1), kept_gates(record, part)
+    gates = torch.as_tensor(record.gates[part][record.epoch - 1]).nan_to_num(-1)
+    kept = kept_gates(record, part)
     s, marks = record.settings, np.full(kept.shape, "", dtype=object)
     edges = np.ones((len(kept), 1)) if part == "layers" else fair_darts.kept_edges(
         gates, s["edges_per_node"], record.primitives).numpy()
     most = s["ops_per_layer" if part == "layers" else "ops_per_edge"]
     better = gates.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # ranks
-    for row, column in fair_darts.rounded(gates, s["gate"]).nonzero().tolist():
+    rivals = s["shared_softmax"].split(",") if s["shared_softmax"] else ()
+    shared = fair_darts.mask_of(rivals, record.primitives)
+    for row, column in fair_darts.rounded(gates, s["gate"], shared).nonzero().tolist():
         if not kept[row, column]:
             marks[row, column] = ("e" if not edges[row, 0] else "o" if better[row, column] >= most
                                   else "t" if gates[row, column] < s["threshold"] else "p")

@@ -8,6 +8,7 @@
 Writes reproduction.md and figures/. Complete runs are used as they are; runs that were
 stopped are resumed.
 """
+import argparse
 import math
 import os
 import signal
@@ -17,6 +18,7 @@ import time
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 
+import cures
 import train_eval
 import train_search
 import visualize
@@ -128,9 +130,12 @@ def complete(folder, script, flags):
             raise UserError(f"{folder!r} has --{name} {settings[name]}, not {value}: "
                             "remove it, or give other --runs")
     try:
-        return len(read_metrics(folder)) >= settings["epochs"]
+        rows = read_metrics(folder)
     except FileNotFoundError:
         return False
+    if script == "train_eval":
+        return len(rows) >= settings["epochs"]
+    return cures.outcome(argparse.Namespace(**settings), rows) is not None
 
 
 def execute(task, threads):

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils import clip_grad_norm_
 
+import cures
 import data
 import genotypes
 import kernels
@@ -29,8 +30,7 @@ from devices import Precision, choose_device, prepare_network, set_learning_rate
 from fair_darts import PENALTIES, Architect, frozen, strongest
 from flags import (RUN_FLAGS, Parser, UserError, main, number, one_of, path_name, refuse,
                    resumed_settings, some_of)
-from measure import (GAP, GateHistory, accuracy, count_gates, describe, gap, note_resting_gate,
-                     rules)
+from measure import GAP, GateHistory, accuracy, count_gates, describe, gap, note_resting_gate
 from model_search import Network, NetworkS2
 from operations import OPS
 from pictures import LARGE
@@ -52,6 +52,16 @@ FLAGS = {
     "ops_per_edge": (1, positive, "s1: operations kept on each edge, at most"),
     "ops_per_layer": (1, positive, "s2: choices kept in each layer, at most"),
     "unrolled": (False, bool, "second-order steps on alpha, as in DARTS"),
+    "single_level": (False, bool, "alpha on the batches of the weights, too (DARTS's ablation)"),
+    "skip_dropout": (0.0, number(float, 0, 0.999), "dropout on skip connections, falling to 0"),
+    "skip_noise": (0.0, rate, "deviation of Gaussian noise on skip connections, falling to 0"),
+    "noise_epochs": (0, number(int, 0), "epochs until the noise is 0; 0: all"),
+    "shared_softmax": ("", some_of(dict.fromkeys(["", *OPS, *genotypes.CHOICES])),
+                       "these operations share a softmax, the others have gates of their own"),
+    "max_skips": (0, number(int, 0), "end at so many dominant skips in the normal cell; 0: never"),
+    "keep_skips": (-1, number(int, -1), "derive with so many skips there at most; -1: with any"),
+    "curvature_every": (0, number(int, 0), "epochs between measures of the curvature; 0: never"),
+    "max_curvature_ratio": (0.0, rate, "end as the curvature grows by this factor; 0: never"),
     "gap_every": (5, number(int, 0), "epochs between measurements of the gap; 0: never"),
     "figures_every": (10, number(int, 0), "epochs between drawings of the figures; 0: never"),
     "dataset": (None, one_of(RECIPES), f"one of {', '.join(RECIPES)}"),
@@ -113,16 +123,18 @@ def search(run, s, dataset):
         note_resting_gate(run, s, network)
     for epoch in run.epochs():
         set_learning_rate(sgd, epoch, s.epochs, s.learning_rate, s.learning_rate_min)
+        cures.set_rates(network, s, epoch)
         network.train()
         for _ in run.steps(len(train)):
             images, labels = train.next()
 
             # alpha, on the validation half: Eq. 8, with Eq. 7 or 9
+            batch = (images, labels) if s.single_level else validation.next()
             if s.unrolled:
-                valid_loss, penalty = architect.step_unrolled(*validation.next(), images, labels,
-                                                              sgd)
+                with cures.same_draws(network):
+                    valid_loss, penalty = architect.step_unrolled(*batch, images, labels, sgd)
             else:
-                valid_loss, penalty = architect.step(*validation.next())
+                valid_loss, penalty = architect.step(*batch)
 
             # the weights, on the training half: Eq. 4
             sgd.zero_grad()
@@ -147,24 +159,29 @@ def search(run, s, dataset):
         done, last = epoch + 1, epoch + 1 == s.epochs
         row = {"epoch": done, **run.means(),
                "valid_accuracy": accuracy(run, network.eval(), validation),
-               **count_gates(network, s.threshold), **dict.fromkeys(GAP),
+               **count_gates(network, s.threshold), **dict.fromkeys((*GAP, "curvature")),
                "learning_rate": sgd.param_groups[0]["lr"]}
         if s.gap_every and (last or done % s.gap_every == 0):
             row.update(gap(run, network, validation, s))
+        if s.curvature_every and (last or done % s.curvature_every == 0):
+            row["curvature"] = cures.curvature(network, validation, s)
         history.append()
         run.write("gates.npz", history.to_bytes())
         run.end_epoch(row, describe(row, s))
-        if s.figures_every and done % s.figures_every == 0 and not last:
+        if cures.outcome(s, run.rows):  # the last epoch, or a cure ends the search
+            break
+        if s.figures_every and done % s.figures_every == 0:
             draw_figures(run)
-    return derive(run, s, network)
+    return derive(run, s, network, history)
 
 
 def build(s, classes, shape):
     """The supernet for pictures of `shape` (C, H, W)."""
     if s.space == "s2":
-        return NetworkS2(len(classes), shape[0], s.gate, s.width, shape[1], not s.plain)
-    return Network(s.init_channels, len(classes), s.layers, s.nodes, shape[0], s.gate,
-                   s.primitives.split(","), not s.plain)
+        return cures.prepare(NetworkS2(len(classes), shape[0], s.gate, s.width, shape[1],
+                                       not s.plain, **cures.options(s)))
+    return cures.prepare(Network(s.init_channels, len(classes), s.layers, s.nodes, shape[0], s.gate,
+                                 s.primitives.split(","), not s.plain, **cures.options(s)))
 
 
 def halves(s, dataset, device):
@@ -198,10 +215,14 @@ def draw_figures(run):
 
 # ---------------------------------------------------------------- the genotype
 
-def derive(run, s, network):
-    """Write and print the genotype of the network's gates. Returns the exit code."""
-    genotype = network.genotype(**rules(s))
-    shortfall = explain(genotype, network, s)
+def derive(run, s, network, history):
+    """Write and print the genotype of the gates that count. Returns the exit code."""
+    epoch, why = cures.outcome(s, run.rows)
+    if why:
+        run.log(f"ended: {why}; the genotype is of epoch {epoch}")
+    gates = list(history.epochs[epoch - 1])
+    genotype = cures.genotype(network, s, gates)
+    shortfall = explain(genotype, network, s, gates)
     if shortfall:
         found, threshold = shortfall
         command = f"{run.resume_command()} --threshold {threshold}"
@@ -230,14 +251,13 @@ def training_command(run, s):
     return shlex.join(command)
 
 
-def explain(genotype, network, s):
+def explain(genotype, network, s, gates):
     """Why a genotype has an empty cell: a line, and a threshold that would give one; or None."""
     empty = [cell for cell, edges in genotype._asdict().items() if not edges]
     if not empty:
         return None
-    gates = dict(zip(network.parts, network.compute_gates()))
-    best = {cell: max(strongest(gates[cell], primitives=network.primitives),
-                      key=lambda found: found[1]) for cell in gates}
+    best = {cell: max(strongest(found, primitives=network.primitives),
+                      key=lambda pair: pair[1]) for cell, found in zip(network.parts, gates)}
     short = [f"{cell} cell: {gate:.4f}, {edge.op} from state {edge.source} to node {edge.node}"
              for cell, (edge, gate) in best.items() if gate < s.threshold]
     if short:
@@ -268,6 +288,7 @@ def start(parser, given):
     settings = {**parser.defaults(), **gate, **found, **given,
                 "dataset": dataset.name}
     s = argparse.Namespace(**settings)
+    cures.check(s)
     fractions = s.train_fraction, s.valid_fraction
     if bool(fractions[0]) != bool(fractions[1]) or sum(fractions) > 1:
         raise UserError("--train_fraction {} and --valid_fraction {}: both must be above 0, "
@@ -291,10 +312,11 @@ def resume(parser, given):
         settings = resumed_settings(run, parser, given)
         s, device = argparse.Namespace(**settings), choose_device(settings["device"])
         run.resume(settings)
-        if len(run.rows) == s.epochs:
+        if cures.outcome(s, run.rows):
             network = build(s, run.config["classes"], run.config["shape"])
-            run.track(network=network)
-            return derive(run, s, network)
+            history = GateHistory(network, run)
+            run.track(network=network, gates=history)
+            return derive(run, s, network, history)
         dataset = data.load_again(run, settings, device)
         with kernels.stock(s.plain):
             return search(run, s, dataset)

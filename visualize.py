@@ -114,7 +114,7 @@ def draw_heatmap(*records):
     figure = Figure((max(6.5, len(parts) * (0.8 + 0.5 * columns)) + 1.2, 2.2 + 0.3 * rows))
     panels = figure.subplots(1, len(parts), squeeze=False)[0]
     for axes, (record, part, name) in zip(panels, parts):
-        gates, kept = record.gates[part][-1], kept_gates(record, part)
+        gates, kept = record.gates[part][record.epoch - 1], kept_gates(record, part)
         marks = reasons(record, part)
         image = axes.imshow(gates, vmin=0, vmax=1, cmap="cividis", aspect="auto")
         for (row, column), gate in np.ndenumerate(gates):
@@ -192,6 +192,19 @@ def draw_gap(record):
     return figure
 
 
+def draw_curvature(record):
+    """The largest eigenvalue of the Hessian by alpha over epochs (RobustDARTS, Fig. 4)."""
+    rows = [row for row in record.rows if row["curvature"] is not None]
+    if not rows:
+        return None
+    figure = Figure((6, 3))
+    axes = figure.subplots()
+    axes.plot([row["epoch"] for row in rows], [row["curvature"] for row in rows], "o-")
+    over_epochs(axes, f"Curvature, {setting(record)}", ylabel="largest eigenvalue")
+    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    return figure
+
+
 # ---------------------------------------------------------------- figures of several runs
 
 def draw_bands(axes, records, curve):
@@ -251,7 +264,7 @@ def figures_of(record):
     """{file name: function that draws it} of one run."""
     drawings = {"dominant": lambda: draw_dominant(record), "gates": lambda: draw_gates(record),
                 "heatmap": lambda: draw_heatmap(record), "penalty": lambda: draw_penalty(record),
-                "gap": lambda: draw_gap(record)}
+                "gap": lambda: draw_gap(record), "curvature": lambda: draw_curvature(record)}
     if record.genotype:
         drawings.update(parts_of(record.genotype, "cell_" if "normal" in record.gates else ""))
     return drawings
