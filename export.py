@@ -37,7 +37,12 @@ def export(folder):
             print(f"no model.onnx: it takes {', '.join(missing)}; pip install -r "
                   "requirements-export.txt")
             return
-        content = to_onnx(classifier, pictures)
+        try:
+            content = to_onnx(classifier, pictures)
+        except Exception as error:  # versions that do not fit together make it raise anything
+            reason = str(error).strip().split("\n")[0][:200]
+            raise UserError(f"model.onnx is not written: {reason}; try newer packages, pip install "
+                            "-U -r requirements-export.txt") from None
     import onnxruntime
     session = onnxruntime.InferenceSession(content)
     keep(run, "model.onnx", content, classifier, lambda images: torch.from_numpy(
