@@ -192,12 +192,17 @@ def prune(edges):
         edges = kept
 
 
-def random_genotype(counts, primitives, seed):
+def random_genotype(counts, primitives, seed, accepted=lambda genotype: True):
     """A Genotype of counts[0] and counts[1] edges, each cell drawn uniformly from those that
-    a search can leave: at most two edges into a node, none from a node that nothing enters.
+    a search can leave: at most two edges into a node, none from a node that nothing enters;
+    the first that is `accepted`. Raises GenotypeError where none of 10,000 is.
     """
     dice = random.Random(seed)
-    return Genotype(*(_random_cell(count, primitives, dice) for count in counts))
+    for _ in range(10000):
+        genotype = Genotype(*(_random_cell(count, primitives, dice) for count in counts))
+        if accepted(genotype):
+            return genotype
+    raise GenotypeError("none of 10,000 random genotypes is of the kind that is asked for")
 
 
 def _random_cell(count, primitives, dice):

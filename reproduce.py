@@ -2,6 +2,8 @@
 
     python reproduce.py                  # --scale laptop: digits; within two hours on two cores
     python reproduce.py --seeds 2        # less of it
+    python reproduce.py --random 20      # random genotypes instead, trained alike and ranked;
+                                         # --skips 2 --macs 1-2: only such
     python reproduce.py --scale paper    # the published recipe on CIFAR-10, which needs
                                          # a GPU and days
 
@@ -9,27 +11,27 @@ Writes reproduction.md and figures/. Complete runs are used as they are; runs th
 stopped are resumed.
 """
 import argparse
+import hashlib
 import math
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections import namedtuple
-from concurrent.futures import ThreadPoolExecutor
 
-import cures
+import torch
+
+import kernels
+import model_eval
 import train_eval
-import train_search
 import visualize
 from claims import (CLAIMS, RULE, Result, best_accuracy, best_over_random, correlation,
                     decision_epoch, differences, interval, last_accuracy, last_over_random,
                     off_rest, rho, rounding, selection, skips_beyond_chance, suppression, verdict)
-from flags import Parser, UserError, check_settings, main, number, one_of, path_name
+from flags import Parser, main, number, one_of, path_name, refuse
 from folders import read_config, read_metrics
 from genotypes import PRIMITIVES, random_genotype, write_whole
+from grid import Task, complete, execute_all
+from recipes import RECIPES
 from records import read
-from runs import Run
 
 # Settings were tried on seeds 0 to 3. Those reported chose nothing.
 FIRST_SEED = 11
@@ -70,9 +72,6 @@ SCALES = {
         ["--dataset", "cifar10", "--figures_every", "0"],
         ["--batch_size", "128", "--learning_rate", "0.005", "--arch_learning_rate", "0.003",
          "--arch_beta1", "0.9"], TWO, ["--dataset", "cifar10"], list(ARMS), None)}
-
-Task = namedtuple("Task", "folder script flags")
-
 
 # ---------------------------------------------------------------- the runs
 
@@ -115,65 +114,6 @@ def random_trainings(scale, root, tasks):
             drawn[arm, seed] = training(scale, os.path.join(root, name), seed,
                                         str(random_genotype(counts, record.primitives, seed)))
     return drawn
-
-
-def complete(folder, script, flags):
-    """Whether the run in `folder` has done all its epochs. Raises UserError if it has
-    other flags."""
-    if not os.path.lexists(folder):
-        return False
-    parser = (train_search if script == "train_search" else train_eval).flags()
-    run = Run.open(folder, script)
-    settings = check_settings(run.config["settings"], run.path("config.json"), parser)
-    for name, value in parser.parse_args(flags).items():
-        if settings[name] != value and name != "arch":
-            raise UserError(f"{folder!r} has --{name} {settings[name]}, not {value}: "
-                            "remove it, or give other --runs")
-    try:
-        rows = read_metrics(folder)
-    except FileNotFoundError:
-        return False
-    if script == "train_eval":
-        return len(rows) >= settings["epochs"]
-    return cures.outcome(argparse.Namespace(**settings), rows) is not None
-
-
-def execute(task, threads):
-    """Start or resume a run, unless it is complete. Raises UserError where it fails."""
-    folder, script, flags = task
-    path = os.path.abspath(folder)
-    if os.path.exists(path):
-        arguments = ["--resume", path]
-    else:
-        runs, name = os.path.split(path)
-        arguments = [*flags, "--runs", runs, "--name", name]
-    environment = dict(os.environ)
-    if threads:
-        environment["OMP_NUM_THREADS"] = str(threads)
-    script_path = os.path.join(os.path.dirname(os.path.abspath(__file__)), script + ".py")
-    done = subprocess.run([sys.executable, script_path, *arguments], env=environment,
-                          capture_output=True, text=True)
-    if not complete(*task):  # a search without a genotype is complete as well
-        raise UserError(f"{script}.py {' '.join(arguments)} ended with {done.returncode}: "
-                        f"{done.stderr.strip() or done.stdout[-200:]}")
-
-
-def execute_all(tasks, later, jobs, threads):
-    """Execute those of the `tasks` that are not complete, `jobs` at once, and say what is left.
-    later: how many others follow, at most."""
-    tasks = {task.folder: task for task in tasks}.values()
-    waiting = [task for task in tasks if not complete(*task)]
-    print(f"{len(waiting)} of {len(tasks)} runs to do, then at most {later} others", flush=True)
-    start, pool = time.monotonic(), ThreadPoolExecutor(jobs)
-    try:
-        started = [(task, pool.submit(execute, task, threads)) for task in waiting]
-        for done, (task, future) in enumerate(started, 1):
-            future.result()
-            minutes = (time.monotonic() - start) / 60
-            print(f"{task.folder}: done; {len(waiting) - done} of these left, about "
-                  f"{minutes / done * (len(waiting) - done):.0f} minutes", flush=True)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def collect(tasks, trained, random):
@@ -290,12 +230,72 @@ def write_page(command, scale, output, tasks, trained, random):
                 page(command, scale, results, config, hours))
 
 
+# ---------------------------------------------------------------- random search
+
+def macs_of(scale, genotype):
+    """Millions of multiply-accumulates of the network that the trainings of `scale` build."""
+    parser = train_eval.flags()
+    given = parser.parse_args(SCALES[scale].train)
+    s = {**parser.defaults(), **RECIPES[given["dataset"]].eval, **given, "arch": str(genotype)}
+    shape = (1, 8, 8) if given["dataset"] == "digits" else (3, 32, 32)
+    with torch.device("meta"), kernels.stock():
+        network = model_eval.build(argparse.Namespace(**s), 10, shape)
+        return train_eval.count(network, shape)[2] / 1e6
+
+
+def random_search(scale, root, output, count, skips, macs, jobs):
+    """Train `count` random genotypes of eight edges a cell, and write and print their ranking.
+    skips: as many in the normal cell, None: any; macs: (least, most) of the network, in millions.
+    """
+    def accepted(genotype):
+        found = [edge.op for edge in genotype.normal].count("skip_connect")
+        return skips in (None, found) and macs[0] <= macs_of(scale, genotype) <= macs[1]
+
+    drawn = [random_genotype((8, 8), PRIMITIVES, seed, accepted)
+             for seed in range(FIRST_SEED, FIRST_SEED + count)]
+    tasks = []
+    for index, genotype in enumerate(drawn, FIRST_SEED):
+        # named after what was drawn: other --skips or --macs are other runs
+        mark = hashlib.sha256(str(genotype).encode()).hexdigest()[:8]
+        folder = os.path.join(root, f"{scale}-drawn-{index}-{mark}")
+        tasks.append(training(scale, folder, index, str(genotype)))
+    execute_all(tasks, 0, jobs, SCALES[scale].threads)
+    rows = []
+    for task, genotype in zip(tasks, drawn):
+        found = [row["test_accuracy"] for row in read_metrics(task.folder)]
+        rows.append((found[-1], max(found), macs_of(scale, genotype), task.folder, genotype))
+    rows.sort(key=lambda row: -row[0])
+    lines = ["| last epoch, % | best, % | MACs (M) | run | genotype |", "|---" * 5 + "|"]
+    lines += [f"| {last:.2f} | {best:.2f} | {size:.2f} | {folder} | `{genotype}` |"
+              for last, best, size, folder, genotype in rows]
+    path = os.path.join(output, "random.md")
+    write_whole(path, "\n".join(["# Random genotypes, trained alike", "", *lines, ""]))
+    for last, best, size, folder, _ in rows:
+        print(f"{last:6.2f}%  best {best:6.2f}%  {size:.2f} M MACs  {folder}")
+    print(path)
+    return 0
+
+
+def span(text):
+    """LEAST-MOST, two numbers."""
+    parts = text.split("-")
+    if len(parts) != 2:
+        raise argparse.ArgumentTypeError(f"expected LEAST-MOST, two numbers, got {text!r}")
+    return tuple(number(float, 0)(part) for part in parts)
+
+
 def reproduce():
     parser = Parser(__doc__)
     parser.add_argument("--scale", type=one_of(SCALES),
                         help="laptop (the default) or paper: they differ only in settings")
     parser.add_argument("--seeds", type=number(int, 1, 1000), metavar="N",
                         help="seeds of each setting (default 5)")
+    parser.add_argument("--random", type=number(int, 1, 10**5), metavar="K",
+                        help="train K random genotypes instead, and rank them")
+    parser.add_argument("--skips", type=number(int, 0, 8), metavar="N",
+                        help="of --random: skip connections in the normal cell")
+    parser.add_argument("--macs", type=span, metavar="LEAST-MOST",
+                        help="of --random: of the network, in millions")
     parser.add_argument("--runs", type=path_name, metavar="DIR",
                         help="folder in which the runs are kept (default runs)")
     parser.add_argument("--output", type=path_name, metavar="DIR",
@@ -307,6 +307,14 @@ def reproduce():
     command = f"python reproduce.py --scale {scale} --seeds {seeds}"
     threads = SCALES[scale].threads
     jobs = given.get("jobs") or (os.cpu_count() // threads if threads else 1)
+    if "random" in given:
+        chosen = given["random"], given.get("skips"), given.get("macs", (0, math.inf))
+        try:
+            return random_search(scale, root, output, *chosen, jobs)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on")
+            return 128 + signal.SIGINT
+    refuse(given, ["skips", "macs"], "is of --random")
     tasks = searches(scale, root, seeds)
     trained = trainings(scale, tasks)
     for task in [*tasks.values(), *trained.values()]:  # all are checked before any starts

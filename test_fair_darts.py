@@ -59,6 +59,7 @@ import fast
 import flags
 import folders
 import genotypes
+import grid
 import kernels
 import measure
 import model_eval
@@ -1989,7 +1990,7 @@ def test_reproduce_runs_the_grid_once(tmp_path, monkeypatch, capsys):
                                      memory=8 << 30))
         return Namespace(returncode=code, stdout=out, stderr=err)
 
-    monkeypatch.setattr(reproduce.subprocess, "run", forked)
+    monkeypatch.setattr(grid.subprocess, "run", forked)
     tasks = reproduce.searches("laptop", str(tmp_path), 1)
     assert len(tasks) == 9 and len(reproduce.searches("laptop", "", 5)) == 6 * 5 + 2 + 2 + 3
     first, add = tasks["softmax", reproduce.FIRST_SEED], runs.Run.add
@@ -2002,7 +2003,7 @@ def test_reproduce_runs_the_grid_once(tmp_path, monkeypatch, capsys):
         patch.setattr(runs.Run, "add", add_and_stop)
         assert call(train_search, patch, *first.flags, "--runs", tmp_path, "--name",
                     os.path.basename(first.folder)) == 130
-    assert not reproduce.complete(*first)
+    assert not grid.complete(*first)
     command = ["--runs", tmp_path, "--output", tmp_path / "out", "--jobs", 2, "--seeds", 1]
     assert call(reproduce, monkeypatch, *command) == 0
     out = capsys.readouterr().out
@@ -2020,7 +2021,7 @@ def test_reproduce_runs_the_grid_once(tmp_path, monkeypatch, capsys):
         assert len(genotypes.get(config["settings"]["arch"]).normal) == int(folder.split("-")[3])
     assert others
     with monkeypatch.context() as patch:
-        patch.setattr(reproduce.subprocess, "run", None)  # all is complete: nothing runs again
+        patch.setattr(grid.subprocess, "run", None)  # all is complete: nothing runs again
         assert call(reproduce, patch, *command) == 0
     assert (tmp_path / "out" / "reproduction.md").read_text() == text
     monkeypatch.setitem(reproduce.SCALES, "laptop", small._replace(
@@ -2029,6 +2030,43 @@ def test_reproduce_runs_the_grid_once(tmp_path, monkeypatch, capsys):
     assert call(reproduce, monkeypatch, *command) == 2
     assert ("laptop-softmax-11' has --init_channels 2, not 4: remove it, or give other --runs"
             in capsys.readouterr().err)
+
+
+def test_random_search_ranks_what_it_draws(tmp_path, monkeypatch, capsys):
+    small = reproduce.SCALES["laptop"]._replace(train=[*SMALL_EVAL, "--epochs", "1"])
+    monkeypatch.setitem(reproduce.SCALES, "laptop", small)
+
+    def forked(command, **_):
+        code, out, err = ended(*fork(tmp_path, os.path.basename(command[1])[:-3], *command[2:],
+                                     memory=8 << 30))
+        return Namespace(returncode=code, stdout=out, stderr=err)
+
+    monkeypatch.setattr(grid.subprocess, "run", forked)
+    command = ["--random", 3, "--skips", 2, "--runs", tmp_path, "--output", tmp_path]
+    assert call(reproduce, monkeypatch, *command) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "MACs" in line]
+    accuracies = [float(line.split("%")[0]) for line in lines]
+    assert len(lines) == 3 and accuracies == sorted(accuracies, reverse=True)
+    text = (tmp_path / "random.md").read_text()
+    sizes = []
+    for folder in tmp_path.glob("laptop-drawn-*-eval"):
+        settings = json.loads((folder / "config.json").read_text())["settings"]
+        assert settings["arch"] in text and str(folder) in text
+        genotype = genotypes.get(settings["arch"])
+        assert [edge.op for edge in genotype.normal].count("skip_connect") == 2
+        log = (folder / "log.txt").read_text()  # what the training counted
+        sizes.append(float(re.search(r"([\d.]+) M MACs", log)[1]))
+        assert reproduce.macs_of("laptop", genotype) == pytest.approx(sizes[-1], abs=0.006)
+    assert len(sizes) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(grid.subprocess, "run", None)
+        assert call(reproduce, patch, *command) == 0  # all is there
+    for wrong, message in ((["--skips", 2], "--skips is of --random"),
+                           (["--random", 1, "--macs", "5"], "LEAST-MOST"),
+                           (["--random", 1, "--macs", "900-901"], "none of 10,000")):
+        with monkeypatch.context() as patch:
+            patch.setattr(reproduce, "macs_of", lambda *_: 1.0)
+            assert message in refused(capsys, patch, reproduce, *wrong)
 
 
 # ---------------------------------------------------------------- runs that cannot be lost
@@ -2887,7 +2925,7 @@ HOSTILE_ARGUMENTS = [
 def test_hostile_arguments_are_refused(row, tmp_path, monkeypatch, capsys):
     script, arguments, message = HOSTILE_ARGUMENTS[row]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(reproduce.subprocess, "run", None)
+    monkeypatch.setattr(grid.subprocess, "run", None)
     assert message in refused(capsys, monkeypatch, script, *arguments)
     assert list(tmp_path.iterdir()) == []
 
@@ -3025,7 +3063,7 @@ def test_damaged_downloads(pixels, labels, tmp_path, monkeypatch, capsys):
 # ---- 13: the grid
 
 def test_a_bad_run_among_those_of_the_grid(finished, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(reproduce.subprocess, "run", None)  # nothing may start
+    monkeypatch.setattr(grid.subprocess, "run", None)  # nothing may start
     tasks = reproduce.searches("laptop", str(tmp_path), 5)
     last = [*tasks.values()][-1], [*reproduce.trainings("laptop", tasks).values()][-1]
     for number, make in enumerate((
@@ -3887,7 +3925,7 @@ class Complete:
         self.arguments = arguments
 
     def __call__(self, entry):
-        return lambda: print(reproduce.complete(*self.arguments))
+        return lambda: print(grid.complete(*self.arguments))
 
 
 def test_fuzz(finished, tmp_path):
@@ -4516,7 +4554,7 @@ def test_a_search_that_ended_early_is_finished(tmp_path, monkeypatch, capsys):
     assert record.epoch == max(1, len(rows) - 1)
     gates = [torch.from_numpy(record.gates[part][record.epoch - 1]) for part in record.gates]
     assert record.genotype == fair_darts.discretize(*gates, 0, primitives=record.primitives)
-    assert reproduce.complete(str(tmp_path / "a"), "train_search", [])
+    assert grid.complete(str(tmp_path / "a"), "train_search", [])
     assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--keep_skips", "0") == 0
     assert len(table(tmp_path / "a")) == len(rows)
     found = genotypes.load(str(tmp_path / "a" / "genotype.json"))

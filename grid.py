@@ -1,0 +1,77 @@
+"""Many runs of the scripts, several at once; those that are complete are kept, those that were
+stopped go on."""
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
+
+import cures
+import train_eval
+import train_search
+from flags import UserError, check_settings
+from folders import read_metrics
+from runs import Run
+
+Task = namedtuple("Task", "folder script flags")
+
+
+def complete(folder, script, flags):
+    """Whether the run in `folder` has done all its epochs. Raises UserError if it has
+    other flags."""
+    if not os.path.lexists(folder):
+        return False
+    parser = (train_search if script == "train_search" else train_eval).flags()
+    run = Run.open(folder, script)
+    settings = check_settings(run.config["settings"], run.path("config.json"), parser)
+    for name, value in parser.parse_args(flags).items():
+        if settings[name] != value and name != "arch":
+            raise UserError(f"{folder!r} has --{name} {settings[name]}, not {value}: "
+                            "remove it, or give other --runs")
+    try:
+        rows = read_metrics(folder)
+    except FileNotFoundError:
+        return False
+    if script == "train_eval":
+        return len(rows) >= settings["epochs"]
+    return cures.outcome(argparse.Namespace(**settings), rows) is not None
+
+
+def execute(task, threads):
+    """Start or resume a run, unless it is complete. Raises UserError where it fails."""
+    folder, script, flags = task
+    path = os.path.abspath(folder)
+    if os.path.exists(path):
+        arguments = ["--resume", path]
+    else:
+        runs, name = os.path.split(path)
+        arguments = [*flags, "--runs", runs, "--name", name]
+    environment = dict(os.environ)
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    script_path = os.path.join(os.path.dirname(os.path.abspath(__file__)), script + ".py")
+    done = subprocess.run([sys.executable, script_path, *arguments], env=environment,
+                          capture_output=True, text=True)
+    if not complete(*task):  # a search without a genotype is complete as well
+        raise UserError(f"{script}.py {' '.join(arguments)} ended with {done.returncode}: "
+                        f"{done.stderr.strip() or done.stdout[-200:]}")
+
+
+def execute_all(tasks, later, jobs, threads):
+    """Execute those of the `tasks` that are not complete, `jobs` at once, and say what is left.
+    later: how many others follow, at most."""
+    tasks = {task.folder: task for task in tasks}.values()
+    waiting = [task for task in tasks if not complete(*task)]
+    print(f"{len(waiting)} of {len(tasks)} runs to do, then at most {later} others", flush=True)
+    start, pool = time.monotonic(), ThreadPoolExecutor(jobs)
+    try:
+        started = [(task, pool.submit(execute, task, threads)) for task in waiting]
+        for done, (task, future) in enumerate(started, 1):
+            future.result()
+            minutes = (time.monotonic() - start) / 60
+            print(f"{task.folder}: done; {len(waiting) - done} of these left, about "
+                  f"{minutes / done * (len(waiting) - done):.0f} minutes", flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
