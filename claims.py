@@ -65,8 +65,10 @@ def rho(result):
 
 
 def decision_epoch(result):
-    """The epoch after which half of the gates are outside 0.25 to 0.75. Never: one more than
-    there were."""
+    """The epoch after which half of the gates, 0.5 at first, are outside 0.25 to 0.75. Never: one
+    more than there were."""
+    if result.record.settings["gate"] == "softmax":
+        return None
     left = (np.abs(all_gates(result.record) - 0.5) > 0.25).mean(1) >= 0.5
     return int(left.argmax()) + 1 if left.any() else len(left) + 1
 

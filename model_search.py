@@ -54,7 +54,7 @@ class Cell(nn.Module):
     """A searched cell: states 0 and 1 are its inputs; each node is the sum of all its edges."""
 
     def __init__(self, nodes, channels_0, channels_1, channels, reduction, after_reduction,
-                 primitives, skip):
+                 primitives, skip=nn.Identity):
         super().__init__()
         self.nodes, self.reduction = nodes, reduction
         preprocess = FactorizedReduce if after_reduction else ReLUConvBN

@@ -110,10 +110,15 @@ def draw_heatmap(*records):
     names = names_of(records) if len(records) > 1 else [setting(records[0])]
     parts = [(record, part, name) for record, name in zip(records, names)
              for part in record.gates]
+    wide = max(len(record.gates) for record in records)  # a row for each record
     rows, columns = np.max([record.gates[part].shape[1:] for record, part, _ in parts], axis=0)
-    figure = Figure((max(6.5, len(parts) * (0.8 + 0.5 * columns)) + 1.2, 2.2 + 0.3 * rows))
-    panels = figure.subplots(1, len(parts), squeeze=False)[0]
-    for axes, (record, part, name) in zip(panels, parts):
+    figure = Figure((max(6.5, wide * (0.8 + 0.5 * columns)) + 1.2,
+                     0.6 + len(records) * (1.6 + 0.3 * rows)))
+    panels = figure.subplots(len(records), wide, squeeze=False)
+    places = [axes for line, record in zip(panels, records) for axes in line[:len(record.gates)]]
+    for axes in set(panels.flat) - set(places):
+        axes.axis("off")
+    for axes, (record, part, name) in zip(places, parts):
         gates, kept = record.gates[part][record.epoch - 1], kept_gates(record, part)
         marks = reasons(record, part)
         image = axes.imshow(gates, vmin=0, vmax=1, cmap="cividis", aspect="auto")
@@ -128,7 +133,7 @@ def draw_heatmap(*records):
         axes.set_xticks(range(gates.shape[1]), record.primitives, rotation=40, ha="right")
         axes.set_yticks(range(gates.shape[0]), row_names(record, part))
         axes.set_title(f"{name}\n{PARTS[part]}", fontsize=9)
-    figure.colorbar(image, ax=panels, label="gate", fraction=0.03, pad=0.01)
+    figure.colorbar(image, ax=panels, label="gate", fraction=0.03, pad=0.01, aspect=30)
     figure.suptitle("Final gates; framed: kept by the genotype; marked: high, but not kept")
     figure.supxlabel(MARKS, fontsize=8)
     return figure
