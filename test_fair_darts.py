@@ -254,8 +254,8 @@ def test_fast_supernet_equals_the_literal_one(gate, size, nodes, layers, memory_
     assert reached > (1e-6 if gate == "sigmoid" or len(primitives) > 1 else 0)
 
 
-@pytest.mark.parametrize("gate, size, width", [("sigmoid", 8, 0.1), ("softmax", 8, 0.25),
-                                               ("sigmoid", 17, 0.1), ("softmax", 65, 0.1)])
+@pytest.mark.parametrize("gate, size, width", [("sigmoid", 8, 0.1), ("softmax", 17, 0.1),
+                                               ("softmax", 65, 0.1)])
 def test_fast_chain_supernet_equals_the_literal_one(gate, size, width):
     torch.manual_seed(1)
     network = model_search.NetworkS2(10, 3, gate, width, size).double()
@@ -1397,16 +1397,18 @@ def test_search_in_chains(pictures, tmp_path, monkeypatch, capsys):
     assert call(train_eval, monkeypatch, "--evaluate", tmp_path / "c") == 0
 
 
-def test_empty_cell_is_not_written(tmp_path, capsys):
+def test_empty_cell_is_not_written(tmp_path, monkeypatch, capsys):
     """Gates above the threshold, but only on an edge that leaves a node
     which nothing enters.
     """
     run = runs.Run(str(tmp_path), {"script": "train_search"})
-    s = Namespace(**train_search.flags().defaults())
+    s = Namespace(**{**train_search.flags().defaults(), "epochs": 1})
     network = model_search.Network(2, layers=1)
-    network.alphas[0].data = gates_with(("sep_conv_3x3", 2, 0, 0.9)).logit()
-    network.alphas[1].data = gates_with(("sep_conv_3x3", 5, 4, 0.9)).logit()
-    assert train_search.derive(run, s, network) == 1
+    gates = torch.stack([gates_with(("sep_conv_3x3", 2, 0, 0.9)),
+                         gates_with(("sep_conv_3x3", 5, 4, 0.9))])
+    run.rows = [{"epoch": 1, "valid_accuracy": 1.0}]
+    monkeypatch.setattr(train_search, "write_report", lambda *_: None)
+    assert train_search.derive(run, s, network, Namespace(epochs=[gates])) == 1
     out = capsys.readouterr().out
     assert "reduce cell is empty" in out and "--threshold 0.75" in out
     assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
@@ -1696,8 +1698,8 @@ def test_figures_of_several_runs_and_of_architectures(tmp_path, monkeypatch, cap
     assert [visualize.setting(record) for record in records] == [
         "sigmoid, w01 10, l2", "sigmoid, w01 10, l1", "softmax", "softmax"]
     assert visualize.names_of(records) == [visualize.setting(record) for record in records]
-    [axes] = visualize.compare_gap(records).axes
-    assert len(axes.lines) == len(axes.collections) == 3 and axes.get_ylim()[0] == 0
+    for axes in visualize.compare_gap(records).axes:  # rounding, selection
+        assert len(axes.lines) == len(axes.collections) == 3 and axes.get_ylim()[0] <= 0
     for axes in visualize.compare_dominant(records).axes:  # the mean of runs of one setting
         skip = PRIMITIVES.index("skip_connect")
         part = "normal" if "normal" in axes.get_title() else "reduce"
@@ -3214,7 +3216,7 @@ def test_crafted_checkpoints_are_refused(finished, tmp_path, monkeypatch, capsys
         assert str(tmp_path / run) in error
         assert not {name for name, kept in content(tmp_path / run).items()
                     if before.get(name) != kept} - {"log.txt", "config.json", "gates.npz",
-                                                    "best.pt"}
+                                                    "best.pt", "weights.pt"}
 
 
 def test_crafted_weights_are_refused(finished, tmp_path, monkeypatch, capsys):
@@ -3289,6 +3291,7 @@ def test_published_gates_come_to_rest_as_computed():
 def test_a_search_that_cannot_reach_its_threshold_says_so(more, message, tmp_path, monkeypatch,
                                                           capsys):
     monkeypatch.setattr(runs.Run, "epochs", lambda run: iter(()))  # 70 gates
+    monkeypatch.setattr(train_search, "derive", lambda *_: 0)
     call(train_search, monkeypatch, *SMALL_SEARCH, *more, "--runs", tmp_path)
     out = capsys.readouterr().out
     assert (message in out) if message else "come to rest" not in out
@@ -4516,8 +4519,8 @@ ALL_CURES = ["--skip_dropout", "0.3", "--skip_noise", "1", "--keep_skips", "1", 
 
 
 def test_cures_resume_bit_for_bit(tmp_path, monkeypatch, capsys):
-    search = [*SMALL_SEARCH, *ALL_CURES, "--threshold", "0", "--batch_size", "200", "--runs",
-              tmp_path]
+    search = [*SMALL_SEARCH, *ALL_CURES, "--threshold", "0", "--batch_size", "200", "--nodes", "1",
+              "--runs", tmp_path]
     for name in ("whole", "again"):
         assert call(train_search, monkeypatch, *search, "--name", name) == 0
     steps = []

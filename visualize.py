@@ -260,6 +260,7 @@ def compare_gap(records):
         draw_bands(axes, records, lost)
         epochs = sorted(set().union(*map(lost, records)))
         over_epochs(axes, f"Lost by {name}", xticks=epochs)
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     panels["rounding"].set_ylabel("validation accuracy (points)")
     figure.legend(*panels["rounding"].get_legend_handles_labels(), loc="outside right center")
     return figure
