@@ -223,7 +223,7 @@ class Classifier(nn.Module):
         self.register_buffer("std", std[:, None, None])
 
     def forward(self, pictures):
-        values = pictures.float() if pictures.dtype == torch.uint8 else 255 * pictures
+        values = pictures.float() * (1 if pictures.dtype == torch.uint8 else 255)
         logits, _ = self.network((values - self.mean) / self.std)
         return logits.softmax(1)
 

@@ -2523,7 +2523,8 @@ def limited(script, arguments, files, memory, seconds, setup):
         signal.alarm(seconds)
         sys.argv = [script + ".py", *map(str, arguments)]
         entry = {"train_search": train_search.search_or_resume, "visualize": visualize.visualize,
-                 "train_eval": train_eval.train_or_test, "reproduce": reproduce.reproduce}[script]
+                 "train_eval": train_eval.train_or_test, "reproduce": reproduce.reproduce,
+                 "predict": predict.predict_pictures}[script]
         if setup is not None:
             entry = setup(entry)
         flags.main(entry)
@@ -3933,7 +3934,8 @@ class Complete:
 
 def test_fuzz(finished, tmp_path):
     first, count = int(os.environ.get("FUZZ_SEED", 0)), int(os.environ.get("FUZZ", 60))
-    codes, wrong = {}, []
+    codes, wrong, image = {}, [], tmp_path / "image.png"
+    Image.new("L", (8, 8)).save(image)
 
     def begin(seed):
         dice, base = random.Random(seed), tmp_path / str(seed)
@@ -3949,6 +3951,7 @@ def test_fuzz(finished, tmp_path):
             (script, ["--resume", folder, *more], None),
             ("visualize", [folder], None) if kind == "a" else
             (script, ["--evaluate", folder], None),
+            ("visualize", [folder], None) if kind == "a" else ("predict", [folder, image], None),
             ("reproduce", [], Complete(str(folder), script, flags_of))])
         child = fork(base, script, *arguments, seconds=10, setup=setup)
         return seed, base, f"{done}  {script} {arguments[:1]} {more}", script, child
