@@ -254,7 +254,7 @@ def test_fast_supernet_equals_the_literal_one(gate, size, nodes, layers, memory_
     assert reached > (1e-6 if gate == "sigmoid" or len(primitives) > 1 else 0)
 
 
-@pytest.mark.parametrize("gate, size, width", [("sigmoid", 8, 0.1), ("softmax", 17, 0.1),
+@pytest.mark.parametrize("gate, size, width", [("sigmoid", 9, 0.1),
                                                ("softmax", 65, 0.1)])
 def test_fast_chain_supernet_equals_the_literal_one(gate, size, width):
     torch.manual_seed(1)
@@ -1382,15 +1382,16 @@ def test_search_in_chains(pictures, tmp_path, monkeypatch, capsys):
     assert (str(chain) in capsys.readouterr().out
             and chain == fair_darts.discretize_chain(gates["layers"][-1]))
     assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--epochs", 2,
-                "--ops_per_layer", 2, "--threshold", 0) == 0
+                "--ops_per_layer", 2, "--threshold", 0, "--figures_every", 0,
+                "--gap_every", 0) == 0
     assert (len(table(tmp_path / "a")) == 2
             and table(tmp_path / "a")[0]["skips_layers"].isdigit())
     assert {len(names) for names in
             genotypes.load(str(tmp_path / "a" / "genotype.json")).layers} == {2}
     folder = ["--dataset", "folder", "--data", pictures, "--image_size", 16, "--batch_size", 16,
-              "--figures_every", 0]
+              "--figures_every", 0, "--gap_every", 0]
     assert call(train_search, monkeypatch, *common, "b", *folder, "--gate", "softmax") == 0
-    train = ["--arch", tmp_path / "b" / "genotype.json", *folder[:-2], "--epochs", 1,
+    train = ["--arch", tmp_path / "b" / "genotype.json", *folder[:-4], "--epochs", 1,
              "--runs", tmp_path, "--name", "c"]
     assert call(train_eval, monkeypatch, *train, "--width", 0.1, "--squeeze") == 0
     assert call(train_eval, monkeypatch, "--resume", tmp_path / "c", "--epochs", 2) == 0
@@ -3933,7 +3934,7 @@ class Complete:
 
 
 def test_fuzz(finished, tmp_path):
-    first, count = int(os.environ.get("FUZZ_SEED", 0)), int(os.environ.get("FUZZ", 60))
+    first, count = int(os.environ.get("FUZZ_SEED", 0)), int(os.environ.get("FUZZ", 40))
     codes, wrong, image = {}, [], tmp_path / "image.png"
     Image.new("L", (8, 8)).save(image)
 
@@ -4308,7 +4309,7 @@ def cured(space, fast_form, gate="sigmoid", **others):
 
 
 @pytest.mark.parametrize("space, gate, shared", [
-    ("s1", "sigmoid", ""), ("s1", "softmax", ""), ("s2", "sigmoid", ""),
+    ("s1", "sigmoid", ""), ("s1", "softmax", ""),
     ("s1", "sigmoid", "skip_connect,sep_conv_3x3"), ("s2", "sigmoid", "skip_connect,mb3_k3")])
 def test_cures_are_the_same_in_both_forms(space, gate, shared):
     images, labels = torch.randn(6, 3, 16, 16).double(), torch.arange(6) % 4
@@ -4524,8 +4525,7 @@ ALL_CURES = ["--skip_dropout", "0.3", "--skip_noise", "1", "--keep_skips", "1", 
 def test_cures_resume_bit_for_bit(tmp_path, monkeypatch, capsys):
     search = [*SMALL_SEARCH, *ALL_CURES, "--threshold", "0", "--batch_size", "200", "--nodes", "1",
               "--runs", tmp_path]
-    for name in ("whole", "again"):
-        assert call(train_search, monkeypatch, *search, "--name", name) == 0
+    assert call(train_search, monkeypatch, *search, "--name", "whole") == 0
     steps = []
 
     def stop_in_the_second_epoch(self, *others, add=runs.Run.add, **figures):
@@ -4538,11 +4538,10 @@ def test_cures_resume_bit_for_bit(tmp_path, monkeypatch, capsys):
         patch.setattr(runs.Run, "add", stop_in_the_second_epoch)
         assert call(train_search, patch, *search, "--name", "cut") == 130
     assert call(train_search, monkeypatch, "--resume", tmp_path / "cut") == 0
-    for name in ("again", "cut"):
-        assert table(tmp_path / name) == table(tmp_path / "whole")
-        states = [torch.load(tmp_path / folder / "checkpoint.pt", weights_only=True)["network"]
-                  for folder in (name, "whole")]
-        assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
+    assert table(tmp_path / "cut") == table(tmp_path / "whole")
+    states = [torch.load(tmp_path / folder / "checkpoint.pt", weights_only=True)["network"]
+              for folder in ("cut", "whole")]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
     assert all(float(row["curvature"]) > 0 for row in table(tmp_path / "whole"))
     found = genotypes.load(str(tmp_path / "whole" / "genotype.json"))
     assert [edge.op for edge in found.normal].count("skip_connect") <= 1
