@@ -122,4 +122,6 @@ def describe(row, s):
         parts.append("gap, by batch statistics: {soft_accuracy:.2f}% - {discrete_accuracy:.2f}%, "
                      "rounding {gap_rounding:.0f}, selection {selection:.0f}")
         row = {**row, "selection": row["gap_edges"] + row["gap_operations"]}
+    if row.get("curvature") is not None:
+        parts.append("curvature {curvature:.3g}")
     return "  ".join(parts).format(**row)

@@ -4543,6 +4543,7 @@ def test_cures_resume_bit_for_bit(tmp_path, monkeypatch, capsys):
               for folder in ("cut", "whole")]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
     assert all(float(row["curvature"]) > 0 for row in table(tmp_path / "whole"))
+    assert (tmp_path / "whole" / "log.txt").read_text().count("  curvature ") == 2
     found = genotypes.load(str(tmp_path / "whole" / "genotype.json"))
     assert [edge.op for edge in found.normal].count("skip_connect") <= 1
 
