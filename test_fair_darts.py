@@ -228,17 +228,17 @@ def assert_fast_is_literal(network, images, labels):
         other = copy.deepcopy(network)
         assert other.fast
         assert all_close(results(other, images, labels, recompute=recompute), expected)
-        literal = benchmark.plain(network)  # with the faster convolutions
-        assert all_close(results(literal, images, labels, recompute=recompute), expected)
+    literal = benchmark.plain(network)  # with the faster convolutions
+    assert all_close(results(literal, images, labels, recompute=True), expected)
     assert all(w.grad is None or w.grad.abs().max() > 0 for w in other.weights())
     return other
 
 
 @pytest.mark.parametrize("gate, size, nodes, layers, memory_format, primitives", [
     ("sigmoid", 8, 4, 3, "channels_last", ALL), ("softmax", 8, 4, 3, "channels_last", ALL),
-    ("sigmoid", 8, 4, 3, "contiguous", ALL), ("sigmoid", 7, 4, 3, "channels_last", ALL),
+    ("sigmoid", 7, 4, 3, "channels_last", ALL),
     ("softmax", 15, 2, 4, "channels_last", ALL), ("sigmoid", 7, 1, 2, "contiguous", ALL),
-    ("sigmoid", 16, 3, 8, "channels_last", ALL), ("sigmoid", 7, 2, 3, "channels_last", FEW),
+    ("sigmoid", 16, 3, 4, "channels_last", ALL), ("sigmoid", 7, 2, 3, "channels_last", FEW),
     ("softmax", 8, 2, 3, "channels_last", ("avg_pool_3x3", "dil_conv_5x5")),
     ("sigmoid", 8, 2, 3, "channels_last", ("max_pool_3x3", "sep_conv_5x5", "dil_conv_3x3")),
     ("sigmoid", 8, 2, 3, "channels_last", ("dil_conv_3x3",)),
@@ -1368,7 +1368,8 @@ def test_search_in_chains(pictures, tmp_path, monkeypatch, capsys):
     training of what was found.
     """
     common = ["--space", "s2", "--width", 0.1, "--epochs", 1, "--runs", tmp_path, "--name"]
-    digits = ["--dataset", "digits", "--batch_size", 300]
+    digits = ["--dataset", "digits", "--batch_size", 100, "--train_fraction", 0.2,
+              "--valid_fraction", 0.2]
     assert call(train_search, monkeypatch, *common, "a", *digits, "--arch_learning_rate", 1,
                 "--figures_every", 1) == 0
     gates = np.load(tmp_path / "a" / "gates.npz")
@@ -3934,7 +3935,7 @@ class Complete:
 
 
 def test_fuzz(finished, tmp_path):
-    first, count = int(os.environ.get("FUZZ_SEED", 0)), int(os.environ.get("FUZZ", 40))
+    first, count = int(os.environ.get("FUZZ_SEED", 0)), int(os.environ.get("FUZZ", 24))
     codes, wrong, image = {}, [], tmp_path / "image.png"
     Image.new("L", (8, 8)).save(image)
 
