@@ -1166,7 +1166,8 @@ def table(folder):
 
 def test_search_runs_repeats_and_resumes(tmp_path, monkeypatch, capsys):
     search = [*SMALL_SEARCH, "--runs", tmp_path, "--arch_learning_rate", "0.2", "--w01", "10",
-              "--gap_every", "1"]
+              "--gap_every", "2"]
+    constant = ["--learning_rate_min", "0.005", "--gap_every", "0"]
     assert call(train_search, monkeypatch, *search, "--name", "a") == 0
     out = capsys.readouterr().out
     assert out.count("epoch 1/2  train loss") == out.count("epoch 2/2  train loss") == 1
@@ -1187,11 +1188,9 @@ def test_search_runs_repeats_and_resumes(tmp_path, monkeypatch, capsys):
     assert table(tmp_path / "a") == table(tmp_path / "b") != table(tmp_path / "c")
     # one epoch less, then resumed with --epochs upward
     short = [x if x != "2" or search[i - 1] != "--epochs" else "1" for i, x in enumerate(search)]
-    assert call(train_search, monkeypatch, *short, "--name", "d",
-                "--learning_rate_min", "0.005") == 1  # no genotype yet
+    assert call(train_search, monkeypatch, *short, *constant, "--name", "d") == 1  # no genotype
     assert call(train_search, monkeypatch, "--resume", tmp_path / "d", "--epochs", 2) == 0
-    assert call(train_search, monkeypatch, *search, "--name", "e",
-                "--learning_rate_min", "0.005") == 0
+    assert call(train_search, monkeypatch, *search, *constant, "--name", "e") == 0
     for name in ("network", "sgd", "adam"):  # a constant rate, so that both have the same schedule
         one, other = (torch.load(tmp_path / n / "checkpoint.pt", weights_only=True)[name]
                       for n in "de")
