@@ -60,8 +60,9 @@ def options(s):
 
 def prepare(network):
     """Returns the supernet, whose skips are disturbed anew in each pass."""
+    network.skips = [module for module in network.modules() if isinstance(module, Skip)]
     network.same_draws = False
-    if skips(network):
+    if network.skips:
         network.register_forward_pre_hook(draw_seeds)
     return network
 
@@ -77,16 +78,12 @@ def check(s):
         raise UserError("--max_curvature_ratio takes --curvature_every: give it 1, for example")
 
 
-def skips(network):
-    return [module for module in network.modules() if isinstance(module, Skip)]
-
-
 def draw_seeds(network, inputs):
     """Before each pass: new seeds, drawn from the generator that checkpoints keep."""
-    found = skips(network)
     if network.training and not network.same_draws and any(
-            skip.dropout or skip.noise for skip in found):
-        for skip, seed in zip(found, torch.randint(2**62, (len(found),)).tolist()):
+            skip.dropout or skip.noise for skip in network.skips):
+        seeds = torch.randint(2**62, (len(network.skips),)).tolist()
+        for skip, seed in zip(network.skips, seeds):
             skip.seed = seed
 
 
@@ -94,7 +91,7 @@ def set_rates(network, s, epoch):
     """The skips' dropout falls to 0 in a line over all epochs, their noise by half a cosine over
     --noise_epochs."""
     done = min(1.0, epoch / (s.noise_epochs or s.epochs))
-    for skip in skips(network):
+    for skip in network.skips:
         skip.dropout = s.skip_dropout * (1 - epoch / s.epochs)
         skip.noise = s.skip_noise * 0.5 * (1 + math.cos(math.pi * done))
 
@@ -113,7 +110,7 @@ def same_draws(network):
 @contextmanager
 def undisturbed(network):
     """Within it, skips are what they are."""
-    found = skips(network)
+    found = getattr(network, "skips", ())  # none of a supernet that `prepare` has not seen
     rates = [(skip.dropout, skip.noise) for skip in found]
     for skip in found:
         skip.dropout = skip.noise = 0.0
@@ -168,10 +165,11 @@ def genotype(network, s, gates=None):
     if s.keep_skips < 0 or "skip_connect" not in network.primitives:
         return network.genotype(**rules(s), gates=gates)
     gates = [g.detach().clone() for g in gates or network.compute_gates()]
-    skip = gates[0][:, network.primitives.index("skip_connect")]  # a view
+    column = network.primitives.index("skip_connect")
+    skip = gates[0][:, column]  # a view
     while True:
         found = network.genotype(**rules(s), gates=gates)
-        kept = network.discrete_gates(found)[0][:, network.primitives.index("skip_connect")] > 0
+        kept = network.discrete_gates(found)[0][:, column] > 0
         if kept.sum() <= s.keep_skips:
             return found
         skip[skip.masked_fill(~kept.to(skip.device), torch.inf).argmin()] = -1  # no choice

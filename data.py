@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 
 import parallel
-from flags import UserError
+from flags import UserError, first_line
 from pictures import LARGE, Files, read_folder
 from recipes import RECIPES
 
 # images: uint8 (N, C, H, W), or pictures.Files; labels: int64 (N,)
 # mean, std: of each channel of the training pictures, 0 to 255
 Dataset = namedtuple("Dataset", "name images labels test_images test_labels classes mean std")
+
 
 def load(name, root="data", image_size=None, skip_bad_images=False, stream=False, workers=2):
     """The Dataset `name`, on the CPU. Raises UserError.
@@ -116,7 +117,7 @@ def _torchvision(name, root):
         except Exception as error:  # torchvision reads FashionMNIST without verifying it
             raise UserError(
                 f"{name} is not in {root!r} or is damaged, and cannot be downloaded "
-                f"({_first_line(error)}): name its folder by --data, or use --dataset digits or "
+                f"({first_line(error)}): name its folder by --data, or use --dataset digits or "
                 "folder") from None
         if images.ndim == 3:
             images = images[:, None]
@@ -144,10 +145,6 @@ def _quietly(make, root, train):
         return make(root, train=train, download=False)
     except RuntimeError:  # not there, or damaged
         return make(root, train=train, download=True)
-
-
-def _first_line(error):
-    return str(error).strip().split("\n")[0]
 
 
 def generator(seed, stream=0):

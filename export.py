@@ -9,11 +9,12 @@ import torch
 
 import kernels
 import model_eval
-from flags import UserError
+from flags import UserError, first_line
 from runs import Run
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # for ONNX; see requirements-export.txt
 TOLERANCE = 1e-5  # of probabilities
+ANY_BATCH = ({0: torch.export.Dim("batch", min=1)},)
 
 
 def export(folder):
@@ -25,8 +26,7 @@ def export(folder):
     classifier = model_eval.load(folder)
     pictures = random_pictures(2, classifier.shape)
     with kernels.stock(), torch.no_grad():  # operations that everybody has
-        batch = torch.export.Dim("batch", min=1)
-        program = torch.export.export(classifier, (pictures,), dynamic_shapes=({0: batch},))
+        program = torch.export.export(classifier, (pictures,), dynamic_shapes=ANY_BATCH)
         file = io.BytesIO()
         torch.export.save(program, file)
         content = file.getvalue()
@@ -40,9 +40,8 @@ def export(folder):
         try:
             content = to_onnx(classifier, pictures)
         except Exception as error:  # versions that do not fit together make it raise anything
-            reason = str(error).strip().split("\n")[0][:200]
-            raise UserError(f"model.onnx is not written: {reason}; try newer packages, pip install "
-                            "-U -r requirements-export.txt") from None
+            raise UserError(f"model.onnx is not written: {first_line(error)}; try newer packages, "
+                            "pip install -U -r requirements-export.txt") from None
     import onnxruntime
     session = onnxruntime.InferenceSession(content)
     keep(run, "model.onnx", content, classifier, lambda images: torch.from_numpy(
@@ -56,7 +55,7 @@ def to_onnx(classifier, pictures):
         path = os.path.join(folder, "model.onnx")
         torch.onnx.export(classifier, (pictures,), path, dynamo=True, external_data=False,
                           input_names=["pictures"], output_names=["probabilities"],
-                          dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), verbose=False)
+                          dynamic_shapes=ANY_BATCH, verbose=False)
         with open(path, "rb") as file:
             return file.read()
 

@@ -234,6 +234,11 @@ def main(function):
     sys.exit(2)
 
 
+def first_line(error):
+    """What an exception says first, or its name."""
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+
+
 def reason(error):
     """What an OSError says, in one line."""
     return f"{error.filename or ''}: {error.strerror or error}".lstrip(": ")

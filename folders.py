@@ -15,7 +15,7 @@ import time
 import torch
 
 import parallel
-from flags import MAY_CHANGE, UserError
+from flags import MAY_CHANGE, UserError, first_line
 from genotypes import write_whole
 
 try:
@@ -81,7 +81,7 @@ def read_sealed(path, script, keys):
     try:
         state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds
-        raise UserError(refusal + str(error).strip().split("\n")[0][:200]) from None
+        raise UserError(refusal + first_line(error)) from None
     if not isinstance(state, dict) or not isinstance(state.get("settings", {}), dict):
         raise UserError(refusal + f"expected a dictionary, found {type(state).__name__}")
     lacking = [key for key in (*HEADER, *keys) if key not in state]

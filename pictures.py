@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
-from flags import UserError
+from flags import UserError, first_line
 
 LARGE = 64  # pixels: larger pictures are cropped and coloured from their files, ImageNet's recipe
 
@@ -64,7 +64,7 @@ def _pictures(root, part, test, size, skip_bad, workers):
             picture = open_picture(path)
             images.append(fit(picture.convert("RGB")))
         except Exception as error:  # a damaged file makes Pillow raise nearly anything
-            bad.append(f"{os.path.relpath(path, folder)} ({fault(error)})")
+            bad.append(f"{os.path.relpath(path, folder)} ({first_line(error)})")
             continue
         grey = grey and picture.mode in ("1", "L")
         labels.append(label)
@@ -183,8 +183,8 @@ class Decoder(torch.utils.data.Dataset):
                     break
                 except Exception as error:  # a damaged file makes Pillow raise nearly anything
                     if not self.files.skip_bad:
-                        return (f"{path} cannot be used as a picture ({fault(error)}): mend or "
-                                "remove it, or use the next one with --skip_bad_images")
+                        return (f"{path} cannot be used as a picture ({first_line(error)}): mend "
+                                "or remove it, or use the next one with --skip_bad_images")
         return torch.stack(pictures)
 
 
@@ -220,8 +220,3 @@ def open_picture(path):
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture).convert(mode)
     return picture
-
-
-def fault(error):
-    """What is wrong with a picture, in one line."""
-    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 import model_eval
 import visualize
 from devices import choose_device
-from flags import Parser, UserError, main, number
-from pictures import IMG_EXTENSIONS, fault, open_picture, transform
+from flags import Parser, UserError, first_line, main, number
+from pictures import IMG_EXTENSIONS, open_picture, transform
 
 BATCH = 64  # pictures at once
 
@@ -50,7 +50,7 @@ def predict(classifier, files, device):
             try:
                 found.append((file, fit(open_picture(file).convert(mode))))
             except Exception as error:  # a damaged file makes Pillow raise nearly anything
-                found.append((file, fault(error)))
+                found.append((file, first_line(error)))
         pictures = [picture for _, picture in found if torch.is_tensor(picture)]
         if pictures:
             with torch.no_grad():

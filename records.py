@@ -128,9 +128,14 @@ def gate_histogram(record, bins=40):
                      for gates in all_gates(record)], axis=1)
 
 
+def last_gates(record, part):
+    """Those that the genotype was derived from: (edges, operations)"""
+    return record.gates[part][record.epoch - 1]
+
+
 def kept_gates(record, part):
     """Which gates the genotype keeps: (edges, operations) of bool."""
-    last = torch.as_tensor(record.gates[part][record.epoch - 1])
+    last = torch.as_tensor(last_gates(record, part))
     if record.genotype is None:
         return np.zeros(last.shape, bool)
     if part == "layers":
@@ -141,14 +146,14 @@ def kept_gates(record, part):
 
 def reasons(record, part):
     """Why gates that round to 1 are not kept: (edges, operations) of one of MARKS, or ""."""
-    gates = torch.as_tensor(record.gates[part][record.epoch - 1]).nan_to_num(-1)
+    gates = torch.as_tensor(last_gates(record, part)).nan_to_num(-1)
     kept = kept_gates(record, part)
     s, marks = record.settings, np.full(kept.shape, "", dtype=object)
     edges = np.ones((len(kept), 1)) if part == "layers" else fair_darts.kept_edges(
         gates, s["edges_per_node"], record.primitives).numpy()
     most = s["ops_per_layer" if part == "layers" else "ops_per_edge"]
     better = gates.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # ranks
-    rivals = s["shared_softmax"].split(",") if s["shared_softmax"] else ()
+    rivals = cures.options(argparse.Namespace(**s))["shared"]
     shared = fair_darts.mask_of(rivals, record.primitives)
     for row, column in fair_darts.rounded(gates, s["gate"], shared).nonzero().tolist():
         if not kept[row, column]:

@@ -4278,8 +4278,8 @@ def test_skips_are_disturbed_as_they_should_be():
 
 
 def test_schedules_of_the_cures():
-    network = Namespace(modules=lambda: [skip])
     skip = cures.Skip()
+    network = Namespace(skips=[skip])
     s = Namespace(skip_dropout=0.6, skip_noise=2.0, noise_epochs=0, epochs=12)
     for epochs in (0, 4):
         s.noise_epochs = epochs
@@ -4337,7 +4337,7 @@ def test_only_skips_of_stride_1_are_disturbed():
         f"cells.{cell}.edges.{row}.operations.{column}" for cell in range(3) for row in rows
         if cell == 0 or row not in (0, 1, 2, 3, 5, 6)}  # from the inputs of a reduction cell
     _, chain = cured("s2", True)
-    assert len(cures.skips(chain)) == sum(genotypes.SAME_SHAPE)
+    assert len(chain.skips) == sum(genotypes.SAME_SHAPE)
     for net in network, chain:
         x = torch.randn(4, 3, 16, 16).double()
         with torch.no_grad(), kernels.frozen_statistics(net):
@@ -4359,7 +4359,7 @@ def test_unrolled_steps_compare_passes_that_are_disturbed_alike(tmp_path, monkey
     def watched_draw(network, inputs):
         draw(network, inputs)
         if inputs is not None:  # before a pass
-            seeds.append(tuple(skip.seed for skip in cures.skips(network)))
+            seeds.append(tuple(skip.seed for skip in network.skips))
 
     def watched_step(self, *batches):
         first = len(seeds)

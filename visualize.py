@@ -19,7 +19,7 @@ import genotypes
 from draw_cells import CENTRED, colour, parts_of
 from flags import Parser, UserError, main, path_name
 from records import (all_gates, dominant_counts, dominant_names, gate_histogram, kept_gates,
-                     names_of, read, reasons, setting)
+                     last_gates, names_of, read, reasons, setting)
 
 LINE_COLOURS = ["#000000", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#D55E00"]
 matplotlib.rcParams.update({
@@ -119,7 +119,7 @@ def draw_heatmap(*records):
     for axes in set(panels.flat) - set(places):
         axes.axis("off")
     for axes, (record, part, name) in zip(places, parts):
-        gates, kept = record.gates[part][record.epoch - 1], kept_gates(record, part)
+        gates, kept = last_gates(record, part), kept_gates(record, part)
         marks = reasons(record, part)
         image = axes.imshow(gates, vmin=0, vmax=1, cmap="cividis", aspect="auto")
         for (row, column), gate in np.ndenumerate(gates):
