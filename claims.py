@@ -1,4 +1,5 @@
 """What the paper claims, as differences of measured figures, and the rule of the verdicts."""
+import functools
 import math
 import statistics
 from collections import namedtuple
@@ -7,7 +8,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from fair_darts import PENALTIES, resting_gate
-from records import all_gates, dominant_counts
+from records import all_gates, dominant_counts, last_gates
 
 # Of a seed. record: of its search; trained, random: accuracies on the test set, epoch by epoch, of
 # the derived network and of a random one; None: not trained, or no genotype
@@ -17,11 +18,18 @@ Result = namedtuple("Result", "record trained random")
 # ---------------------------------------------------------------- what is measured
 # Each of a Result; None where there is no such thing.
 
+def of_skips(measure):
+    """The measure, None where skip connections are no candidates."""
+    @functools.wraps(measure)
+    def measured(result):
+        return measure(result) if "skip_connect" in result.record.primitives else None
+    return measured
+
+
+@of_skips
 def suppression(result):
     """The mean gate of the others on the edges of the normal cell where the skip connection
     leads, less that on those where it does not."""
-    if not has_skip(result):
-        return None
     skip, others = skip_and_others(result.record)
     leads = skip > others.max(1)
     if leads.all() or not leads.any():
@@ -29,34 +37,48 @@ def suppression(result):
     return float(others[leads].mean() - others[~leads].mean())
 
 
+@of_skips
 def correlation(result):
     """Over the edges of the normal cell, of skip's gate with the mean of the others."""
-    if not has_skip(result):
-        return None
     skip, others = skip_and_others(result.record)
     return float(np.corrcoef(skip, others.mean(1))[0, 1])
 
 
-def has_skip(result):
-    return "skip_connect" in result.record.primitives
-
-
 def skip_and_others(record):
     """The last gates of the normal cell: (edges,), (edges, operations - 1)"""
-    last, column = record.gates["normal"][record.epoch - 1], record.primitives.index("skip_connect")
+    last, column = last_gates(record, "normal"), record.primitives.index("skip_connect")
     return last[:, column], np.delete(last, column, axis=1)
 
 
+@of_skips
 def skips_beyond_chance(result):
     """Dominant skips in the normal cell, mean of the last tenth of the epochs, less their share by
     chance: 8 / operations."""
-    if not has_skip(result):
-        return None
     record = result.record
     counts = dominant_counts(record.gates["normal"], record.primitives)
     late = counts[-max(1, len(counts) // 10):]
     return float(late[:, record.primitives.index("skip_connect")].mean()
                  - late[0].sum() / len(record.primitives))
+
+
+@of_skips
+def derived_skips(result):
+    """Skips in the normal cell of the genotype, less their share by chance: edges / operations."""
+    genotype = result.record.genotype
+    if genotype is None:
+        return None
+    names = [edge.op for edge in genotype.normal]
+    return names.count("skip_connect") - len(names) / len(result.record.primitives)
+
+
+def counted_epoch(result):
+    """The epoch whose gates gave the genotype."""
+    return result.record.epoch
+
+
+def curvature(result):
+    """The largest eigenvalue of the Hessian in alpha after the last epoch, see cures.curvature."""
+    return result.record.rows[-1]["curvature"]
 
 
 def rho(result):
@@ -86,7 +108,7 @@ def selection(result):
 
 def off_rest(result):
     """The median of the open gates of the reduction cell, less fair_darts.resting_gate."""
-    gates, s = result.record.gates["reduce"][result.record.epoch - 1], result.record.settings
+    gates, s = last_gates(result.record, "reduce"), result.record.settings
     if not s["w01"]:
         return None
     rest = resting_gate(s["w01"], all_gates(result.record).shape[1], s["arch_weight_decay"],
@@ -133,9 +155,9 @@ CLAIMS = [
           last_accuracy, ["l01"], "noskip")]
 RULE = (
     "A claim *held* if the 95 % interval (Student's t over the seeds) of the difference lies above "
-    "0, and did *not hold* if it lies below; otherwise it is *undecided*. (f) held if the interval "
-    "lies within ±0.01. Both sides of a difference have the same seed. A seed without a value (no "
-    "genotype; no edge on which skip leads) is counted: with one, a claim cannot have held")
+    "0, and did *not hold* if it lies below; otherwise it is *undecided*. Both sides of a difference "
+    "have the same seed. A seed without a value (no genotype; no edge on which skip leads) is "
+    "counted: with one, a claim cannot have held")
 
 
 def interval(values):

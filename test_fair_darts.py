@@ -60,6 +60,7 @@ import flags
 import folders
 import genotypes
 import grid
+import grids
 import kernels
 import measure
 import model_eval
@@ -1850,6 +1851,13 @@ def test_what_claims_measure(tmp_path):
     never = result_of(tmp_path, np.stack([conv * 0, conv], 1), threshold=0.99, gap=False)
     assert claims.suppression(never) is claims.last_over_random(never) is None
     assert claims.rounding(never) is claims.selection(never) is None
+    assert claims.derived_skips(never) is claims.curvature(never) is None
+    names = [edge.op for edge in result.record.genotype.normal]
+    assert 0 < names.count("skip_connect") and claims.derived_skips(result) == pytest.approx(
+        names.count("skip_connect") - len(names) / 2)
+    assert claims.counted_epoch(result) == 1
+    without = claims.Result(result.record._replace(primitives=["sep_conv_3x3"]), None, None)
+    assert claims.derived_skips(without) is claims.correlation(without) is None
 
 
 def test_gates_decide_and_skips_lead_over_epochs(tmp_path):
@@ -1958,18 +1966,28 @@ def test_random_genotypes_are_seeded():
     assert drawn[0].normal != genotypes.random_genotype((8, 8), PRIMITIVES, 1).reduce
 
 
-@pytest.mark.parametrize("scale", reproduce.SCALES)
-def test_arms_differ_in_what_they_are_about(scale):
+CLAIMS = grids.GRIDS["claims"]
+
+
+def settings_of(grid, scale):
+    """{arm: settings of its searches}, and a function that says in what two arms differ."""
     parser, settings = train_search.flags(), {}
-    for (arm, seed), task in reproduce.searches(scale, "", 1).items():
+    for (arm, seed), task in reproduce.searches(grid, scale, "", 1).items():
         given = parser.parse_args(task.flags)
         own = train_search.SOFTMAX if given.get("gate") == "softmax" else {}
         settings[arm] = {**parser.defaults(), **own, **recipes.RECIPES[given["dataset"]].search,
                          **given}
+        cures.check(Namespace(**settings[arm]))
 
     def differ(one, other):
         return {key for key in settings[one] if settings[one][key] != settings[other][key]}
 
+    return settings, differ
+
+
+@pytest.mark.parametrize("scale", CLAIMS.scales)
+def test_arms_differ_in_what_they_are_about(scale):
+    settings, differ = settings_of(CLAIMS, scale)
     assert differ("softmax", "sigmoid") == differ("softmax2", "sigmoid2") == {"gate"}
     assert differ("sigmoid", "l01") == {"w01", "threshold"} and differ("l01", "w5") == {"w01"}
     assert differ("l01", "l1") == {"zero_one_loss"}
@@ -1979,13 +1997,85 @@ def test_arms_differ_in_what_they_are_about(scale):
         "learning_rate", "batch_size", "arch_learning_rate", "arch_beta1"}
 
 
+@pytest.mark.parametrize("scale", CLAIMS.scales)
+def test_cured_arms_differ_from_softmax_in_one_cure(scale):
+    settings, differ = settings_of(grids.GRIDS["cures"], scale)
+    assert settings["softmax"]["gate"] == "softmax" and settings["softmax"]["threshold"] == 0
+    for arm, names in {
+            "dropout": {"skip_dropout"}, "noise": {"skip_noise"}, "limit": {"max_skips"},
+            "kept": {"keep_skips"}, "curvature": {"curvature_every", "max_curvature_ratio"},
+            "sigmoid": {"gate"}, "shared": {"gate", "shared_softmax"},
+            "l01": {"gate", "w01", "threshold"}}.items():
+        assert differ(arm, "softmax") == names
+    s = settings["l01"]
+    operations = s["primitives"].split(",")
+    assert s["w01"] / (2 * 14 * len(operations)) == pytest.approx(10 / 196, rel=1e-4)
+    assert settings["limit"]["max_skips"] > 8 / len(operations)  # beyond chance
+    others = settings["shared"]["shared_softmax"].split(",")
+    assert {*others, "skip_connect"} == {*operations} and len(others) == len(operations) - 1
+    assert s["curvature_every"] == {"laptop": 25, "paper": 50}[scale] == s["epochs"]
+
+
+def test_page_of_the_cures(tmp_path):
+    """Its claims can hold and fail, on results made for it: genotypes with so many skips."""
+    made, grid_of_cures, dice = {}, grids.GRIDS["cures"], np.random.default_rng(0)
+
+    def seeds(skips, accuracy, count=3):
+        found = []
+        for seed in range(count):
+            gates = np.full((14, 2), 0.9)
+            gates[skips:, 0] = 0.1
+            gates[:skips, 1] = 0.1
+            found.append(result_of(
+                tmp_path, gates + dice.normal(0, 0.002, (14, 2)), threshold=0, trained=[accuracy],
+                other=[85.0 + seed], rows=dict(curvature=1.0 + seed)))
+        return found
+
+    def verdicts():
+        return [claims.verdict(claims.differences(claim, made)) for claim in grid_of_cures.claims]
+
+    cured = len(grid_of_cures.arms) - 1
+    made = {arm: seeds(0, 95.0) for arm in grid_of_cures.arms}
+    made["softmax"] = seeds(14, 90.0)
+    assert verdicts() == ["held"] * (1 + 2 * cured) and len(verdicts()) == 17
+    drawings = grid_of_cures.figures(made)
+    config = dict(torch="1", python="2", machine="3", threads=4)
+    text = reproduce.page(grid_of_cures, "laptop", made, "the command", drawings, config, 1.5)
+    assert text.count("| held |") == 17 and "seeds 11 to 13. What" in text
+    assert "| softmax, no cure | 1.0 ± 0.0 (3) | 4.0 ± 0.0 (3) |" in text  # 8 edges of 2 operations
+    assert "| dropout on skips | 95.00 ± 0.00 (3) | 9.00 ± 2.48 (3) |" in text
+    assert all(f"(figures/{name}.png)" in text for name in drawings) and len(drawings) == 13
+    for path in visualize.save({name: draw for name, (_, draw) in drawings.items()}, tmp_path):
+        assert_picture(path)
+    made["softmax"], made["noise"] = made["noise"], made["softmax"]
+    found = dict(zip([claim.text for claim in grid_of_cures.claims], verdicts()))
+    assert [text for text, verdict in found.items() if verdict == "not held"] == [
+        "Without a cure, softmax's genotypes have more skips than chance gives",
+        "Fewer than those: noise on skips",
+        "Better networks than softmax's, trained alike: noise on skips"]
+    assert [*found.values()].count("undecided") == 2 * (cured - 1)
+
+
+def test_one_picture_a_quantity():
+    values = {"a": [1.0, 2.0, None], "b": [None], "c": [-3.0]}
+    [axes] = visualize.compare_arms("something", values).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
+    dots = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "o"]
+    assert dots == [[[1, 0], [2, 0]], [], [[-3, 2]]]
+    bars = [container.lines[2][0].get_segments() for container in axes.containers]
+    mean, half = claims.interval([1.0, 2.0])
+    assert np.allclose(bars[0], [[[mean - half, 0], [mean + half, 0]]])
+    assert np.allclose(bars[2], [[[-3, 2], [-3, 2]]])
+
+
 def test_reproduce_runs_the_grid_once(tmp_path, monkeypatch, capsys):
     """Real searches and trainings, the smallest there are; a run that was stopped goes on, one
     that is complete is kept."""
-    small = reproduce.SCALES["laptop"]._replace(
+    small = CLAIMS.scales["laptop"]._replace(
         search=[*SMALL_SEARCH, "--nodes", "1", "--batch_size", "300", "--arch_learning_rate", "1",
-                "--epochs", "1"], two=reproduce.TWO, train=[*SMALL_EVAL, "--epochs", "1"])
-    monkeypatch.setitem(reproduce.SCALES, "laptop", small)
+                "--epochs", "1"], more={"softmax2": grids.TWO, "sigmoid2": grids.TWO},
+        train=[*SMALL_EVAL, "--epochs", "1"])
+    monkeypatch.setitem(CLAIMS.scales, "laptop", small)
 
     def forked(command, **_):
         name, *arguments = command[1:]  # without that of Python
@@ -1994,9 +2084,10 @@ def test_reproduce_runs_the_grid_once(tmp_path, monkeypatch, capsys):
         return Namespace(returncode=code, stdout=out, stderr=err)
 
     monkeypatch.setattr(grid.subprocess, "run", forked)
-    tasks = reproduce.searches("laptop", str(tmp_path), 1)
-    assert len(tasks) == 9 and len(reproduce.searches("laptop", "", 5)) == 6 * 5 + 2 + 2 + 3
-    first, add = tasks["softmax", reproduce.FIRST_SEED], runs.Run.add
+    tasks = reproduce.searches(CLAIMS, "laptop", str(tmp_path), 1)
+    assert len(tasks) == 9
+    assert len(reproduce.searches(CLAIMS, "laptop", "", 5)) == 6 * 5 + 2 + 2 + 3
+    first, add = tasks["softmax", grids.FIRST_SEED], runs.Run.add
 
     def add_and_stop(self, *others, **figures):
         add(self, *others, **figures)
@@ -2027,7 +2118,7 @@ def test_reproduce_runs_the_grid_once(tmp_path, monkeypatch, capsys):
         patch.setattr(grid.subprocess, "run", None)  # all is complete: nothing runs again
         assert call(reproduce, patch, *command) == 0
     assert (tmp_path / "out" / "reproduction.md").read_text() == text
-    monkeypatch.setitem(reproduce.SCALES, "laptop", small._replace(
+    monkeypatch.setitem(CLAIMS.scales, "laptop", small._replace(
         search=[*small.search, "--seed", "5", "--init_channels", "4"]))
     capsys.readouterr()
     assert call(reproduce, monkeypatch, *command) == 2
@@ -2036,8 +2127,8 @@ def test_reproduce_runs_the_grid_once(tmp_path, monkeypatch, capsys):
 
 
 def test_random_search_ranks_what_it_draws(tmp_path, monkeypatch, capsys):
-    small = reproduce.SCALES["laptop"]._replace(train=[*SMALL_EVAL, "--epochs", "1"])
-    monkeypatch.setitem(reproduce.SCALES, "laptop", small)
+    small = CLAIMS.scales["laptop"]._replace(train=[*SMALL_EVAL, "--epochs", "1"])
+    monkeypatch.setitem(CLAIMS.scales, "laptop", small)
 
     def forked(command, **_):
         code, out, err = ended(*fork(tmp_path, os.path.basename(command[1])[:-3], *command[2:],
@@ -2059,7 +2150,7 @@ def test_random_search_ranks_what_it_draws(tmp_path, monkeypatch, capsys):
         assert [edge.op for edge in genotype.normal].count("skip_connect") == 2
         log = (folder / "log.txt").read_text()  # what the training counted
         sizes.append(float(re.search(r"([\d.]+) M MACs", log)[1]))
-        assert reproduce.macs_of("laptop", genotype) == pytest.approx(sizes[-1], abs=0.006)
+        assert reproduce.macs_of(CLAIMS, "laptop", genotype) == pytest.approx(sizes[-1], abs=0.006)
     assert len(sizes) == 3
     with monkeypatch.context() as patch:
         patch.setattr(grid.subprocess, "run", None)
@@ -3068,8 +3159,8 @@ def test_damaged_downloads(pixels, labels, tmp_path, monkeypatch, capsys):
 
 def test_a_bad_run_among_those_of_the_grid(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(grid.subprocess, "run", None)  # nothing may start
-    tasks = reproduce.searches("laptop", str(tmp_path), 5)
-    last = [*tasks.values()][-1], [*reproduce.trainings("laptop", tasks).values()][-1]
+    tasks = reproduce.searches(CLAIMS, "laptop", str(tmp_path), 5)
+    last = [*tasks.values()][-1], [*reproduce.trainings(CLAIMS, "laptop", tasks).values()][-1]
     for number, make in enumerate((
             lambda folder: folder.mkdir(),
             lambda folder: folder.write_text("no folder"),

@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 
 import fair_darts
 import genotypes
+from claims import interval
 from draw_cells import CENTRED, colour, parts_of
 from flags import Parser, UserError, main, path_name
 from records import (all_gates, dominant_counts, dominant_names, gate_histogram, kept_gates,
@@ -263,6 +264,24 @@ def compare_gap(records):
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     panels["rounding"].set_ylabel("validation accuracy (points)")
     figure.legend(*panels["rounding"].get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
+def compare_arms(title, values):
+    """One figure of several settings: a dot a seed, the mean and its 95 % interval.
+
+    values: {name: [number or None, of each seed]}."""
+    figure = Figure((7, 1 + 0.28 * len(values)))
+    axes = figure.subplots()
+    for row, found in enumerate(values.values()):
+        found = [value for value in found if value is not None]
+        mean, half = interval(found)
+        axes.plot(found, [row] * len(found), "o", color="#56B4E9")
+        axes.errorbar(mean, row, xerr=half if half < np.inf else 0, fmt="k|", capsize=3)
+    if axes.get_xlim()[0] < 0:
+        axes.axvline(0, color="grey", linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(values)), values)
+    axes.set(title=title, ylim=(len(values) - 0.5, -0.5))
     return figure
 
 
