@@ -1,4 +1,4 @@
-"""What the paper claims, as differences of measured figures, and the rule of the verdicts."""
+"""What claims measure of searches and trainings, and the rule of their verdicts."""
 import functools
 import math
 import statistics
@@ -13,6 +13,9 @@ from records import all_gates, dominant_counts, last_gates
 # Of a seed. record: of its search; trained, random: accuracies on the test set, epoch by epoch, of
 # the derived network and of a random one; None: not trained, or no genotype
 Result = namedtuple("Result", "record trained random")
+
+
+ALIKE = 1e-6  # means of gates nearer than this are equal up to rounding, as if by a softmax
 
 
 # ---------------------------------------------------------------- what is measured
@@ -32,7 +35,7 @@ def suppression(result):
     leads, less that on those where it does not."""
     skip, others = skip_and_others(result.record)
     leads = skip > others.max(1)
-    if leads.all() or not leads.any():
+    if leads.all() or not leads.any() or np.ptp(others.mean(1)) < ALIKE:
         return None
     return float(others[leads].mean() - others[~leads].mean())
 
@@ -41,6 +44,8 @@ def suppression(result):
 def correlation(result):
     """Over the edges of the normal cell, of skip's gate with the mean of the others."""
     skip, others = skip_and_others(result.record)
+    if np.ptp(others.mean(1)) < ALIKE:
+        return None
     return float(np.corrcoef(skip, others.mean(1))[0, 1])
 
 
@@ -63,27 +68,33 @@ def skips_beyond_chance(result):
 
 @of_skips
 def derived_skips(result):
-    """Skips in the normal cell of the genotype, less their share by chance: edges / operations."""
+    """The share of skips in the normal cell of the genotype, less that by chance: 1 / operations.
+    """
     genotype = result.record.genotype
     if genotype is None:
         return None
     names = [edge.op for edge in genotype.normal]
-    return names.count("skip_connect") - len(names) / len(result.record.primitives)
+    return names.count("skip_connect") / len(names) - 1 / len(result.record.primitives)
 
 
 def counted_epoch(result):
     """The epoch whose gates gave the genotype."""
-    return result.record.epoch
+    return result.record.epoch if result.record.genotype else None
+
+
+def counted(result):
+    """The metrics of the epoch that counts, see cures.outcome."""
+    return result.record.rows[result.record.epoch - 1]
 
 
 def curvature(result):
-    """The largest eigenvalue of the Hessian in alpha after the last epoch, see cures.curvature."""
-    return result.record.rows[-1]["curvature"]
+    """The largest eigenvalue of the Hessian by alpha, see cures.curvature."""
+    return counted(result)["curvature"]
 
 
 def rho(result):
     """See fair_darts.encoding_gap."""
-    return result.record.rows[-1]["rho"]
+    return counted(result)["rho"]
 
 
 def decision_epoch(result):
@@ -96,14 +107,14 @@ def decision_epoch(result):
 
 
 def rounding(result):
-    """The last gap's part that is lost by rounding, in points; see fair_darts.split_gap."""
-    return result.record.rows[-1]["gap_rounding"]
+    """The gap's part that is lost by rounding, in points; see fair_darts.split_gap."""
+    return counted(result)["gap_rounding"]
 
 
 def selection(result):
     """And the part that is lost by the choice of edges and operations."""
-    last = result.record.rows[-1]
-    return None if last["gap_edges"] is None else last["gap_edges"] + last["gap_operations"]
+    row = counted(result)
+    return None if row["gap_edges"] is None else row["gap_edges"] + row["gap_operations"]
 
 
 def off_rest(result):
@@ -135,29 +146,14 @@ def best_over_random(result):
 
 # ---------------------------------------------------------------- the verdicts
 
-# The claim is that the measure, over all seeds of `arms`, is above that of the same seeds of
-# `against`, or above 0; with a margin, that it is within it.
+# The claim is that the measure, over all seeds of `arms`, is above 0; or that it is above that of
+# the same seeds of the arm `against`; with a margin, that it is within it.
 Claim = namedtuple("Claim", "text measure arms against margin", defaults=(None, None))
-CLAIMS = [
-    Claim("(a) Where skip leads, the other operations are suppressed under softmax, and less with "
-          "sigmoid (Insight 1)", suppression, ["sigmoid2"], "softmax2"),
-    Claim("(b) The gates end nearer to 0 and 1 with L01 than under softmax (Fig. 4): rho",
-          rho, ["softmax"], "l01"),
-    Claim("(c) L'01 decides earlier than L01 (Fig. 5)", decision_epoch, ["l01"], "l1"),
-    Claim("(d) Rounding the gates costs more under softmax than with L01 (Insight 2)",
-          rounding, ["softmax"], "l01"),
-    Claim("(e) L01's networks, trained alike, are better than random ones",
-          last_over_random, ["l01"]),
-    Claim("(e) and better than softmax's", last_accuracy, ["l01"], "softmax"),
-    Claim("(f) Gates that the data leave alone come to rest where the formula says",
-          off_rest, ["l01", "w5", "w15"], None, 0.01),
-    Claim("(g) Networks of the space with skip_connect are better than those without",
-          last_accuracy, ["l01"], "noskip")]
 RULE = (
     "A claim *held* if the 95 % interval (Student's t over the seeds) of the difference lies above "
-    "0, and did *not hold* if it lies below; otherwise it is *undecided*. Both sides of a difference "
-    "have the same seed. A seed without a value (no genotype; no edge on which skip leads) is "
-    "counted: with one, a claim cannot have held")
+    "0, and did *not hold* if it lies below; otherwise it is *undecided*. Both sides of a "
+    "difference have the same seed. A seed without a value (no genotype; no edge on which skip "
+    "leads) is counted: with one, a claim cannot have held")
 
 
 def interval(values):
@@ -172,7 +168,8 @@ def differences(claim, results):
     """The claim's difference for each seed, None where a side has no value."""
     if claim.against is None:
         return [claim.measure(result) for arm in claim.arms for result in results[arm]]
-    pairs = zip(*(map(claim.measure, results[arm]) for arm in (*claim.arms, claim.against)))
+    [arm] = claim.arms
+    pairs = zip(map(claim.measure, results[arm]), map(claim.measure, results[claim.against]))
     return [None if None in pair else pair[0] - pair[1] for pair in pairs]
 
 

@@ -69,13 +69,17 @@ def prepare(network):
 
 def check(s):
     """Raises UserError where settings do not go together."""
-    names, known = options(s)["shared"], s.primitives.split(",")
-    known = CHOICES if s.space == "s2" else known
+    names = options(s)["shared"]
+    known = CHOICES if s.space == "s2" else s.primitives.split(",")
     if names and (s.gate == "softmax" or len(names) < 2 or not set(names) <= set(known)):
         raise UserError(f"--shared_softmax {s.shared_softmax}: it takes --gate sigmoid, and two or "
                         f"more of {','.join(known)}")
     if s.max_curvature_ratio and not s.curvature_every:
         raise UserError("--max_curvature_ratio takes --curvature_every: give it 1, for example")
+    if s.max_curvature_ratio and s.epochs // s.curvature_every < WINDOW + DISTANCE:
+        raise UserError(f"--curvature_every {s.curvature_every}: --max_curvature_ratio takes "
+                        f"{WINDOW + DISTANCE} measurements, more than there are in --epochs "
+                        f"{s.epochs}")
 
 
 def draw_seeds(network, inputs):
@@ -128,7 +132,7 @@ def outcome(s, rows):
     is not. rows: the metrics of each epoch.
 
     --max_skips N (DARTS+): as soon as N operations that dominate the normal cell are skips; the
-    epoch before counts. --max_curvature_ratio R (RobustDARTS): as soon as the curvature, the mean
+    epoch before counts (the first, if there is none). --max_curvature_ratio R (RobustDARTS): as soon as the curvature, the mean
     of five measurements, is R times that four measurements before; the epoch in the middle of
     those counts, from the 10th on.
     """

@@ -155,8 +155,11 @@ def reasons(record, part):
     better = gates.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # ranks
     rivals = cures.options(argparse.Namespace(**s))["shared"]
     shared = fair_darts.mask_of(rivals, record.primitives)
+    limited = s["keep_skips"] >= 0 and part != "reduce"
     for row, column in fair_darts.rounded(gates, s["gate"], shared).nonzero().tolist():
         if not kept[row, column]:
             marks[row, column] = ("e" if not edges[row, 0] else "o" if better[row, column] >= most
-                                  else "t" if gates[row, column] < s["threshold"] else "p")
+                                  else "t" if gates[row, column] < s["threshold"]
+                                  else "k" if limited and record.primitives[column] == "skip_connect"
+                                  else "p")
     return marks

@@ -27,8 +27,8 @@ from claims import RULE, Result, differences, interval, verdict
 from flags import Parser, main, number, one_of, path_name, refuse
 from folders import read_config, read_metrics
 from genotypes import PRIMITIVES, random_genotype, write_whole
-from grid import Task, complete, execute_all
 from grids import FIRST_SEED, GRIDS
+from many_runs import Task, complete, execute_all
 from recipes import RECIPES
 from records import read
 
@@ -162,8 +162,9 @@ def page(grid, scale, results, command, drawings, config, hours):
         *(f"- {arms[arm].name}: `{' '.join(own_flags(grid, scale, arm))}`" for arm in s.arms),
         f"- All trainings, of derived and random networks alike: `{' '.join(s.train)}`, otherwise "
         "the recipe of train_eval.py.",
-        "- The settings were chosen on seeds 0 to 3, which are not reported, none by the accuracy "
-        "of a derived network. w01 is scaled by the number of gates, N / 196.",
+        *(["- The settings were chosen on seeds 0 to 3, which are not reported, none by the "
+           "accuracy of a derived network."] if scale == "laptop" else []),
+        "- w01 is scaled by the number of gates, N / 196.",
         f"- {hours:.1f} hours of computing, summed over the runs; torch {config['torch']}, Python "
         f"{config['python']}, {config['machine']}, {os.cpu_count()} cores, "
         f"threads of a run: {config['threads']}.", ""]
@@ -246,8 +247,13 @@ def reproduce():
                         help="folder of the page and of figures/ (default .)")
     parser.add_argument("--jobs", type=number(int, 1), metavar="N",
                         help="runs at once (default: one a core for laptop, else 1)")
+    given = parser.parse_args()
+    if "random" in given:
+        refuse(given, ["grid", "seeds"], "is not of --random")
+    else:
+        refuse(given, ["skips", "macs"], "is of --random")
     given = {"grid": "claims", "scale": "laptop", "seeds": 5, "runs": "runs", "output": ".",
-             **parser.parse_args()}
+             **given}
     grid, scale, seeds = GRIDS[given["grid"]], given["scale"], given["seeds"]
     threads = grid.scales[scale].threads
     jobs = given.get("jobs") or (os.cpu_count() // threads if threads else 1)
@@ -257,7 +263,6 @@ def reproduce():
         if "random" in given:
             return random_search(*places, given["random"], given.get("skips"),
                                  given.get("macs", (0, math.inf)), jobs)
-        refuse(given, ["skips", "macs"], "is of --random")
         return run_grid(*places, seeds, jobs, command)
     except KeyboardInterrupt:  # the runs have received it too, and save
         print("stopped; the same command goes on")

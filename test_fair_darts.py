@@ -59,9 +59,9 @@ import fast
 import flags
 import folders
 import genotypes
-import grid
 import grids
 import kernels
+import many_runs
 import measure
 import model_eval
 import model_search
@@ -1814,6 +1814,9 @@ def path_of_gates(tmp_path, name, ends, epochs=10, **settings):
                                            gates=gates, epochs=epochs, **settings)))
 
 
+CLAIMS = grids.GRIDS["claims"]
+
+
 def result_of(tmp_path, normal, reduce=None, rows=(), trained=None, other=None, **settings):
     """A Result of two operations: gates of one epoch, (14, 2)."""
     gates = np.stack([normal, normal if reduce is None else reduce])[None].astype(np.float32)
@@ -1854,8 +1857,13 @@ def test_what_claims_measure(tmp_path):
     assert claims.derived_skips(never) is claims.curvature(never) is None
     names = [edge.op for edge in result.record.genotype.normal]
     assert 0 < names.count("skip_connect") and claims.derived_skips(result) == pytest.approx(
-        names.count("skip_connect") - len(names) / 2)
-    assert claims.counted_epoch(result) == 1
+        names.count("skip_connect") / len(names) - 1 / 2)
+    assert claims.counted_epoch(result) == 1 and claims.counted_epoch(never) is None
+    rivals = result_of(tmp_path, np.stack([skip, 0.5 + 1e-8 * conv], 1), threshold=0)
+    assert claims.suppression(rivals) is claims.correlation(rivals) is None
+    earlier = result._replace(record=result.record._replace(
+        rows=[*result.record.rows, {**result.record.rows[0], "rho": 9.0, "gap_rounding": 9.0}]))
+    assert (claims.rho(earlier), claims.rounding(earlier)) == (0.25, 3)  # of the epoch that counts
     without = claims.Result(result.record._replace(primitives=["sep_conv_3x3"]), None, None)
     assert claims.derived_skips(without) is claims.correlation(without) is None
 
@@ -1925,9 +1933,9 @@ def test_claims_compare_seeds(tmp_path):
 
     def verdicts():
         return [claims.verdict(claims.differences(claim, results), claim.margin)
-                for claim in claims.CLAIMS]
+                for claim in CLAIMS.claims]
 
-    assert [len(claims.differences(claim, results)) for claim in claims.CLAIMS] == [
+    assert [len(claims.differences(claim, results)) for claim in CLAIMS.claims] == [
         5, 5, 5, 5, 5, 5, 9, 3]
     expected = ["held"] * 8
     expected[2] = "undecided"  # all decide at the only epoch
@@ -1964,9 +1972,6 @@ def test_random_genotypes_are_seeded():
     assert [len(cell) for cell in drawn[0]] == [8, 6]
     assert genotypes.get(str(drawn[0])) == drawn[0]
     assert drawn[0].normal != genotypes.random_genotype((8, 8), PRIMITIVES, 1).reduce
-
-
-CLAIMS = grids.GRIDS["claims"]
 
 
 def settings_of(grid, scale):
@@ -2014,6 +2019,9 @@ def test_cured_arms_differ_from_softmax_in_one_cure(scale):
     others = settings["shared"]["shared_softmax"].split(",")
     assert {*others, "skip_connect"} == {*operations} and len(others) == len(operations) - 1
     assert s["curvature_every"] == {"laptop": 25, "paper": 50}[scale] == s["epochs"]
+    steps = s["epochs"] * (1437 // 2 if scale == "laptop" else 25000) // s["batch_size"]
+    reached = 1 / (1 + math.exp(-steps * s["arch_learning_rate"]))  # by Adam's longest steps
+    assert reached > s["threshold"]
 
 
 def test_page_of_the_cures(tmp_path):
@@ -2042,17 +2050,17 @@ def test_page_of_the_cures(tmp_path):
     config = dict(torch="1", python="2", machine="3", threads=4)
     text = reproduce.page(grid_of_cures, "laptop", made, "the command", drawings, config, 1.5)
     assert text.count("| held |") == 17 and "seeds 11 to 13. What" in text
-    assert "| softmax, no cure | 1.0 ± 0.0 (3) | 4.0 ± 0.0 (3) |" in text  # 8 edges of 2 operations
-    assert "| dropout on skips | 95.00 ± 0.00 (3) | 9.00 ± 2.48 (3) |" in text
-    assert all(f"(figures/{name}.png)" in text for name in drawings) and len(drawings) == 13
+    assert "| softmax, no cure | 1.0 ± 0.0 (3) | 0.50 ± 0.00 (3) |" in text
+    assert "| noise on skips | 95.00 ± 0.00 (3) | 9.00 ± 2.48 (3) |" in text
+    assert all(f"(figures/{name}.png)" in text for name in drawings) and len(drawings) == 8
     for path in visualize.save({name: draw for name, (_, draw) in drawings.items()}, tmp_path):
         assert_picture(path)
     made["softmax"], made["noise"] = made["noise"], made["softmax"]
     found = dict(zip([claim.text for claim in grid_of_cures.claims], verdicts()))
     assert [text for text, verdict in found.items() if verdict == "not held"] == [
-        "Without a cure, softmax's genotypes have more skips than chance gives",
-        "Fewer than those: noise on skips",
-        "Better networks than softmax's, trained alike: noise on skips"]
+        "Softmax's genotypes have more skips than chance gives",
+        "Fewer skips than softmax's: noise on skips",
+        "Better networks than softmax's: noise on skips"]
     assert [*found.values()].count("undecided") == 2 * (cured - 1)
 
 
@@ -2083,7 +2091,7 @@ def test_reproduce_runs_the_grid_once(tmp_path, monkeypatch, capsys):
                                      memory=8 << 30))
         return Namespace(returncode=code, stdout=out, stderr=err)
 
-    monkeypatch.setattr(grid.subprocess, "run", forked)
+    monkeypatch.setattr(many_runs.subprocess, "run", forked)
     tasks = reproduce.searches(CLAIMS, "laptop", str(tmp_path), 1)
     assert len(tasks) == 9
     assert len(reproduce.searches(CLAIMS, "laptop", "", 5)) == 6 * 5 + 2 + 2 + 3
@@ -2097,13 +2105,13 @@ def test_reproduce_runs_the_grid_once(tmp_path, monkeypatch, capsys):
         patch.setattr(runs.Run, "add", add_and_stop)
         assert call(train_search, patch, *first.flags, "--runs", tmp_path, "--name",
                     os.path.basename(first.folder)) == 130
-    assert not grid.complete(*first)
+    assert not many_runs.complete(*first)
     command = ["--runs", tmp_path, "--output", tmp_path / "out", "--jobs", 2, "--seeds", 1]
     assert call(reproduce, monkeypatch, *command) == 0
     out = capsys.readouterr().out
     assert "9 of 9 runs to do, then at most 10 others" in out and "0 of these left" in out
     text = (tmp_path / "out" / "reproduction.md").read_text()
-    assert text.count("| undecided |") == len(claims.CLAIMS) - 1  # (f) has three runs
+    assert text.count("| undecided |") == len(CLAIMS.claims) - 1  # (f) has three runs
     assert "seeds 11 to 11" in text and "L01, w01 = 15" in text
     assert f"torch {torch.__version__}" in text
     for name in ("dominant", "heatmap", "gap"):
@@ -2114,10 +2122,18 @@ def test_reproduce_runs_the_grid_once(tmp_path, monkeypatch, capsys):
         config = json.loads((tmp_path / folder / "config.json").read_text())
         assert len(genotypes.get(config["settings"]["arch"]).normal) == int(folder.split("-")[3])
     assert others
+    (tmp_path / os.path.basename(first.folder) / "report.md").unlink()  # killed before its end
+    assert not many_runs.complete(*first)
+    assert call(reproduce, monkeypatch, *command) == 0 and many_runs.complete(*first)
     with monkeypatch.context() as patch:
-        patch.setattr(grid.subprocess, "run", None)  # all is complete: nothing runs again
+        patch.setattr(many_runs.subprocess, "run", None)  # all is complete: nothing runs again
         assert call(reproduce, patch, *command) == 0
     assert (tmp_path / "out" / "reproduction.md").read_text() == text
+    trained = reproduce.trainings(CLAIMS, "laptop", tasks)["l01", grids.FIRST_SEED]
+    other = tmp_path / "other.json"  # the search was done again, and has found another one
+    other.write_text(genotypes.to_json(genotypes.get("FairDARTS_a")))
+    with pytest.raises(flags.UserError, match="has --arch Genotype"):
+        many_runs.complete(*trained._replace(flags=[*trained.flags, "--arch", str(other)]))
     monkeypatch.setitem(CLAIMS.scales, "laptop", small._replace(
         search=[*small.search, "--seed", "5", "--init_channels", "4"]))
     capsys.readouterr()
@@ -2135,7 +2151,7 @@ def test_random_search_ranks_what_it_draws(tmp_path, monkeypatch, capsys):
                                      memory=8 << 30))
         return Namespace(returncode=code, stdout=out, stderr=err)
 
-    monkeypatch.setattr(grid.subprocess, "run", forked)
+    monkeypatch.setattr(many_runs.subprocess, "run", forked)
     command = ["--random", 3, "--skips", 2, "--runs", tmp_path, "--output", tmp_path]
     assert call(reproduce, monkeypatch, *command) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "MACs" in line]
@@ -2153,9 +2169,10 @@ def test_random_search_ranks_what_it_draws(tmp_path, monkeypatch, capsys):
         assert reproduce.macs_of(CLAIMS, "laptop", genotype) == pytest.approx(sizes[-1], abs=0.006)
     assert len(sizes) == 3
     with monkeypatch.context() as patch:
-        patch.setattr(grid.subprocess, "run", None)
+        patch.setattr(many_runs.subprocess, "run", None)
         assert call(reproduce, patch, *command) == 0  # all is there
     for wrong, message in ((["--skips", 2], "--skips is of --random"),
+                           (["--random", 1, "--grid", "cures"], "--grid is not of --random"),
                            (["--random", 1, "--macs", "5"], "LEAST-MOST"),
                            (["--random", 1, "--macs", "900-901"], "none of 10,000")):
         with monkeypatch.context() as patch:
@@ -3020,7 +3037,7 @@ HOSTILE_ARGUMENTS = [
 def test_hostile_arguments_are_refused(row, tmp_path, monkeypatch, capsys):
     script, arguments, message = HOSTILE_ARGUMENTS[row]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(grid.subprocess, "run", None)
+    monkeypatch.setattr(many_runs.subprocess, "run", None)
     assert message in refused(capsys, monkeypatch, script, *arguments)
     assert list(tmp_path.iterdir()) == []
 
@@ -3158,7 +3175,7 @@ def test_damaged_downloads(pixels, labels, tmp_path, monkeypatch, capsys):
 # ---- 13: the grid
 
 def test_a_bad_run_among_those_of_the_grid(finished, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(grid.subprocess, "run", None)  # nothing may start
+    monkeypatch.setattr(many_runs.subprocess, "run", None)  # nothing may start
     tasks = reproduce.searches(CLAIMS, "laptop", str(tmp_path), 5)
     last = [*tasks.values()][-1], [*reproduce.trainings(CLAIMS, "laptop", tasks).values()][-1]
     for number, make in enumerate((
@@ -4021,7 +4038,7 @@ class Complete:
         self.arguments = arguments
 
     def __call__(self, entry):
-        return lambda: print(grid.complete(*self.arguments))
+        return lambda: print(many_runs.complete(*self.arguments))
 
 
 def test_fuzz(finished, tmp_path):
@@ -4651,11 +4668,14 @@ def test_a_search_that_ended_early_is_finished(tmp_path, monkeypatch, capsys):
     assert record.epoch == max(1, len(rows) - 1)
     gates = [torch.from_numpy(record.gates[part][record.epoch - 1]) for part in record.gates]
     assert record.genotype == fair_darts.discretize(*gates, 0, primitives=record.primitives)
-    assert grid.complete(str(tmp_path / "a"), "train_search", [])
+    assert many_runs.complete(str(tmp_path / "a"), "train_search", [])
     assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--keep_skips", "0") == 0
     assert len(table(tmp_path / "a")) == len(rows)
     found = genotypes.load(str(tmp_path / "a" / "genotype.json"))
     assert {edge.op for edge in found.normal} == {"sep_conv_3x3"}
+    record = visualize.read(str(tmp_path / "a"))  # skips that are best on their edges, and not kept
+    assert "k" in set(visualize.reasons(record, "normal")[:, 0])
+    assert not set("kp") & set(visualize.reasons(record, "reduce").flat)
 
 
 def test_cures_that_do_not_go_together_are_refused(tmp_path, monkeypatch, capsys):
@@ -4665,6 +4685,7 @@ def test_cures_that_do_not_go_together_are_refused(tmp_path, monkeypatch, capsys
             (["--shared_softmax", "skip_connect,sep_conv_3x3", "--gate", "softmax"], "sigmoid"),
             (["--shared_softmax", "skip_connect,sep"], "unknown 'sep'"),
             (["--max_curvature_ratio", "1.3"], "takes --curvature_every"),
+            (["--max_curvature_ratio", "1.3", "--curvature_every", "3"], "takes 9 measurements"),
             (["--skip_dropout", "1"], "--skip_dropout")):
         assert message in refused(capsys, monkeypatch, train_search, "--dataset", "digits",
                                   "--runs", tmp_path / "runs", *flags_given)

@@ -28,7 +28,8 @@ matplotlib.rcParams.update({
     "font.size": 8, "axes.titlesize": 10, "lines.linewidth": 1.4, "lines.markersize": 3,
     "axes.prop_cycle": matplotlib.cycler(color=LINE_COLOURS)})
 MARKS = ("e: others of its node's edges are better  o: another operation of its edge is better\n"
-         "t: below the threshold  p: pruned, since nothing enters the node that it leaves")
+         "t: below the threshold  k: a skip more than --keep_skips  "
+         "p: pruned, since nothing enters the node that it leaves")
 PARTS = {"normal": "normal cell", "reduce": "reduction cell", "layers": "all layers"}
 
 
@@ -213,10 +214,10 @@ def draw_curvature(record):
 
 # ---------------------------------------------------------------- figures of several runs
 
-def draw_bands(axes, records, curve):
+def draw_bands(axes, records, curve, names=None):
     """For the runs of each name the mean of their curves, {epoch: value}, and a band from the
-    least to the most, over the epochs that all of them have."""
-    names = names_of(records)
+    least to the most, over the epochs that all of them have. names: of each record."""
+    names = names or names_of(records)
     for index, name in enumerate(dict.fromkeys(names)):
         curves = [curve(record) for record, other in zip(records, names) if other == name]
         epochs = sorted(set.intersection(*map(set, curves)))
@@ -227,8 +228,9 @@ def draw_bands(axes, records, curve):
             axes.plot(epochs, values.mean(0), "o-", color=f"C{index}", label=name, markersize=3)
 
 
-def compare_dominant(records):
-    """Fig. 1: how many dominant operations are skip connections: mean, least and most."""
+def compare_dominant(records, names=None):
+    """Fig. 1: how many dominant operations are skip connections: mean, least and most. names: of
+    each record; by default what tells them apart."""
     figure = Figure((9, 3.4))
     parts = max((record.gates for record in records), key=len)
     panels = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
@@ -240,7 +242,7 @@ def compare_dominant(records):
             return dict(enumerate(counts[:, record.primitives.index("skip_connect")], 1))
 
         over_epochs(axes, f"Dominant skip connections, {PARTS[part]}", whole_numbers="both")
-        draw_bands(axes, records, skips)
+        draw_bands(axes, records, skips, names)
         axes.set_ylim(bottom=0)
     panels[0].set_ylabel("operations")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
@@ -268,7 +270,7 @@ def compare_gap(records):
 
 
 def compare_arms(title, values):
-    """One figure of several settings: a dot a seed, the mean and its 95 % interval.
+    """One measure for several settings: a dot for each seed, the mean and its 95 % interval.
 
     values: {name: [number or None, of each seed]}."""
     figure = Figure((7, 1 + 0.28 * len(values)))

@@ -9,6 +9,7 @@ from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 
 import cures
+import genotypes
 import train_eval
 import train_search
 from flags import UserError, check_settings
@@ -27,16 +28,18 @@ def complete(folder, script, flags):
     run = Run.open(folder, script)
     settings = check_settings(run.config["settings"], run.path("config.json"), parser)
     for name, value in parser.parse_args(flags).items():
-        if settings[name] != value and name != "arch":
+        if name == "arch":  # a file that the search has yet to write, or what it holds
+            value = str(genotypes.get(value)) if os.path.exists(value) else settings[name]
+        if settings[name] != value:
             raise UserError(f"{folder!r} has --{name} {settings[name]}, not {value}: "
                             "remove it, or give other --runs")
     try:
         rows = read_metrics(folder)
     except FileNotFoundError:
         return False
-    if script == "train_eval":
-        return len(rows) >= settings["epochs"]
-    return cures.outcome(argparse.Namespace(**settings), rows) is not None
+    over = (len(rows) >= settings["epochs"] if script == "train_eval"
+            else cures.outcome(argparse.Namespace(**settings), rows) is not None)
+    return over and os.path.exists(run.path("report.md"))  # what a run writes last
 
 
 def execute(task, threads):
