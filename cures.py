@@ -132,9 +132,10 @@ def outcome(s, rows):
     is not. rows: the metrics of each epoch.
 
     --max_skips N (DARTS+): as soon as N operations that dominate the normal cell are skips; the
-    epoch before counts (the first, if there is none). --max_curvature_ratio R (RobustDARTS): as soon as the curvature, the mean
-    of five measurements, is R times that four measurements before; the epoch in the middle of
-    those counts, from the 10th on.
+    epoch before counts (the first, if there is none).
+    --max_curvature_ratio R (RobustDARTS): as soon as the curvature, the mean of five
+    measurements, is R times that four measurements before; the epoch in the middle of those
+    counts, from the 10th on.
     """
     for index, row in enumerate(rows):
         found = row.get("skips_layers" if s.space == "s2" else "skips_normal") or 0

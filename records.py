@@ -158,8 +158,8 @@ def reasons(record, part):
     limited = s["keep_skips"] >= 0 and part != "reduce"
     for row, column in fair_darts.rounded(gates, s["gate"], shared).nonzero().tolist():
         if not kept[row, column]:
+            skip = record.primitives[column] == "skip_connect"
             marks[row, column] = ("e" if not edges[row, 0] else "o" if better[row, column] >= most
                                   else "t" if gates[row, column] < s["threshold"]
-                                  else "k" if limited and record.primitives[column] == "skip_connect"
-                                  else "p")
+                                  else "k" if limited and skip else "p")
     return marks

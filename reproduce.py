@@ -27,7 +27,7 @@ from claims import RULE, Result, differences, interval, verdict
 from flags import Parser, main, number, one_of, path_name, refuse
 from folders import read_config, read_metrics
 from genotypes import PRIMITIVES, random_genotype, write_whole
-from grids import FIRST_SEED, GRIDS
+from grids import GRIDS
 from many_runs import Task, complete, execute_all
 from recipes import RECIPES
 from records import read
@@ -41,7 +41,7 @@ def searches(grid, scale, root, seeds):
     for index in range(seeds):
         for arm in s.arms:
             if index < (grid.arms[arm].seeds or seeds):
-                seed = FIRST_SEED + index
+                seed = grid.first + index
                 tasks[arm, seed] = Task(
                     os.path.join(root, f"{grid.prefix}{scale}-{arm}-{seed}"), "train_search",
                     [*s.search, *own_flags(grid, scale, arm), "--seed", str(seed)])
@@ -101,7 +101,7 @@ def run_grid(grid, scale, root, output, seeds, jobs, command):
     drawings = grid.figures(results)
     visualize.save({name: draw for name, (_, draw) in drawings.items()},
                    os.path.join(output, "figures"))
-    config = read_config(tasks["softmax", FIRST_SEED].folder)
+    config = read_config(tasks["softmax", grid.first].folder)
     path = os.path.join(output, grid.page)
     write_whole(path, page(grid, scale, results, command, drawings, config,
                            sum(seconds.values()) / 3600))
@@ -133,7 +133,7 @@ def table(arms, columns, results):
 def page(grid, scale, results, command, drawings, config, hours):
     """The text of reproduction.md or cures.md."""
     s, arms, counts = grid.scales[scale], grid.arms, {*map(len, results.values())}
-    seeds = f"{FIRST_SEED} to {FIRST_SEED + max(counts) - 1}"
+    seeds = f"{grid.first} to {grid.first + max(counts) - 1}"
     rows = []
     for claim in grid.claims:
         values = differences(claim, results)
@@ -162,7 +162,7 @@ def page(grid, scale, results, command, drawings, config, hours):
         *(f"- {arms[arm].name}: `{' '.join(own_flags(grid, scale, arm))}`" for arm in s.arms),
         f"- All trainings, of derived and random networks alike: `{' '.join(s.train)}`, otherwise "
         "the recipe of train_eval.py.",
-        *(["- The settings were chosen on seeds 0 to 3, which are not reported, none by the "
+        *(["- The settings were chosen on other seeds, which are not reported, none by the "
            "accuracy of a derived network."] if scale == "laptop" else []),
         "- w01 is scaled by the number of gates, N / 196.",
         f"- {hours:.1f} hours of computing, summed over the runs; torch {config['torch']}, Python "
@@ -195,9 +195,9 @@ def random_search(grid, scale, root, output, count, skips, macs, jobs):
         return skips in (None, found) and macs[0] <= macs_of(grid, scale, genotype) <= macs[1]
 
     drawn = [random_genotype((8, 8), PRIMITIVES, seed, accepted)
-             for seed in range(FIRST_SEED, FIRST_SEED + count)]
+             for seed in range(grid.first, grid.first + count)]
     tasks = []
-    for index, genotype in enumerate(drawn, FIRST_SEED):
+    for index, genotype in enumerate(drawn, grid.first):
         # named after what was drawn: other --skips or --macs are other runs
         mark = hashlib.sha256(str(genotype).encode()).hexdigest()[:8]
         folder = os.path.join(root, f"{scale}-drawn-{index}-{mark}")

@@ -2049,7 +2049,7 @@ def test_page_of_the_cures(tmp_path):
     drawings = grid_of_cures.figures(made)
     config = dict(torch="1", python="2", machine="3", threads=4)
     text = reproduce.page(grid_of_cures, "laptop", made, "the command", drawings, config, 1.5)
-    assert text.count("| held |") == 17 and "seeds 11 to 13. What" in text
+    assert text.count("| held |") == 17 and "seeds 21 to 23. What" in text
     assert "| softmax, no cure | 1.0 ± 0.0 (3) | 0.50 ± 0.00 (3) |" in text
     assert "| noise on skips | 95.00 ± 0.00 (3) | 9.00 ± 2.48 (3) |" in text
     assert all(f"(figures/{name}.png)" in text for name in drawings) and len(drawings) == 8
@@ -2095,7 +2095,7 @@ def test_reproduce_runs_the_grid_once(tmp_path, monkeypatch, capsys):
     tasks = reproduce.searches(CLAIMS, "laptop", str(tmp_path), 1)
     assert len(tasks) == 9
     assert len(reproduce.searches(CLAIMS, "laptop", "", 5)) == 6 * 5 + 2 + 2 + 3
-    first, add = tasks["softmax", grids.FIRST_SEED], runs.Run.add
+    first, add = tasks["softmax", CLAIMS.first], runs.Run.add
 
     def add_and_stop(self, *others, **figures):
         add(self, *others, **figures)
@@ -2129,7 +2129,7 @@ def test_reproduce_runs_the_grid_once(tmp_path, monkeypatch, capsys):
         patch.setattr(many_runs.subprocess, "run", None)  # all is complete: nothing runs again
         assert call(reproduce, patch, *command) == 0
     assert (tmp_path / "out" / "reproduction.md").read_text() == text
-    trained = reproduce.trainings(CLAIMS, "laptop", tasks)["l01", grids.FIRST_SEED]
+    trained = reproduce.trainings(CLAIMS, "laptop", tasks)["l01", CLAIMS.first]
     other = tmp_path / "other.json"  # the search was done again, and has found another one
     other.write_text(genotypes.to_json(genotypes.get("FairDARTS_a")))
     with pytest.raises(flags.UserError, match="has --arch Genotype"):
