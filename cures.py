@@ -1,5 +1,6 @@
 """Other cures of collapse, in one view (Sec. 3 and 4 of the paper): it needs an unfair advantage of
-skip connections and an exclusive competition, and each cure breaks one of the two.
+skip connections and an exclusive competition. A cure breaks one of the two, or the search ends
+in time, or its genotype is mended.
 
     skip_dropout, skip_noise    the advantage: skips are disturbed while searching
     max_skips, max_curvature_ratio  the search stops before the collapse
