@@ -157,7 +157,7 @@ def cures_figures(results):
             (curvature, "Largest eigenvalue of the Hessian by alpha"),
             (rounding, "Lost by rounding (points)"), (selection, "Lost by selection (points)"),
             (last_accuracy, "Test accuracy after the last epoch (%)"),
-            (last_over_random, "The same, less that of a random network (points)")):
+            (last_over_random, "Test accuracy, less that of a random network (points)")):
         values = {names[arm]: [*map(measure, found)] for arm, found in results.items()}
         figures[f"cures_{measure.__name__}"] = (
             title, functools.partial(visualize.compare_arms, title, values))

@@ -216,15 +216,17 @@ def draw_curvature(record):
 
 def draw_bands(axes, records, curve, names=None):
     """For the runs of each name the mean of their curves, {epoch: value}, and a band from the
-    least to the most, over the epochs that all of them have. names: of each record."""
+    least to the most, if it does not cover too many others, over the epochs that all of them
+    have. names: of each record."""
     names = names or names_of(records)
     for index, name in enumerate(dict.fromkeys(names)):
         curves = [curve(record) for record, other in zip(records, names) if other == name]
         epochs = sorted(set.intersection(*map(set, curves)))
         values = np.array([[found[epoch] for epoch in epochs] for found in curves])
         if epochs:
-            axes.fill_between(epochs, values.min(0), values.max(0), color=f"C{index}", alpha=0.2,
-                              linewidth=0)
+            if len(set(names)) <= 4:
+                axes.fill_between(epochs, values.min(0), values.max(0), color=f"C{index}",
+                                  alpha=0.2, linewidth=0)
             axes.plot(epochs, values.mean(0), "o-", color=f"C{index}", label=name, markersize=3)
 
 
@@ -270,20 +272,20 @@ def compare_gap(records):
 
 
 def compare_arms(title, values):
-    """One measure for several settings: a dot for each seed, the mean and its 95 % interval.
-
-    values: {name: [number or None, of each seed]}."""
-    figure = Figure((7, 1 + 0.28 * len(values)))
+    """One measure for several settings: {name: [number or None, of each seed]}."""
+    figure = Figure((7, 1.2 + 0.28 * len(values)))
     axes = figure.subplots()
     for row, found in enumerate(values.values()):
         found = [value for value in found if value is not None]
         mean, half = interval(found)
-        axes.plot(found, [row] * len(found), "o", color="#56B4E9")
-        axes.errorbar(mean, row, xerr=half if half < np.inf else 0, fmt="k|", capsize=3)
+        axes.errorbar(mean, row, xerr=half if half < np.inf else 0, fmt="k|", markersize=12,
+                      ecolor="lightgrey", elinewidth=7)
+        axes.plot(found, [row] * len(found), "o", color="#0072B2", zorder=3)
     if axes.get_xlim()[0] < 0:
         axes.axvline(0, color="grey", linestyle="--", linewidth=1)
     axes.set_yticks(range(len(values)), values)
-    axes.set(title=title, ylim=(len(values) - 0.5, -0.5))
+    axes.set(title=title, ylim=(len(values) - 0.5, -0.5),
+             xlabel="dots: seeds, line and bar: their mean and its 95 % interval")
     return figure
 
 
