@@ -1765,6 +1765,12 @@ def test_what_the_figures_show(tmp_path):
     assert all((marks[row] == "e").any() != keep for row, keep in enumerate(best))
     low = record._replace(settings={**record.settings, "threshold": 0.99}, genotype=None)
     assert set(visualize.reasons(low, "normal")[:, sep]) == {"e", "t", "o"}
+    # a skip of the reduction cell that leaves a node which nothing enters
+    gates = np.full((1, 2, 14, 2), 0.1, np.float32)
+    gates[0, :, fair_darts.edge_row(3, 2), 0] = gates[0, :, fair_darts.edge_row(4, 0), 1] = 0.9
+    record = visualize.read(str(recorded_run(
+        tmp_path / "limited", ("skip_connect", "sep_conv_3x3"), gates=gates, keep_skips=0)))
+    assert set(visualize.reasons(record, "reduce")[:, 0]) == {"", "p"}
     assert visualize.edge_names(5) == [(2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]
 
 
