@@ -17,8 +17,6 @@ import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
-from flags import first_line
-
 TIMEOUT = datetime.timedelta(minutes=10)  # after which a rank that does not answer is given up
 _alone = False  # whether batch norm is computed on each rank's own pictures
 
@@ -46,8 +44,8 @@ def together(function, *arguments):
         try:
             function(*arguments)
         except RuntimeError as error:
-            raise ConnectionError(f"rank {rank()} has lost another one "
-                                  f"({first_line(error)})") from None
+            fault = str(error).strip().split("\n")[0][:200]
+            raise ConnectionError(f"rank {rank()} has lost another one ({fault})") from None
 
 
 def total(tensor):
