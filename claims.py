@@ -13,9 +13,7 @@ from records import all_gates, dominant_counts, last_gates
 # Of a seed. record: of its search; trained, random: accuracies on the test set, epoch by epoch, of
 # the derived network and of a random one; None: not trained, or no genotype
 Result = namedtuple("Result", "record trained random")
-
-
-ALIKE = 1e-6  # means of gates nearer than this are equal up to rounding, as if by a softmax
+EQUAL = 1e-6  # means of gates that differ by less are equal but for rounding
 
 
 # ---------------------------------------------------------------- what is measured
@@ -35,7 +33,7 @@ def suppression(result):
     leads, less that on those where it does not."""
     skip, others = skip_and_others(result.record)
     leads = skip > others.max(1)
-    if leads.all() or not leads.any() or np.ptp(others.mean(1)) < ALIKE:
+    if leads.all() or not leads.any() or np.ptp(others.mean(1)) < EQUAL:
         return None
     return float(others[leads].mean() - others[~leads].mean())
 
@@ -44,7 +42,7 @@ def suppression(result):
 def correlation(result):
     """Over the edges of the normal cell, of skip's gate with the mean of the others."""
     skip, others = skip_and_others(result.record)
-    if np.ptp(others.mean(1)) < ALIKE:
+    if np.ptp(others.mean(1)) < EQUAL:
         return None
     return float(np.corrcoef(skip, others.mean(1))[0, 1])
 
