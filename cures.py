@@ -200,11 +200,13 @@ def hessian_eigenvalue(network, images, labels, tolerance):
     with (kernels.stock(), kernels.frozen_statistics(network), frozen(network.weights()),
           undisturbed(network), parallel.alone()):
         loss = F.cross_entropy(network(images), labels)
-        slopes = torch.autograd.grad(loss, alphas, create_graph=True)
+        # two layers are both reduction cells: the loss knows nothing of the normal alphas
+        slopes = torch.autograd.grad(loss, alphas, create_graph=True, materialize_grads=True)
         slopes = torch.cat([slope.flatten() for slope in slopes])
 
         def product(vector):
-            parts = torch.autograd.grad(slopes, alphas, vector, retain_graph=True)
+            parts = torch.autograd.grad(slopes, alphas, vector, retain_graph=True,
+                                        materialize_grads=True)
             return torch.cat([part.flatten() for part in parts])
 
         found = largest_eigenvalue(product, slopes.detach(), tolerance)

@@ -201,7 +201,8 @@ class Architect:
 
     def _gradients(self, loss, inputs):
         scale = self.loss_scale() if self.loss_scale else 1.0
-        gradients = parallel.average(torch.autograd.grad(loss * scale, inputs))
+        gradients = parallel.average(torch.autograd.grad(loss * scale, inputs,
+                                                         materialize_grads=True))
         return [gradient / scale for gradient in gradients]
 
     def _descend(self, gradients):

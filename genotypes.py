@@ -192,17 +192,17 @@ def prune(edges):
         edges = kept
 
 
-def random_genotype(counts, primitives, seed, accepted=lambda genotype: True):
+def random_genotype(counts, primitives, seed, accepted=lambda genotype: True, tries=10000):
     """A Genotype of counts[0] and counts[1] edges, each cell drawn uniformly from those that
     a search can leave: at most two edges into a node, none from a node that nothing enters;
-    the first that is `accepted`. Raises GenotypeError where none of 10,000 is.
+    the first that is `accepted`. Raises GenotypeError where none of so many `tries` is.
     """
     dice = random.Random(seed)
-    for _ in range(10000):
+    for _ in range(tries):
         genotype = Genotype(*(_random_cell(count, primitives, dice) for count in counts))
         if accepted(genotype):
             return genotype
-    raise GenotypeError("none of 10,000 random genotypes is of the kind that is asked for")
+    raise GenotypeError(f"none of {tries:,} random genotypes is of the kind that is asked for")
 
 
 def _random_cell(count, primitives, dice):

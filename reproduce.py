@@ -82,6 +82,7 @@ def run_grid(grid, scale, root, output, seeds, jobs, command):
     trained = trainings(grid, scale, tasks)
     for task in [*tasks.values(), *trained.values()]:  # all are checked before any starts
         complete(*task)
+    os.makedirs(output, exist_ok=True)  # or fails before the work
     execute_all(tasks.values(), 2 * len(trained), jobs, threads)
     records = {key: read(task.folder) for key, task in tasks.items()}
     trained = {key: task for key, task in trained.items() if records[key].genotype}
@@ -188,13 +189,17 @@ def macs_of(grid, scale, genotype):
 
 def random_search(grid, scale, root, output, count, skips, macs, jobs):
     """Train `count` random genotypes of eight edges a cell, and write and print their ranking.
-    skips: as many in the normal cell, None: any; macs: (least, most) of the network, in millions.
+    skips: as many in the normal cell; macs: (least, most) of the network, in millions; None: any.
     """
+    os.makedirs(output, exist_ok=True)  # or fails before the work
+
     def accepted(genotype):
         found = [edge.op for edge in genotype.normal].count("skip_connect")
-        return skips in (None, found) and macs[0] <= macs_of(grid, scale, genotype) <= macs[1]
+        return skips in (None, found) and (
+            macs is None or macs[0] <= macs_of(grid, scale, genotype) <= macs[1])
 
-    drawn = [random_genotype((8, 8), PRIMITIVES, seed, accepted)
+    tries = 10000 if macs is None else 500  # a network is built for each
+    drawn = [random_genotype((8, 8), PRIMITIVES, seed, accepted, tries)
              for seed in range(grid.first, grid.first + count)]
     tasks = []
     for index, genotype in enumerate(drawn, grid.first):
@@ -224,7 +229,10 @@ def span(text):
     parts = text.split("-")
     if len(parts) != 2:
         raise argparse.ArgumentTypeError(f"expected LEAST-MOST, two numbers, got {text!r}")
-    return tuple(number(float, 0)(part) for part in parts)
+    least, most = (number(float, 0)(part) for part in parts)
+    if least > most:
+        raise argparse.ArgumentTypeError(f"expected LEAST-MOST, got {text!r}")
+    return least, most
 
 
 def reproduce():
@@ -262,7 +270,7 @@ def reproduce():
     try:
         if "random" in given:
             return random_search(*places, given["random"], given.get("skips"),
-                                 given.get("macs", (0, math.inf)), jobs)
+                                 given.get("macs"), jobs)
         return run_grid(*places, seeds, jobs, command)
     except KeyboardInterrupt:  # the runs have received it too, and save
         print("stopped; the same command goes on")

@@ -2181,7 +2181,10 @@ def test_random_search_ranks_what_it_draws(tmp_path, monkeypatch, capsys):
     for wrong, message in ((["--skips", 2], "--skips is of --random"),
                            (["--random", 1, "--grid", "cures"], "--grid is not of --random"),
                            (["--random", 1, "--macs", "5"], "LEAST-MOST"),
-                           (["--random", 1, "--macs", "900-901"], "none of 10,000")):
+                           (["--random", 1, "--macs", "2-1"], "LEAST-MOST"),
+                           (["--random", 1, "--output", os.devnull], os.devnull),
+                           (["--seeds", 1, "--output", os.devnull], os.devnull),
+                           (["--random", 1, "--macs", "900-901"], "none of 500")):
         with monkeypatch.context() as patch:
             patch.setattr(reproduce, "macs_of", lambda *_: 1.0)
             assert message in refused(capsys, patch, reproduce, *wrong)
@@ -4683,6 +4686,24 @@ def test_a_search_that_ended_early_is_finished(tmp_path, monkeypatch, capsys):
     record = visualize.read(str(tmp_path / "a"))  # skips that are best on their edges, and not kept
     assert "k" in set(visualize.reasons(record, "normal")[:, 0])
     assert not set("kp") & set(visualize.reasons(record, "reduce").flat)
+
+
+def test_two_layers_have_no_normal_cell(tmp_path, monkeypatch, capsys):
+    """Both are reduction cells: the loss knows nothing of the normal alphas."""
+    assert call(train_search, monkeypatch, *SMALL_SEARCH, "--runs", tmp_path, "--name", "a",
+                "--layers", "2", "--epochs", "1", "--batch_size", "300", "--threshold", "0",
+                "--unrolled", "--curvature_every", "1") == 0
+    assert float(table(tmp_path / "a")[0]["curvature"]) > 0
+
+
+def test_too_few_skips_kept_are_said(tmp_path, monkeypatch, capsys):
+    assert call(train_search, monkeypatch, *SMALL_SEARCH, "--runs", tmp_path, "--name", "a",
+                "--epochs", "1", "--batch_size", "300", "--threshold", "0", "--gap_every", "0",
+                "--primitives", "skip_connect", "--keep_skips", "0") == 1
+    out = capsys.readouterr().out.strip().split("\n")
+    assert "--keep_skips 0 leaves it nothing" in out[-2]
+    assert out[-1].endswith("--keep_skips 1")
+    assert call(train_search, monkeypatch, *out[-1].split()[2:]) == 0
 
 
 def test_cures_that_do_not_go_together_are_refused(tmp_path, monkeypatch, capsys):

@@ -224,8 +224,8 @@ def derive(run, s, network, history):
     genotype = cures.genotype(network, s, gates)
     shortfall = explain(genotype, network, s, gates)
     if shortfall:
-        found, threshold = shortfall
-        command = f"{run.resume_command()} --threshold {threshold}"
+        found, flag = shortfall
+        command = f"{run.resume_command()} {flag}"
     else:
         found, command = genotype, training_command(run, s)
         run.write("genotype.json", genotypes.to_json(genotype))
@@ -252,10 +252,13 @@ def training_command(run, s):
 
 
 def explain(genotype, network, s, gates):
-    """Why a genotype has an empty cell: a line, and a threshold that would give one; or None."""
+    """Why a genotype has an empty cell: a line, and a flag that would give one; or None."""
     empty = [cell for cell, edges in genotype._asdict().items() if not edges]
     if not empty:
         return None
+    if s.keep_skips >= 0 and all(network.genotype(**cures.rules(s), gates=gates)):
+        return (f"the {empty[0]} cell is empty, for --keep_skips {s.keep_skips} leaves it nothing. "
+                "Derive again with more:", f"--keep_skips {s.keep_skips + 1}")
     best = {cell: max(strongest(found, primitives=network.primitives),
                       key=lambda pair: pair[1]) for cell, found in zip(network.parts, gates)}
     short = [f"{cell} cell: {gate:.4f}, {edge.op} from state {edge.source} to node {edge.node}"
@@ -264,10 +267,10 @@ def explain(genotype, network, s, gates):
         return (f"no gate of a cell reaches --threshold {s.threshold}; the nearest is, "
                 f"{'; '.join(short)}. Search longer, with a larger --w01 or --arch_learning_rate, "
                 "or derive again from the gates recorded:",
-                math.floor(100 * min(gate for _, gate in best.values())) / 100)
+                f"--threshold {math.floor(100 * min(gate for _, gate in best.values())) / 100}")
     return (f"the {empty[0]} cell is empty: all its edges whose gate reaches --threshold "
             f"{s.threshold} leave nodes that nothing enters. Derive again with a lower one:",
-            round(max(0.01, s.threshold - 0.1), 2))
+            f"--threshold {round(max(0.01, s.threshold - 0.1), 2)}")
 
 
 # ---------------------------------------------------------------- the command line
