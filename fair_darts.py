@@ -201,9 +201,8 @@ class Architect:
 
     def _gradients(self, loss, inputs):
         scale = self.loss_scale() if self.loss_scale else 1.0
-        gradients = parallel.average(torch.autograd.grad(loss * scale, inputs,
-                                                         materialize_grads=True))
-        return [gradient / scale for gradient in gradients]
+        gradients = torch.autograd.grad(loss * scale, inputs, materialize_grads=True)
+        return [gradient / scale for gradient in parallel.average(gradients)]
 
     def _descend(self, gradients):
         if self.loss_scale and not all(gradient.isfinite().all() for gradient in gradients):

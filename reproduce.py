@@ -89,23 +89,21 @@ def run_grid(grid, scale, root, output, seeds, jobs, command):
     random = random_trainings(grid, scale, root, {key: records[key] for key in trained})
     execute_all([*trained.values(), *random.values()], 0, jobs, threads)
 
-    results, seconds = {}, {}
-    for (arm, seed), record in records.items():
-        accuracies = []
-        for others in trained, random:
-            rows = read_metrics(others[arm, seed].folder) if (arm, seed) in others else []
-            accuracies.append([row["test_accuracy"] for row in rows] or None)
-            if rows:
-                seconds[others[arm, seed].folder] = sum(row["seconds"] for row in rows)
-        seconds[record.name] = sum(row["seconds"] for row in record.rows)
-        results.setdefault(arm, []).append(Result(record, *accuracies))
+    rows = {task.folder: read_metrics(task.folder)
+            for task in (*trained.values(), *random.values())}  # random ones are shared
+    results = {}
+    for key, record in records.items():
+        accuracies = ([row["test_accuracy"] for row in rows[others[key].folder]]
+                      if key in others else None for others in (trained, random))
+        results.setdefault(key[0], []).append(Result(record, *accuracies))
+    seconds = sum(row["seconds"] for run in (
+        *rows.values(), *(record.rows for record in records.values())) for row in run)
     drawings = grid.figures(results)
     visualize.save({name: draw for name, (_, draw) in drawings.items()},
                    os.path.join(output, "figures"))
     config = read_config(tasks["softmax", grid.first].folder)
     path = os.path.join(output, grid.page)
-    write_whole(path, page(grid, scale, results, command, drawings, config,
-                           sum(seconds.values()) / 3600))
+    write_whole(path, page(grid, scale, results, command, drawings, config, seconds / 3600))
     print(path)
     return 0
 
