@@ -1,0 +1,1 @@
+"""A run that is not lost: its flags, folder, loop, data, devices and processes."""

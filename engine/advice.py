@@ -1,0 +1,43 @@
+"""What a script tells its user to do next."""
+import math
+import shlex
+
+from engine.data import DATA_FLAGS
+from fair_darts import strongest
+
+
+def training_command(run, s, also=()):
+    """How to train what a search has found. also: (name, default) of further settings."""
+    command = ["python", "train_eval.py", "--arch", run.path("genotype.json"),
+               "--dataset", s.dataset]
+    defaults = {name: DATA_FLAGS[name][0] for name in ("data", "image_size")}
+    for name, default in {**defaults, **dict(also)}.items():
+        if getattr(s, name) != default:
+            command += ["--" + name, str(getattr(s, name))]
+    command += ["--" + name for name in ("stream", "skip_bad_images") if getattr(s, name)]
+    return shlex.join(command)
+
+
+def explain_empty_cell(genotype, network, s, gates, without_limit):
+    """Why a genotype has an empty cell, (a line, a flag that would give one), or None.
+
+    gates: those that it was derived from; without_limit: the genotype without --keep_skips.
+    """
+    empty = [cell for cell, edges in genotype._asdict().items() if not edges]
+    if not empty:
+        return None
+    if s.keep_skips >= 0 and all(without_limit):
+        return (f"the {empty[0]} cell is empty, for --keep_skips {s.keep_skips} leaves it nothing. "
+                "Derive again with more:", f"--keep_skips {s.keep_skips + 1}")
+    best = {cell: max(strongest(matrix, primitives=network.primitives),
+                      key=lambda pair: pair[1]) for cell, matrix in zip(network.parts, gates)}
+    short = [f"{cell} cell: {gate:.4f}, {edge.op} from state {edge.source} to node {edge.node}"
+             for cell, (edge, gate) in best.items() if gate < s.threshold]
+    if short:
+        return (f"no gate of a cell reaches --threshold {s.threshold}; the nearest is, "
+                f"{'; '.join(short)}. Search longer, with a larger --w01 or --arch_learning_rate, "
+                "or derive again from the gates recorded:",
+                f"--threshold {math.floor(100 * min(gate for _, gate in best.values())) / 100}")
+    return (f"the {empty[0]} cell is empty: all its edges whose gate reaches --threshold "
+            f"{s.threshold} leave nodes that nothing enters. Derive again with a lower one:",
+            f"--threshold {round(max(0.01, s.threshold - 0.1), 2)}")

@@ -1,0 +1,205 @@
+"""Batches of a dataset: halves, shares of classes, augmentation of a whole batch at once."""
+import functools
+
+import torch
+import torch.nn.functional as F
+
+from engine import processes
+from engine.flags import UserError
+from engine.pictures import Files
+from engine.recipes import recipe
+
+
+def generator(seed, stream=0):
+    """A seeded generator; `stream` tells apart the independent uses of one seed."""
+    return torch.Generator().manual_seed(1000 * seed + stream)
+
+
+def split(count, portion, seed):
+    """0 .. count - 1 at random in two index tensors, `portion` of them in the first."""
+    order = torch.randperm(count, generator=generator(seed, 1))
+    return order[:int(portion * count)], order[int(portion * count):]
+
+
+def balanced(labels, first, second, seed):
+    """Two index tensors of the shares `first` and `second` of each class, at random."""
+    g, parts = generator(seed, 1), ([], [])
+    for label in range(int(labels.max()) + 1):
+        of_class = (labels == label).nonzero().flatten()
+        order = of_class[torch.randperm(len(of_class), generator=g)]
+        if len(order) < 2:
+            raise UserError("a class has one picture, too few for --train_fraction and "
+                            "--valid_fraction")
+        counts = [max(1, int(share * len(order))) for share in (first, second)]
+        for part, chosen in zip(parts, order.split([*counts, len(order) - sum(counts)])):
+            part.append(chosen)
+    return [torch.cat(part) for part in parts]
+
+
+def parts(s, labels):
+    """Two index tensors, by the settings `s` of a search: for the weights, and for alpha."""
+    if s.train_fraction or s.valid_fraction:
+        return balanced(labels, s.train_fraction, s.valid_fraction, s.seed)
+    return split(len(labels), s.train_portion, s.seed)
+
+
+def halves(s, dataset, device):
+    """The training set in two: endless batches for the weights, and for alpha."""
+    images, labels, mean, std = (t.to(device) for t in (dataset.images, dataset.labels,
+                                                        dataset.mean, dataset.std))
+    augmentation = recipe(dataset)
+    for stream, half in enumerate(parts(s, dataset.labels), 2):
+        half = half.to(device)
+        yield Batches(images[half], labels[half], mean, std, s.batch_size, augmentation.padding,
+                      augmentation.flip, 0, generator(s.seed, stream))
+
+
+def training_set(s, dataset, device):
+    """Endless training batches, and (images, labels, mean, std) of the test set."""
+    images, labels, mean, std, *test = (t.to(device) for t in (
+        dataset.images, dataset.labels, dataset.mean, dataset.std, dataset.test_images,
+        dataset.test_labels))
+    augmentation = recipe(dataset)
+    batches = Batches(images, labels, mean, std, s.batch_size * s.accumulate,
+                      augmentation.padding, augmentation.flip,
+                      s.cutout_length if s.cutout else 0, generator(s.seed, 2))
+    return batches, (*test, mean, std)
+
+
+def check_fractions(s):
+    """Raises UserError where shares of classes do not go together."""
+    first, second = s.train_fraction, s.valid_fraction
+    if bool(first) != bool(second) or first + second > 1:
+        raise UserError(f"--train_fraction {first} and --valid_fraction {second}: both must be "
+                        "above 0, together 1 at most")
+
+
+def check_batch(batch_size, count):
+    """Raises UserError if a batch is larger than the number of pictures, `count`, or is not a
+    multiple of the number of processes."""
+    if batch_size % processes.size() or batch_size < 2 * processes.size():
+        raise UserError(f"--batch_size {batch_size} is that of all {processes.size()} processes: "
+                        f"give a multiple of {processes.size()}, {2 * processes.size()} or more")
+    if count < 2:
+        raise UserError(f"there are {count} pictures to draw batches from: it takes 2 or more")
+    if batch_size > count:
+        raise UserError(f"--batch_size {batch_size} is larger than the {count} pictures it is "
+                        f"drawn from: give --batch_size {count} or less")
+
+
+def normalize(images, mean, std):
+    """uint8 (B, C, H, W) -> float32 of mean 0 and deviation 1 in each channel."""
+    return images.float().sub_(mean[:, None, None]).div_(std[:, None, None])
+
+
+def random_crop_flip(images, chosen, padding, flip):
+    """Each picture padded with black and cropped, and if `flip` perhaps mirrored: chosen, (B,),
+    says which of all such pictures it is. (B, C, H, W) -> (B, C, H, W)"""
+    crops = _crops(*images.shape[2:], padding, flip, images.device)
+    pixels = crops.index_select(0, chosen)[:, None].expand(-1, images.shape[1], -1)  # (B, C, H * W)
+    return F.pad(images, [padding] * 4).flatten(2).gather(2, pixels).view(images.shape)
+
+
+@functools.lru_cache
+def _crops(height, width, padding, flip, device):
+    """Every possible crop, as the places of its pixels in the padded picture.
+
+    -> (crops, H * W)
+    """
+    rows, columns = height + 2 * padding, width + 2 * padding
+    places = torch.arange(rows * columns, device=device).view(rows, columns)
+    crops = places.unfold(0, height, 1).unfold(1, width, 1).flatten(0, 1)
+    return torch.cat([crops, crops.flip(2)] if flip else [crops]).flatten(1)
+
+
+def cutout(images, y, x, length):
+    """Sets a square of `length` pixels around row y and column x, (B,), of each picture to 0, in
+    place (DeVries & Taylor, 2017)."""
+    rows = _intervals(images.shape[2], length, images.device).index_select(0, y)[:, None, :, None]
+    columns = _intervals(images.shape[3], length, images.device).index_select(0, x)
+    return images.mul_(1 - rows * columns[:, None, None, :])
+
+
+@functools.lru_cache
+def _intervals(size, length, device):
+    """(size, size): row i is 1 on the `length` places around i, 0 elsewhere."""
+    places = torch.arange(size, device=device)
+    distance = places - places[:, None] + length // 2
+    return ((distance >= 0) & (distance < length)).float()
+
+
+class Batches:
+    """An endless stream of augmented batches; len: batches in a pass over the pictures.
+
+    Every pass has a new random order, and leaves out the remainder that fills no batch. All its
+    random numbers are drawn at its start, so that none has to travel in a step. Of several
+    processes, each gets its part of every batch. state_dict holds the generator's state before
+    the pass and the position in it: a stream that loads it continues exactly there.
+    """
+
+    def __init__(self, images, labels, mean, std, batch_size, padding, flip, cutout_length,
+                 generator):
+        check_batch(batch_size, len(images))
+        self.images, self.labels, self.mean, self.std = images, labels, mean, std
+        self.batch_size, self.generator = batch_size, generator
+        self.padding, self.flip, self.cutout_length = padding, flip, cutout_length
+        self.before, self.position, self.parts = generator.get_state(), 0, []
+        self.pictures = iter(())
+
+    def __len__(self):
+        return len(self.images) // self.batch_size
+
+    def begin_pass(self, position=0):
+        self.before, self.position = self.generator.get_state(), position
+        count, _, height, width = self.images.shape
+        crops = (2 * self.padding + 1) ** 2 * (2 if self.flip else 1)
+        draws = [torch.randint(high, (count,), generator=self.generator)
+                 for high in (crops, height, width, 2 ** 62)]
+        order = torch.randperm(count, generator=self.generator)
+        plan = torch.stack([order, *draws], 1).to(self.labels.device)  # (N, 5)
+        self.close()
+        self.parts = [processes.local_part(part) for part in plan[position:].split(self.batch_size)
+                      if len(part) == self.batch_size]
+        self.pictures = read(self.images, self.parts, random=True)
+
+    def next(self):
+        """-> images (B, C, H, W) float32, labels (B,)"""
+        if not self.parts:
+            self.begin_pass()
+        self.position += self.batch_size
+        chosen, crops, y, x, _ = self.parts.pop(0).unbind(1)
+        images = random_crop_flip(next(self.pictures), crops, self.padding, self.flip)
+        images = normalize(images, self.mean, self.std)
+        if self.cutout_length:
+            images = cutout(images, y, x, self.cutout_length)
+        return images, self.labels.index_select(0, chosen)
+
+    def close(self):
+        """End the processes that read ahead."""
+        if hasattr(self.pictures, "close"):
+            self.pictures.close()
+
+    def state_dict(self):
+        return {"generator": self.before, "position": self.position}
+
+    def load_state_dict(self, state):
+        if type(state["position"]) is not int or not 0 <= state["position"] <= len(self.images):
+            raise ValueError(f"{state['position']!r} is no place among the pictures")
+        self.generator.set_state(state["generator"])
+        self.begin_pass(state["position"])
+
+
+def read(images, parts, random=False):
+    """The pictures of each part, whose rows begin with their index."""
+    if isinstance(images, Files):
+        return images.read([part.cpu() for part in parts], random)
+    return (images.index_select(0, part[:, 0]) for part in list(parts))
+
+
+def in_order(images, labels, mean, std, batch_size=256):
+    """All pictures once, as they are, in batches of (images, labels). Of several processes, each
+    gets its share of the batches."""
+    indices = torch.arange(len(labels), device=labels.device)[:, None]
+    parts = indices.split(batch_size)[processes.rank()::processes.size()]
+    for pictures, part in zip(read(images, parts), parts):
+        yield normalize(pictures, mean, std), labels.index_select(0, part[:, 0])

@@ -1,0 +1,159 @@
+"""Datasets as one uint8 tensor each.
+
+    digits      scikit-learn's 1,797 handwritten digits, 8x8; needs no download
+    cifar10, cifar100, svhn, fashionmnist
+                by torchvision, downloaded into the data folder
+    folder      your pictures: <data>/train/<class>/*, <data>/test/<class>/*
+    imagenet    the same with val/ in place of test/, read from the files as they are asked for
+"""
+import hashlib
+from collections import namedtuple
+
+import torch
+
+from engine import processes
+from engine.flags import UserError, first_line, number, one_of, path_name
+from engine.pictures import Files, read_folder
+from engine.recipes import RECIPES
+from model_eval import LARGE
+
+DATA_FLAGS = {
+    "dataset": (None, one_of(RECIPES), f"one of {', '.join(RECIPES)}"),
+    "data": ("data", path_name, "folder of the downloaded sets, or of your pictures"),
+    "image_size": (32, number(int, 8), "side to which your pictures are brought, in pixels"),
+    "skip_bad_images": (False, bool, "leave out files that cannot be used as pictures"),
+    "stream": (False, bool, "read your pictures from their files as they are asked for"),
+    "workers": (2, number(int, 0, 256), "processes that read them"),
+}
+
+# images: uint8 (N, C, H, W), or pictures.Files; labels: int64 (N,)
+# mean, std: of each channel of the training pictures, 0 to 255
+Dataset = namedtuple("Dataset", "name images labels test_images test_labels classes mean std")
+
+
+def load(name, root="data", image_size=None, skip_bad_images=False, stream=False, workers=2):
+    """The Dataset `name`, on the CPU. Raises UserError.
+
+    All but name and root matter for "folder" and "imagenet" alone. stream: read the files as
+    they are asked for, which is always done for pictures of more than 64 pixels.
+    """
+    if name == "digits":
+        parts = _digits()
+    elif name in ("folder", "imagenet"):
+        size = image_size or RECIPES[name].search.get("image_size", 32)
+        stream = workers if stream or name == "imagenet" or size > LARGE else None
+        parts = read_folder(root, "val" if name == "imagenet" else "test", size, skip_bad_images,
+                            stream)
+        if stream is not None:  # the usual figures of ImageNet
+            mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]) * 255
+            return Dataset(name, *parts, mean, std)
+    else:
+        with processes.rank_0_first():
+            parts = _torchvision(name, root)
+    # from how often each of the 256 values occurs in each channel: exact, and in little memory
+    counts = torch.stack([channel.flatten().bincount(minlength=256)
+                          for channel in parts[0].unbind(1)])
+    values = torch.arange(256, dtype=torch.float64)
+    mean = (counts * values).sum(1) / counts.sum(1)
+    std = ((counts * (values - mean[:, None]) ** 2).sum(1) / counts.sum(1)).sqrt().clamp(min=1)
+    return Dataset(name, *parts, mean.float(), std.float())
+
+
+def load_asked(given, device):
+    """The Dataset that the flags `given` name, and None. Raises UserError.
+
+    Where they name none: CIFAR-10 if there is a GPU and it can be had, else digits; and
+    a text that says which and why.
+    """
+    root = given.get("data", "data")
+    if "dataset" in given:
+        names = "image_size", "skip_bad_images", "stream", "workers"
+        return load(given["dataset"], root,
+                    **{name: given[name] for name in names if name in given}), None
+    reason = "there is no GPU"
+    if device.type != "cpu":
+        try:
+            dataset = load("cifar10", root)
+            return dataset, "cifar10, since there is a GPU; --dataset digits asks for the other"
+        except UserError as error:
+            reason = str(error)
+    return load("digits"), f"digits, since {reason}; --dataset cifar10 asks for the other"
+
+
+def load_again(run, settings, device):
+    """The Dataset that `run` began with. Raises UserError if it has changed."""
+    dataset, _ = load_asked(settings, device)
+    run.check_fingerprint(fingerprint(dataset))
+    return dataset
+
+
+def facts(dataset):
+    """What a run's config.json keeps of its dataset."""
+    return {"fingerprint": fingerprint(dataset), "classes": dataset.classes,
+            "shape": list(dataset.images.shape[1:])}
+
+
+def fingerprint(dataset):
+    """A short text that changes with the pictures, their labels, order or classes."""
+    digest = hashlib.sha256(repr(dataset.classes).encode())
+    for part in (dataset.images, dataset.labels, dataset.test_images, dataset.test_labels):
+        digest.update(repr(part.shape).encode())
+        digest.update(part.fingerprint() if isinstance(part, Files) else part.contiguous().numpy())
+    return digest.hexdigest()[:16]
+
+
+def _digits():
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise UserError("the digits are part of scikit-learn, which is not installed: pip install "
+                        "-r requirements.txt, or use --dataset cifar10 or folder") from None
+    digits = load_digits()
+    images = torch.from_numpy(digits.images * 255 / 16).round().to(torch.uint8)[:, None]
+    labels = torch.from_numpy(digits.target).long()
+    # the set has no test part: take 360 pictures, always the same
+    test, train = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tensor_split([360])
+    return images[train], labels[train], images[test], labels[test], list("0123456789")
+
+
+def _torchvision(name, root):
+    from torchvision import datasets
+    make = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100,
+            "fashionmnist": datasets.FashionMNIST, "svhn": _svhn}[name]
+    tensors = []
+    for train in (True, False):
+        try:
+            part = _quietly(make, root, train)
+            images = torch.as_tensor(part.data)
+            labels = torch.as_tensor(part.labels if name == "svhn" else part.targets)
+        except Exception as error:  # torchvision reads FashionMNIST without verifying it
+            raise UserError(
+                f"{name} is not in {root!r} or is damaged, and cannot be downloaded "
+                f"({first_line(error)}): name its folder by --data, or use --dataset digits or "
+                "folder") from None
+        if images.ndim == 3:
+            images = images[:, None]
+        elif images.ndim == 4 and images.shape[-1] == 3:
+            images = images.permute(0, 3, 1, 2).contiguous()
+        classes = getattr(part, "classes", list("0123456789"))
+        shape = (len(labels.flatten()), *((1, 28, 28) if name == "fashionmnist" else (3, 32, 32)))
+        if (images.dtype != torch.uint8 or images.shape != shape or labels.ndim != 1
+                or labels.is_floating_point() or not len(labels)
+                or not 0 <= labels.min() <= labels.max() < len(classes)):
+            raise UserError(f"{name} in {root!r} is damaged: it has {labels.numel()} labels for "
+                            f"pictures {tuple(images.shape)}; remove it to download it again")
+        tensors += [images, labels.long()]
+    return *tensors, classes
+
+
+def _svhn(root, train, download):
+    from torchvision.datasets import SVHN
+    return SVHN(root, "train" if train else "test", download=download)
+
+
+def _quietly(make, root, train):
+    """Reads the set; only if that fails, downloads it, which prints to the screen."""
+    try:
+        return make(root, train=train, download=False)
+    except RuntimeError:  # not there, or damaged
+        return make(root, train=train, download=True)

@@ -1,0 +1,125 @@
+"""accelerate: the same function of the same parameters, several times as fast.
+
+It gives built modules the classes of this room. A network that it was not called for is the
+plain form that tests and benchmark compare with, and whose gradients have gradients.
+"""
+import functools
+
+import torch
+import torch.nn as nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+import model_eval
+import model_search
+from spaces import s2
+from speed import layers
+from speed.groups import GroupedCell, GroupedLayer
+from speed.kernels import keep_freed_memory
+
+FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+
+
+def accelerate(network, recompute=False, memory_format=None):
+    """Returns the network of S1 or S2, for searching or derived, with the same parameters and
+    state_dict.
+
+    recompute: cells (in S2 layers) compute their activations again in the backward pass.
+    memory_format: one of FORMATS, or None, the best that is known for the device.
+    May be called again, to change these. Forward hooks inside of cells, and other changes of
+    modules, come first: what they are attached to is then computed as it is.
+    """
+    for module in network.modules():
+        layers.replace(module)
+    for part in network.cells if hasattr(network, "cells") else network.layers:
+        if layers.plain_class(part) in CLASSES:
+            part.__class__, part.recompute = CLASSES[layers.plain_class(part)], recompute
+            if isinstance(part, (GroupedCell, GroupedLayer)):
+                part.group()
+    stem = network.stem_0 if hasattr(network, "stem_0") else network.stem
+    for key, hook in list(stem._forward_hooks.items()):
+        if isinstance(hook, functools.partial) and hook.func is arrange:
+            del stem._forward_hooks[key]  # of a former call
+    stem.register_forward_hook(functools.partial(arrange, memory_format))
+    if all(w.device.type == "cpu" for w in network.parameters()):
+        keep_freed_memory()
+    return network
+
+
+def arrange(memory_format, stem, inputs, output):
+    """The forward hook of a stem. What follows keeps the memory format of its output."""
+    if memory_format is None:  # on MPS batch norm's gradient is wrong in channels_last
+        memory_format = "contiguous" if output.device.type == "mps" else "channels_last"
+    return output.contiguous(memory_format=FORMATS[memory_format])
+
+
+# ---------------------------------------------------------------- the parts of a network
+
+class Recomputed:
+    """Of a module that, with .recompute, keeps its inputs alone for the backward pass."""
+
+    def forward(self, *inputs):
+        if not (self.recompute and self.training and torch.is_grad_enabled()):
+            return super().forward(*inputs)
+        body = Body(self, super().forward)
+        # as they are now: in the backward pass functional_call may have put others back, and
+        # running statistics are not to move twice
+        tensors = {**dict(body.named_parameters()),
+                   **{name: buffer.clone() for name, buffer in body.named_buffers()}}
+        return checkpoint(Passes(body, tensors), *inputs, use_reentrant=False)
+
+
+class Body(nn.Module):
+    """The forward pass of a module, without its hooks."""
+
+    def __init__(self, module, compute):
+        super().__init__()
+        self.module, self.compute = module, compute
+
+    def forward(self, *inputs):
+        # views, as what layers.ReLU keeps on a tensor is not to enter or to leave
+        return self.compute(*(x.view_as(x) if torch.is_tensor(x) else x for x in inputs))
+
+
+class Passes:
+    """Calls a module, and from the second time on with its former `tensors`."""
+
+    def __init__(self, module, tensors):
+        self.module, self.tensors, self.first = module, tensors, True
+
+    def __call__(self, *inputs):
+        if not self.first:
+            return functional_call(self.module, self.tensors, inputs)
+        self.first = False
+        return self.module(*inputs)
+
+
+class SearchedCell(Recomputed, GroupedCell):
+    pass
+
+
+class SearchedLayer(Recomputed, GroupedLayer):
+    pass
+
+
+class DerivedCell(Recomputed, model_eval.Cell):
+    def node(self, *inputs):
+        """Its gradient will be dense, though that of the cell's output is that of all nodes: then
+        the backward pass of a batch norm is three times as fast."""
+        y = super().node(*inputs)
+        if y.requires_grad and not torch.compiler.is_compiling():
+            y.register_hook(functools.partial(dense, y.is_contiguous()))
+        return y
+
+
+def dense(contiguous, gradient):
+    return gradient.contiguous(
+        memory_format=FORMATS["contiguous" if contiguous else "channels_last"])
+
+
+class DerivedLayer(Recomputed, s2.ChainLayer):
+    pass
+
+
+CLASSES = {model_search.Cell: SearchedCell, model_search.MixedOperation: SearchedLayer,
+           model_eval.Cell: DerivedCell, s2.ChainLayer: DerivedLayer}

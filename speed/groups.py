@@ -1,0 +1,365 @@
+"""The supernet computed by groups of edges: 3 to 4 times as fast, the same function.
+
+Read model_search.py first. The k edges that leave a state have the same input. So the k copies
+of an operation are computed as one:
+
+- what has no weights (the identity, pooling with its batch norm) is the same for all k edges;
+- of SepConv and DilConv the weights are concatenated, those of all kernel sizes, too (a 3x3
+  filter is a 5x5 one with a border of zeros): one depthwise convolution on n*k*C channels, one
+  pointwise convolution with a group for each copy;
+- gate * BN(x) is batch norm whose scale is the gate.
+
+There are no parameters here. The classes below hold lists of the modules of a supernet, made
+once, and concatenate their weights for each call; running statistics as well, which are then
+put back in place. An operation that is not recognised is computed as it is.
+"""
+from functools import reduce
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import model_search
+from fair_darts import edge_row
+from model_search import MixedOperation
+from operations import FactorizedReduce
+from spaces.s2 import InvertedBottleneck
+from speed.kernels import (arranged, depthwise, even_pixels, from_phases, rectified, repeat,
+                           to_phases)
+from speed.layers import (is_batch_norm, is_depthwise, is_layer, is_pointwise, is_sequence,
+                          is_unchanged)
+
+
+class GroupedCell(model_search.Cell):
+    """After `group`, a cell computes its edges by the states that they leave."""
+
+    def group(self):
+        """Finds the groups, if all edges are what model_search.py says."""
+        self.groups = []
+        if all(is_layer(edge, MixedOperation) for edge in self.edges):
+            rows = [[edge_row(node, source) for node in range(max(2, source + 1), self.nodes + 2)]
+                    for source in range(self.nodes + 1)]
+            self.groups = [EdgesOfState([self.edges[row] for row in group]) for group in rows]
+            self.order, self.counts = torch.tensor(sum(rows, [])), [len(group) for group in rows]
+
+    def forward(self, state_0, state_1, gates):
+        if not self.groups:
+            return super().forward(state_0, state_1, gates)
+        states = [self.preprocess_0(state_0), self.preprocess_1(state_1)]
+        b, c, h, w = states[1].shape
+        if self.reduction:
+            h, w = (h + 1) // 2, (w + 1) // 2
+        sums = states[1].new_zeros(self.nodes, b, h, w, c)  # of the nodes that are not complete
+        self.order = self.order.to(gates.device)
+        gates = gates.index_select(0, self.order).split_with_sizes(self.counts)
+        for source, group in enumerate(self.groups):
+            sums = group(states[source], gates[source], sums)
+            if source > 0:  # the next node has all its edges; a view would keep all sums alive
+                states.append(arranged(sums[0].permute(0, 3, 1, 2).clone(), states[1]))
+                sums = sums[1:]
+        return torch.cat(states[2:], 1)
+
+
+class EdgesOfState:
+    """The k MixedOperation modules on the edges that leave one state."""
+
+    def __init__(self, edges):
+        self.shared, self.different, separable = {}, [], {}
+        for column, copies in enumerate(zip(*(edge.operations for edge in edges))):
+            names = {describe(op) for op in copies}
+            name, *details = names.pop() if len(names) == 1 else ["unknown"]
+            if name == "identity":
+                self.shared[column] = Identities(copies)
+            elif name == "pool":
+                self.shared[column] = Pools(copies)
+            elif name == "separable":
+                kernel, *others = details
+                separable.setdefault(tuple(others), []).append((kernel, column, copies))
+            elif name == "reduction":
+                self.different.append(([column], Reductions(copies)))
+            else:
+                self.different.append(([column], Separate(copies)))
+        for items in separable.values():
+            _, columns, sizes = zip(*sorted(items, key=lambda item: item[0]))
+            self.different.append((columns, Separables(sizes)))
+
+    def __call__(self, x, gates, sums):
+        """x: (B, C, H, W); gates: (k, operations); sums: (k, B, H', W', C), of the nodes that
+        the edges enter -> sums with the k mixtures added"""
+        gates = gates.unbind(1)
+        maps, outputs = {}, []
+        for column, operation in self.shared.items():
+            if operation.is_same_for_all():
+                maps[column] = operation.once(x).permute(0, 2, 3, 1)
+            else:
+                outputs.append(operation(x, gates[column]))
+        if maps:
+            weights = torch.stack([gates[column] for column in maps], 1)
+            maps = torch.stack(list(maps.values())).flatten(1)
+            sums = torch.addmm(sums.flatten(1), weights, maps).view_as(sums)
+        outputs += [operation(x, torch.cat([gates[column] for column in columns]))
+                    for columns, operation in self.different]
+        if outputs:
+            y = reduce(torch.add, outputs).permute(0, 2, 3, 1)  # (B, H', W', k*C)
+            sums = sums + y.unflatten(3, (len(sums), -1)).permute(3, 0, 1, 2, 4)
+        return sums
+
+
+# ---------------------------------------------------------------- what an operation is
+
+def describe(op):
+    """(name, details): operations of which these are equal can be computed as one; those that
+    differ in the first detail of "separable", its kernel size, too."""
+    if is_layer(op, nn.Identity):
+        return ("identity",)
+    if is_sequence(op, 2) and is_pool(op[0]) and is_plain_norm(op[1]):
+        return "pool", str(op[0]), norm_details(op[1])
+    first, *second = halves(op)
+    if (all(is_separable(half) for half in (first, *second))
+            and all(half[1].kernel_size == first[1].kernel_size and half[1].stride == (1, 1)
+                    for half in second)):
+        details = [(half[1].stride, half[1].dilation, norm_details(half[3]))
+                   for half in (first, *second)]
+        return "separable", first[1].kernel_size[0], *details
+    if (is_layer(op, FactorizedReduce) and is_layer(op.relu, nn.ReLU) and is_pointwise(op.even)
+            and is_pointwise(op.odd) and is_plain_norm(op.bn)):
+        return "reduction", norm_details(op.bn)
+    return ("unknown",)
+
+
+def halves(op):
+    """The two DilConv of a SepConv; of a DilConv itself."""
+    return list(op) if is_sequence(op, 2) else [op]
+
+
+def is_pool(op):
+    return is_layer(op, nn.MaxPool2d) or is_layer(op, nn.AvgPool2d)
+
+
+def is_separable(op):
+    """Whether it is ReLU, depthwise convolution, pointwise convolution, BN of one width."""
+    return (is_sequence(op, 4) and is_layer(op[0], nn.ReLU) and is_depthwise(op[1])
+            and is_pointwise(op[2]) and is_plain_norm(op[3])
+            and op[1].in_channels == op[2].in_channels == op[2].out_channels)
+
+
+def is_plain_norm(module):
+    """Whether it is a batch norm without scale and shift."""
+    return is_batch_norm(module) and not module.affine
+
+
+def norm_details(norm):
+    return norm.num_features, norm.eps, norm.momentum
+
+
+# Below, an object stands for k copies of an operation and is called with (x, gates):
+# (B, C, H, W) and a gate for each copy -> (B, k*C, H', W')
+
+class Separate:
+    """Operations that are not recognised, one by one."""
+
+    def __init__(self, copies):
+        self.copies = copies
+
+    def __call__(self, x, gates):
+        return torch.cat([gate * op(x) for gate, op in zip(gates, self.copies)], 1)
+
+
+class Identities(Separate):
+    """Identities, or with `once` one of them."""
+
+    def is_same_for_all(self):
+        return True
+
+    def once(self, x):
+        return x
+
+
+class Pools:
+    """Pooling and its batch norm. While training, `once` computes them for all copies."""
+
+    def __init__(self, copies):
+        self.pool, self.norms = copies[0][0], BatchNorms([copy[1] for copy in copies])
+
+    def is_same_for_all(self):
+        return self.norms.norms[0].training
+
+    def once(self, x):
+        return self.norms.once(self.pool(x))
+
+    def __call__(self, x, gates):
+        y = self.pool(x)
+        return self.norms(repeat(y, len(gates) * y.shape[1]), gates)
+
+
+class Separables:
+    """The sum over kernel sizes of k SepConv or DilConv each, which have two halves or one.
+    sizes: [the copies of one size]"""
+
+    def __init__(self, sizes):
+        self.halves = [Halves([[halves(op)[index] for op in copies] for copies in sizes])
+                       for index in range(len(halves(sizes[0][0])))]
+        first = self.halves[0].depthwise[0][0]
+        self.count, self.stride, self.dilation = len(sizes), first.stride[0], first.dilation[0]
+
+    def __call__(self, x, gates):
+        x, (first, *second) = rectified(x), self.halves
+        if second:
+            y = F.relu(first(x, None, self.stride, self.dilation), inplace=True)
+            return sum_of_chunks(second[0](y, gates, 1, second[0].dilation), self.count)
+        # phases, see kernels.depthwise, stay apart until the sum
+        if self.dilation == 2 == self.stride:
+            y = first(even_pixels(x), gates)
+        elif self.dilation == 2 and x.shape[2] % 2 == 0 == x.shape[3] % 2:
+            return from_phases(sum_of_chunks(first(to_phases(x), gates), self.count))
+        else:
+            y = first(x, gates, self.stride, self.dilation)
+        return sum_of_chunks(y, self.count)
+
+
+class Halves:
+    """Depthwise convolution, pointwise convolution and BN of the modules in `sizes`, in the
+    order of their kernel sizes."""
+
+    def __init__(self, sizes):
+        every = [half for copies in sizes for half in copies]
+        self.depthwise = [[half[1] for half in copies] for copies in sizes]
+        self.pointwise, self.dilation = [half[2] for half in every], every[0][1].dilation[0]
+        self.norms = BatchNorms([half[3] for half in every])
+
+    def __call__(self, x, gates, stride=1, dilation=1):
+        filters = [weights(convolutions) for convolutions in self.depthwise]
+        largest = filters[-1].shape[2]
+        small = sum(len(weight) for weight in filters if weight.shape[2] <= 3 < largest)
+        filters = [F.pad(weight, [(largest - weight.shape[2]) // 2] * 4)
+                   if weight.shape[2] < largest else weight for weight in filters]
+        y = depthwise(x, torch.cat(filters), stride, dilation, small)
+        y = F.conv2d(y, weights(self.pointwise), groups=len(self.pointwise))
+        return self.norms(y, gates)
+
+
+class Reductions:
+    """FactorizedReduce."""
+
+    def __init__(self, copies):
+        self.even, self.odd = [op.even for op in copies], [op.odd for op in copies]
+        self.norms = BatchNorms([op.bn for op in copies])
+
+    def __call__(self, x, gates):
+        x = rectified(x)
+        padded = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+        halves = [F.conv2d(pixels, weights(convolutions)).chunk(len(convolutions), 1)
+                  for pixels, convolutions in ((x[:, :, ::2, ::2], self.even),
+                                               (padded[:, :, 1::2, 1::2], self.odd))]
+        return self.norms(torch.cat([half for pair in zip(*halves) for half in pair], 1), gates)
+
+
+class BatchNorms:
+    """Batch norms as one, each of its own channels, each times its gate."""
+
+    def __init__(self, norms):
+        self.norms, self.sizes = norms, [norm.num_features for norm in norms] * 2
+
+    def statistics(self):
+        return [norm.running_mean for norm in self.norms] + [norm.running_var
+                                                             for norm in self.norms]
+
+    def __call__(self, x, gates=None):
+        first, statistics = self.norms[0], self.statistics()
+        every = torch.cat(statistics)
+        mean, var = every.chunk(2)
+        # must be contiguous: with a strided scale channels_last gradients are wrong on the CPU
+        scale = None if gates is None else gates.repeat_interleave(first.num_features)
+        y = F.batch_norm(x, mean, var, scale, None, first.training, first.momentum, first.eps)
+        if first.training and first.momentum:
+            torch._foreach_copy_(statistics, every.split_with_sizes(self.sizes))
+        return y
+
+    def once(self, x):
+        """While training: of x, which all of them take, without gates."""
+        first = self.norms[0]
+        mean, var = torch.zeros_like(first.running_mean), torch.zeros_like(first.running_var)
+        y = F.batch_norm(x, mean, var, None, None, True, 1.0, first.eps)
+        if first.momentum:
+            count = len(self.norms)
+            torch._foreach_lerp_(self.statistics(), [mean] * count + [var] * count, first.momentum)
+        return y
+
+
+def weights(convolutions):
+    """The weights of convolutions, one after the other."""
+    return torch.cat([convolution.weight for convolution in convolutions])
+
+
+def sum_of_chunks(x, count):
+    """(B, count*C, H, W) -> (B, C, H, W)"""
+    return reduce(torch.add, x.chunk(count, 1))
+
+
+# ---------------------------------------------------------------- the space S2
+
+class GroupedLayer(MixedOperation):
+    """After `group`, a layer of S2 computes the bottlenecks of one kernel size as one."""
+
+    def group(self):
+        self.straight, self.groups, by_kernel = [], [], {}
+        for column, op in enumerate(self.operations):
+            if is_bottleneck(op):
+                norms = [(norm.eps, norm.momentum) for norm in norms_of(op)]
+                key = (*op.depthwise[0].kernel_size, *op.depthwise[0].stride, *norms)
+                by_kernel.setdefault(key, []).append((column, op))
+                if op.residual:  # g * (block(x) + x)
+                    self.straight.append(column)
+            elif is_layer(op, nn.Identity):  # g * x
+                self.straight.append(column)
+            else:
+                self.groups.append(([column], Separate([op])))
+        for pairs in by_kernel.values():
+            columns, copies = zip(*pairs)
+            self.groups.append((columns, Bottlenecks(copies)))
+
+    def forward(self, x, gates):  # (B, C, H, W), (choices,) -> (B, C', H', W')
+        gates = gates.unbind()
+        y = [operation(x, torch.stack([gates[column] for column in columns]))
+             for columns, operation in self.groups]
+        if self.straight:
+            y.append(sum(gates[column] for column in self.straight) * x)
+        return reduce(torch.add, y)
+
+
+def is_bottleneck(op):
+    """Whether it is the bottleneck of a supernet: ReLU6, batch norms without affine."""
+    return (is_layer(op, InvertedBottleneck) and is_layer(op.squeeze, nn.Identity)
+            and is_sequence(op.expand, 3) and is_pointwise(op.expand[0])
+            and is_sequence(op.depthwise, 3) and is_depthwise(op.depthwise[0])
+            and op.depthwise[0].dilation == (1, 1)
+            and is_sequence(op.project, 2) and is_pointwise(op.project[0])
+            and all(is_layer(stage[2], nn.ReLU6) for stage in (op.expand, op.depthwise))
+            and all(is_plain_norm(norm) for norm in norms_of(op)))
+
+
+def norms_of(bottleneck):
+    return bottleneck.expand[1], bottleneck.depthwise[1], bottleneck.project[1]
+
+
+class Bottlenecks:
+    """The sum of bottlenecks of one kernel size and several expansions, each without its input.
+
+    The 1x1 convolutions that expand are one, the depthwise ones are one, and those that
+    project are one whose matrix has a block for each.
+    """
+
+    def __init__(self, copies):
+        stages = [[getattr(op, stage) for op in copies]
+                  for stage in ("expand", "depthwise", "project")]
+        self.convolutions = [[stage[0] for stage in ops] for ops in stages]
+        self.norms = [BatchNorms([stage[1] for stage in ops]) for ops in stages]
+        self.stride, self.count = copies[0].depthwise[0].stride[0], len(copies)
+
+    def __call__(self, x, gates):
+        expand, filters, project = self.convolutions
+        y = F.relu6(self.norms[0](F.conv2d(x, weights(expand))), inplace=True)
+        y = F.relu6(self.norms[1](depthwise(y, weights(filters), self.stride)), inplace=True)
+        matrix = torch.block_diag(*(convolution.weight.flatten(1) for convolution in project))
+        y = self.norms[2](F.conv2d(y, matrix[:, :, None, None]), gates)
+        return sum_of_chunks(y, self.count)

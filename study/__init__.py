@@ -1,0 +1,1 @@
+"""What is measured of searches, drawn, claimed, and compared."""

@@ -1,0 +1,46 @@
+"""The curvature that RobustDARTS watches: the largest eigenvalue of the Hessian of the
+validation loss by all alphas."""
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from engine import batches, processes
+from fair_darts import frozen
+
+
+def curvature(plain, half, batch_size, tolerance=1e-3):
+    """On the first batch of `half`, by batch statistics. plain: the supernet, not accelerated, for
+    only its operations have second gradients."""
+    images, labels = next(batches.in_order(half.images[:batch_size], half.labels[:batch_size],
+                                           half.mean, half.std, batch_size))
+    return processes.broadcast(hessian_eigenvalue(plain.train(), images, labels, tolerance))
+
+
+def hessian_eigenvalue(network, images, labels, tolerance):
+    """Within `tolerance` of the largest eigenvalue, relative to it, by exact products with the
+    Hessian. Changes the running statistics."""
+    alphas = list(network.alphas)
+    with frozen(network.weights()):
+        loss = F.cross_entropy(network(images), labels)
+        # two layers are both reduction cells: the loss knows nothing of the normal alphas
+        slopes = torch.autograd.grad(loss, alphas, create_graph=True, materialize_grads=True)
+        slopes = torch.cat([slope.flatten() for slope in slopes])
+
+        def product(vector):
+            vector = torch.as_tensor(vector.ravel()).to(slopes)
+            parts = torch.autograd.grad(slopes, alphas, vector, retain_graph=True,
+                                        materialize_grads=True)
+            return torch.cat([part.flatten() for part in parts]).double().cpu().numpy()
+
+        return largest_eigenvalue(product, len(slopes), tolerance)
+
+
+def largest_eigenvalue(product, size, tolerance):
+    """Of a symmetric matrix of `size` rows, known by its `product` with a vector."""
+    from scipy.sparse.linalg import LinearOperator, eigsh
+    start = np.random.default_rng(0).standard_normal(size)
+    if not product(start).any():  # ARPACK does not start from 0
+        return 0.0
+    matrix = LinearOperator((size, size), product, dtype=np.float64)
+    [value] = eigsh(matrix, 1, which="LA", v0=start, tol=tolerance, return_eigenvectors=False)
+    return float(value)

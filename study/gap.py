@@ -1,0 +1,121 @@
+"""The discretisation gap (Insight 2) and its parts."""
+from contextlib import contextmanager
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import fair_darts
+from engine import batches, processes
+from spaces import SPACES
+from study import cures
+
+# Columns of metrics.csv, in the epochs in which the gap is measured
+GAP = ("soft_accuracy", "discrete_accuracy", "gap_rounding", "gap_edges", "gap_operations")
+
+
+def rounded(gates, kind="sigmoid", shared=None):
+    """Each gate at the nearer end: 1 from 1/2 up; of a softmax, 1 where it is largest. (edges,
+    operations) -> 0 and 1. shared: bool, (operations,): those that share a softmax."""
+    if kind == "sigmoid" and shared is None:
+        return (gates >= 0.5).to(gates)
+    rivals = gates if shared is None else gates.masked_fill(~shared.to(gates.device), -1)
+    best = F.one_hot(rivals.argmax(-1), gates.shape[-1]).to(gates)
+    if shared is None:
+        return best
+    return torch.where(shared.to(gates.device), best, (gates >= 0.5).to(gates))
+
+
+def encoding_gap(gates, first, kind="sigmoid", present=None, shared=None):
+    """rho, what Insight 2 is about: mean |gate - rounded gate|, relative to that of the `first`
+    gates, of alphas 0: 1/2 for a sigmoid, (2 / K) * (1 - 1 / K) for a softmax of K operations.
+
+    gates, first: (edges, operations); present: bool, which of them there are.
+    """
+    distances = []
+    for values in (gates, first):
+        distance = (values - rounded(values, kind, shared)).abs()
+        distances.append((distance if present is None else distance[present]).mean())
+    return distances[0] / distances[1]
+
+
+def split_gap(g, ge, gs, r, re, s):
+    """The discretisation gap A(g) - A(s) in three parts that sum up to it: (rounding, edges,
+    operations).
+
+    The arguments are accuracies A, with gates as they are and rounded (g, r), of the best edges
+    alone (ge, re), of the genotype alone (gs, s). Rounding is measured with all gates and with
+    those of the genotype, the selection of edges, then of operations, before and after rounding;
+    each is the mean of both.
+    """
+    rounding = ((g - r) + (gs - s)) / 2
+    edges = ((g - ge) + (r - re)) / 2
+    operations = ((ge - gs) + (re - s)) / 2
+    return rounding, edges, operations
+
+
+@torch.no_grad()
+def accuracy(run, network, half, gates=None):
+    """Accuracy of the supernet on the pictures of `half`, in percent."""
+    pairs = batches.in_order(half.images, half.labels, half.mean, half.std)
+    hits = sum(((network(images, gates).argmax(1) == labels).sum()
+                for images, labels in run.watched(pairs)), half.labels.new_zeros(()))
+    return 100 * processes.total(hits).item() / len(half.labels)
+
+
+@torch.no_grad()
+def gap(run, network, half, s):
+    """Columns of GAP: accuracies on `half`, in percent, with the gates as they are and with those
+    of the genotype, 0 and 1, and the gap's parts. By batch statistics: the running ones belong
+    to the former gates. {} where a cell of the genotype is empty."""
+    space, soft = SPACES[s.space], network.compute_gates()
+    genotype = cures.genotype(network, s, soft)
+    if not all(genotype):
+        return {}
+    hard = [rounded(gates, s.gate, cures.shared_mask(s)) for gates in soft]
+    edges = [space.kept_edges(gates, s.edges_per_node, network.primitives) for gates in soft]
+    discrete = space.discrete_gates(genotype, soft, network.primitives)
+
+    def times(gates, masks):
+        return [matrix * mask for matrix, mask in zip(gates, masks)]
+
+    network.train()
+    with frozen_statistics(network), cures.undisturbed(network):
+        measured = [accuracy(run, network, half, gates) for gates in (
+            soft, times(soft, edges), times(soft, discrete), hard, times(hard, edges), discrete)]
+    shares = zip(("gap_rounding", "gap_edges", "gap_operations"), split_gap(*measured))
+    return dict(soft_accuracy=measured[0], discrete_accuracy=measured[-1], **dict(shares))
+
+
+@contextmanager
+def frozen_statistics(network):
+    """Within it, training passes leave the running statistics of batch norms as they are."""
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum
+
+
+def count_gates(network, s):
+    """Columns of metrics.csv: how far the gates have come, and the dominant skips (Fig. 1)."""
+    space, gates = SPACES[s.space], network.all_gates().detach()
+    matrices = [matrix.detach() for matrix in network.compute_gates()]
+    with torch.no_grad():
+        gate = network.gate if callable(network.gate) else lambda a: fair_darts.gates(a, s.gate)
+        present = getattr(network, "present", None)
+        zeros = torch.zeros_like(torch.cat(list(network.alphas)))
+        first = gate(zeros if present is None else zeros.masked_fill(~present, -torch.inf))
+    rho = encoding_gap(torch.cat(matrices), first, s.gate, present, cures.shared_mask(s))
+    columns = dict(gate_min=gates.min().item(), gate_max=gates.max().item(), rho=rho.item(),
+                   gates_above=None, gates_below=None)
+    if s.threshold:  # argmax has none
+        columns["gates_above"] = int((gates >= s.threshold).sum())
+        columns["gates_below"] = int((gates <= 1 - s.threshold).sum())
+    return {**columns, **{
+        "skips_" + part: space.dominant(matrix, network.primitives).count("skip_connect")
+        for part, matrix in zip(network.parts, matrices)}}

@@ -1,0 +1,57 @@
+"""Where a gate settles when it gets no gradient from the data.
+
+The zero-one loss pushes a gate out, Adam's weight decay on alpha holds it back.
+"""
+import math
+
+import torch
+
+from fair_darts import PENALTIES, zero_one_loss
+
+
+def push(gate, penalty=zero_one_loss):
+    """-d penalty / d alpha of one gate alone; for Eq. 7: 2 * (z - 1/2) * z * (1 - z)."""
+    alpha = torch.logit(torch.tensor([gate], dtype=torch.float64)).requires_grad_()
+    [slope] = torch.autograd.grad(penalty(torch.sigmoid(alpha)), alpha)
+    return -slope.item()
+
+
+def resting_gate(w01, count, weight_decay, penalty=zero_one_loss):
+    """Where a gate above 1/2 settles when it gets no gradient from the data: there
+
+        w01 * push(z) / count = weight_decay * logit(z)
+
+    count: N, the number of all gates. Below 1/2 it is the mirror image, 1 - z. 0.5 if no gate
+    leaves 1/2; 1.0 without weight decay.
+    """
+    def moves_on(gate):
+        return w01 * push(gate, penalty) / count > weight_decay * math.log(gate / (1 - gate))
+
+    low, high = 0.5 + 1e-6, 1 - 1e-12
+    if not moves_on(low):
+        return 0.5
+    if moves_on(high):
+        return 1.0
+    for _ in range(60):  # bisection
+        middle = (low + high) / 2
+        low, high = (middle, high) if moves_on(middle) else (low, middle)
+    return low
+
+
+def needed_w01(gate, count, weight_decay, penalty=zero_one_loss):
+    """The w01 with which `resting_gate` is `gate`, above 1/2."""
+    return weight_decay * math.log(gate / (1 - gate)) * count / push(gate, penalty)
+
+
+def note(s, count):
+    """A line where such gates cannot reach the threshold, or None. count: of all gates."""
+    if s.gate == "softmax" or s.threshold <= 0.5:
+        return None
+    setting = count, s.arch_weight_decay, PENALTIES[s.zero_one_loss]
+    rest = resting_gate(s.w01, *setting)
+    if rest >= s.threshold:
+        return None
+    remedy = ("lower --threshold" if s.threshold >= 1
+              else f"--w01 {needed_w01(s.threshold, *setting):.2f} brings them to it")
+    return (f"note: gates that get no gradient from the data settle at {rest:.3f} and "
+            f"{1 - rest:.3f}, short of --threshold {s.threshold}; {remedy}")

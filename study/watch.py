@@ -1,0 +1,156 @@
+"""What is measured, recorded and said of a search as it goes on."""
+import importlib.util
+import io
+import warnings
+
+import numpy as np
+import torch
+
+from engine import processes
+from engine.advice import explain_empty_cell
+from engine.flags import number
+from spaces import SPACES
+from study import cures, resting
+from study.curvature import curvature
+from study.gap import GAP, accuracy, count_gates, gap
+
+WATCH_FLAGS = {
+    "gap_every": (5, number(int, 0), "epochs between measurements of the gap; 0: never"),
+    "figures_every": (10, number(int, 0), "epochs between drawings of the figures; 0: never"),
+}
+
+
+class Watch:
+    """Measures the supernet `network` at the end of each epoch, keeps all its gates, ends the
+    search where a cure says so, and draws figures now and then.
+
+    sgd, validation: of a search that goes on; state_dict holds the gates of all epochs.
+    """
+
+    def __init__(self, run, s, network, sgd=None, validation=None):
+        self.run, self.s, self.network, self.sgd, self.half = run, s, network, sgd, validation
+        self.epochs = []  # gates of each: (2, edges, operations) in S1, (1, layers, choices) in S2
+        run.over = lambda: cures.outcome(s, run.rows) is not None
+        run.between_epochs = self.draw_now_and_then
+
+    def begin(self, dataset, train, validation, device):
+        """Say what is searched. train, validation: numbers of pictures."""
+        weights = sum(w.numel() for w in self.network.weights())
+        self.run.log(f"run: {self.run.folder}  dataset: {dataset}, {train} + {validation} pictures "
+                     f"{tuple(self.run.config['shape'])}  supernet: {weights:,} weights  "
+                     f"device: {device}")
+        note = resting.note(self.s, self.network.all_gates().numel())
+        if note and not self.run.rows:
+            self.run.log(note)
+
+    # ------------------------------------------------------------ an epoch
+
+    def end_epoch(self, epoch):
+        """The row of metrics of an epoch, from 0."""
+        s, network, done = self.s, self.network, epoch + 1
+        row = {"epoch": done, **self.run.means(),
+               "valid_accuracy": accuracy(self.run, network.eval(), self.half),
+               **count_gates(network, s), **dict.fromkeys((*GAP, "curvature")),
+               "learning_rate": self.sgd.param_groups[0]["lr"]}
+        if self.due(s.gap_every, done):
+            row.update(gap(self.run, network, self.half, s))
+        if self.due(s.curvature_every, done):
+            row["curvature"] = curvature(self.plain(), self.half, s.batch_size)
+        self.epochs.append(self.gates())
+        self.run.write("gates.npz", self.to_bytes())
+        return row
+
+    def due(self, every, done):
+        return every and (done == self.s.epochs or done % every == 0)
+
+    def gates(self):
+        return torch.stack([g.detach().cpu() for g in self.network.compute_gates()])
+
+    def plain(self):
+        """A copy of the supernet that is not accelerated, and whose skips are not disturbed."""
+        config, alphas = self.run.config, self.network.alphas[0]
+        with torch.random.fork_rng(devices=[]):
+            copy = SPACES[self.s.space].supernet(self.s, len(config["classes"]), config["shape"],
+                                                 self.network.gate)
+        copy.load_state_dict(self.network.state_dict())
+        return copy.to(alphas.device)
+
+    def lines(self, row):
+        """What is printed of an epoch."""
+        lines = ["train loss {train_loss:.4f} acc {train_accuracy:.2f}%  "
+                 "valid loss {valid_loss:.4f} acc {valid_accuracy:.2f}%",
+                 self.s.zero_one_loss + " penalty {penalty:.4f}  gates {gate_min:.3f} to "
+                 "{gate_max:.3f}, rho {rho:.2f}"]
+        if row["gates_above"] is not None:
+            lines[1] += ", {gates_above} above, {gates_below} below"
+        skips = [f"{name[6:]} {row[name]}" for name in row if name.startswith("skips_")]
+        lines[1] += "  dominant skips: " + ", ".join(skips)
+        if row["soft_accuracy"] is not None:
+            selection = row["gap_edges"] + row["gap_operations"]
+            lines.append("gap, by batch statistics: {soft_accuracy:.2f}% - "
+                         "{discrete_accuracy:.2f}%, rounding {gap_rounding:.0f}, "
+                         f"selection {selection:.0f}")
+        if row.get("curvature") is not None:
+            lines.append("curvature {curvature:.3g}")
+        return "\n  ".join(lines).format(**row)
+
+    def draw_now_and_then(self):
+        if self.s.figures_every and len(self.run.rows) % self.s.figures_every == 0:
+            self.draw()
+
+    def draw(self):
+        """Draw what is recorded so far. Whatever goes wrong, the search goes on."""
+        absent = importlib.util.find_spec("matplotlib") is None
+        if not self.s.figures_every or processes.rank() > 0 or absent:
+            return
+        try:
+            from study import visualize  # not at the top, for it needs matplotlib
+            visualize.draw_run(self.run.folder)
+        except Exception as error:
+            warnings.warn(f"no figures: {type(error).__name__}: {error}")
+
+    # ------------------------------------------------------------ the end
+
+    def genotype(self):
+        """The genotype of the gates that count; and (why a cell is empty, a flag that would give
+        one), or None."""
+        s, network = self.s, self.network
+        epoch, why = cures.outcome(s, self.run.rows)
+        if why:
+            self.run.log(f"ended: {why}; the genotype is of epoch {epoch}")
+        gates = list(self.epochs[epoch - 1])
+        genotype = cures.genotype(network, s, gates)
+        without_limit = cures.genotype(network, s, gates, limit=-1)
+        return genotype, explain_empty_cell(genotype, network, s, gates, without_limit)
+
+    def report(self):
+        """Lines of report.md."""
+        weights = sum(w.numel() for w in self.network.weights())
+        return {"supernet": f"{weights:,} weights, {self.network.all_gates().numel()} gates",
+                "validation accuracy": f"{self.run.column('valid_accuracy')[-1]:.2f}% in the last "
+                "epoch, of the supernet"}
+
+    # ------------------------------------------------------------ gates, on disk
+
+    def to_bytes(self):
+        """gates.npz."""
+        gates = torch.stack(self.epochs, 1)
+        present = getattr(self.network, "present", None)
+        if present is not None:
+            gates[:, :, ~present.cpu()] = torch.nan
+        file = io.BytesIO()
+        np.savez(file, **dict(zip(self.network.parts, gates)), run=self.run.config["id"],
+                 primitives=self.network.primitives)
+        return file.getvalue()
+
+    def state_dict(self):
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state):
+        like, epochs = self.gates(), list(state["epochs"])
+        if len(epochs) != len(self.run.rows) or not all(
+                gates.shape == like.shape and gates.dtype == like.dtype
+                and gates.layout == like.layout and ((gates >= 0) & (gates <= 1)).all()
+                for gates in epochs):
+            raise ValueError("its gates are not from 0 to 1, or of another shape or number")
+        self.epochs = epochs

@@ -1,0 +1,91 @@
+"""A trained network in the formats of other programs.
+
+    python -m use.export RUN   # RUN/model.pt2 and, where its packages are installed, model.onnx
+"""
+import importlib.util
+import io
+import os
+import tempfile
+import warnings
+
+import torch
+
+from engine.flags import Parser, UserError, first_line, main
+from engine.loop import Run
+from use.classifier import load
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # for ONNX; see requirements-export.txt
+TOLERANCE = 1e-5  # of probabilities
+ANY_BATCH = ({0: torch.export.Dim("batch", min=1)},)
+
+
+def export(folder):
+    """Write RUN/model.pt2, the classifier.Classifier of the last epoch by torch.export, and where
+    its packages are installed RUN/model.onnx: from uint8 pictures (B, C, H, W), any B, to
+    probabilities (B, classes). Each is read back and compared before it is kept. Raises
+    UserError."""
+    run = Run.open(folder, "train_eval")
+    classifier = load(folder)
+    pictures = random_pictures(2, classifier.shape)
+    with torch.no_grad():
+        program = torch.export.export(classifier, (pictures,), dynamic_shapes=ANY_BATCH)
+        file = io.BytesIO()
+        torch.export.save(program, file)
+        content = file.getvalue()
+        restored = torch.export.load(io.BytesIO(content)).module()  # just written: not foreign
+        keep(run, "model.pt2", content, classifier, restored)
+        missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+        if missing:
+            print(f"no model.onnx: it requires {', '.join(missing)}; pip install -r "
+                  "requirements-export.txt")
+            return
+        try:
+            content = to_onnx(classifier, pictures)
+        except Exception as error:  # versions that do not fit together make it raise anything
+            raise UserError(f"model.onnx is not written: {first_line(error)}; try newer packages, "
+                            "pip install -U -r requirements-export.txt") from None
+    import onnxruntime
+    session = onnxruntime.InferenceSession(content)
+    keep(run, "model.onnx", content, classifier, lambda images: torch.from_numpy(
+        session.run(None, {"pictures": images.numpy()})[0]))
+
+
+def to_onnx(classifier, pictures):
+    """The bytes of the ONNX file."""
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = os.path.join(folder, "model.onnx")
+        torch.onnx.export(classifier, (pictures,), path, dynamo=True, external_data=False,
+                          input_names=["pictures"], output_names=["probabilities"],
+                          dynamic_shapes=ANY_BATCH, verbose=False)
+        with open(path, "rb") as file:
+            return file.read()
+
+
+def keep(run, name, content, classifier, restored):
+    """Write the file where `restored` gives what the classifier does. Raises UserError."""
+    difference = 0.0
+    for count in (1, 2, 7):
+        images = random_pictures(count, classifier.shape)
+        difference = max(difference, (restored(images) - classifier(images)).abs().max().item())
+    if not difference <= TOLERANCE:
+        raise UserError(f"{name} is not written: its probabilities differ by {difference:.1e} from "
+                        f"the network's, more than {TOLERANCE}")
+    run.write(name, content)
+    print(f"{run.path(name)}: uint8 pictures (batch, {', '.join(map(str, classifier.shape))}) to "
+          f"probabilities, within {difference:.0e} of PyTorch")
+
+
+def random_pictures(count, shape):
+    generator = torch.Generator().manual_seed(count)
+    return torch.randint(256, (count, *shape), generator=generator, dtype=torch.uint8)
+
+
+def export_run():
+    parser = Parser(__doc__)
+    parser.add_argument("run", metavar="RUN", help="folder of a training")
+    export(parser.parse_args()["run"])
+
+
+if __name__ == "__main__":
+    main(export_run)

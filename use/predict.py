@@ -1,0 +1,136 @@
+"""Classify pictures with a network that train_eval.py has trained.
+
+    python -m use.predict RUN cat.jpg dog.png          # a line a picture
+    python -m use.predict RUN FOLDER --top 3           # all pictures in it
+    python -m use.predict RUN FOLDER --json            # one line of JSON a picture
+    python -m use.predict RUN data/test                # class folders: accuracy, confusion matrix
+
+RUN: the folder of a training, whose last weights are used, or a file of weights (RUN/best.pt).
+Pictures are brought to the network's size as in training. A file that cannot be used is named on
+stderr, and the exit code is 2.
+"""
+import io
+import json
+import os
+import sys
+
+import torch
+
+from engine.devices import choose_device
+from engine.flags import Parser, UserError, first_line, main, number
+from engine.folders import write_whole
+from engine.pictures import IMG_EXTENSIONS, open_picture, transform
+from use.classifier import load
+
+BATCH = 64  # pictures at once
+
+
+def list_files(paths):
+    """The files among `paths`, and all pictures in the folders among them, by name."""
+    files = []
+    for path in paths:
+        if not os.path.isdir(path):
+            files.append(path)
+            continue
+        found = sorted(os.path.join(parent, name) for parent, _, names in os.walk(path)
+                       for name in names if name.lower().endswith(IMG_EXTENSIONS))
+        if not found:
+            raise UserError(f"there is no picture in {path!r}")
+        files += found
+    return files
+
+
+def predict(classifier, files, device):
+    """Yields each file and its probabilities (classes,), or the fault for which it has none."""
+    channels, size, _ = classifier.shape
+    fit, mode = transform(size), "L" if channels == 1 else "RGB"
+    for start in range(0, len(files), BATCH):
+        found = []
+        for file in files[start:start + BATCH]:
+            try:
+                found.append((file, fit(open_picture(file).convert(mode))))
+            except Exception as error:  # a damaged file makes Pillow raise nearly anything
+                found.append((file, first_line(error)))
+        pictures = [picture for _, picture in found if torch.is_tensor(picture)]
+        if pictures:
+            with torch.no_grad():
+                probabilities = iter(classifier(torch.stack(pictures).to(device)).cpu())
+        for file, picture in found:
+            yield file, next(probabilities) if torch.is_tensor(picture) else picture
+
+
+def label_of(file, folder, classes):
+    """The class whose folder in `folder` the file is in, by its number; None if there is none."""
+    name = os.path.relpath(file, folder).split(os.sep)[0]
+    return classes.index(name) if name in classes else None
+
+
+def draw_confusion(confusion, classes):
+    """confusion: (classes, classes), pictures of the row's class taken for the column's."""
+    from matplotlib.figure import Figure
+    side = min(16, 2.5 + 0.35 * len(classes))
+    figure = Figure((side + 0.8, side))
+    axes = figure.subplots()
+    share = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
+    image = axes.imshow(100 * share.numpy(), cmap="cividis", vmin=0, vmax=100)
+    if len(classes) <= 40:
+        for row, column in confusion.nonzero().tolist():
+            ink = "white" if share[row, column] < 0.55 else "black"
+            axes.text(column, row, str(int(confusion[row, column])), color=ink, fontsize=7,
+                      ha="center", va="center")
+        axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right")
+        axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="predicted", ylabel="class", title="Pictures of each class")
+    figure.colorbar(image, ax=axes, label="% of the class")
+    return figure
+
+
+def save_figure(figure, path):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110, bbox_inches="tight")
+    write_whole(path, content.getvalue())
+
+
+def predict_pictures():
+    parser = Parser(__doc__)
+    parser.add_argument("run", metavar="RUN", help="a training, or a file of weights")
+    parser.add_argument("pictures", nargs="+", metavar="IMAGE", help="pictures, or folders of them")
+    parser.add_argument("--top", type=number(int, 1), metavar="N",
+                        help="classes a picture, the most probable first (default 5)")
+    parser.add_argument("--json", action="store_true", help="a line of JSON a picture")
+    parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps")
+    given = parser.parse_args()
+    device = choose_device(given.get("device", "auto"))
+    classifier = load(given["run"]).to(device)
+    classes, paths = classifier.classes, given["pictures"]
+    files, top = list_files(paths), min(given.get("top", 5), len(classes))
+    folder = paths[0] if len(paths) == 1 and os.path.isdir(paths[0]) else None
+    confusion, code = torch.zeros(len(classes), len(classes), dtype=torch.long), 0
+    width = max(map(len, files))
+    for file, found in predict(classifier, files, device):
+        if not torch.is_tensor(found):
+            print(f"{file} cannot be used as a picture: {found}", file=sys.stderr)
+            code = 2
+            continue
+        best = [(classes[i], p) for p, i in zip(*(t.tolist() for t in found.topk(top)))]
+        if given.get("json"):
+            print(json.dumps({"file": file, "classes": [[name, p] for name, p in best]}))
+        else:
+            print(f"{file:{width}}  " + "  ".join(f"{name} {100 * p:.1f} %" for name, p in best))
+        label = folder and label_of(file, folder, classes)
+        if label is not None:
+            confusion[label, found.argmax()] += 1
+    if confusion.any():
+        # JSON stays alone on stdout
+        out = sys.stderr if given.get("json") else sys.stdout
+        right, count = int(confusion.diagonal().sum()), int(confusion.sum())
+        home = given["run"] if os.path.isdir(given["run"]) else os.path.dirname(given["run"])
+        path = os.path.join(home, "figures", "confusion.png")
+        save_figure(draw_confusion(confusion, classes), path)
+        print(f"accuracy {100 * right / count:.2f}%, {right} of {count}; {path}", file=out)
+    return code
+
+
+if __name__ == "__main__":
+    main(predict_pictures)
