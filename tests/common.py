@@ -1,0 +1,388 @@
+"""TODO"""
+import copy
+import csv
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import resource
+import secrets
+import signal
+import sys
+import time
+import traceback
+from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from PIL import Image
+
+import fair_darts
+import genotypes
+import model_search
+import train_eval
+import train_search
+from engine import flags, folders, loop
+from genotypes import PRIMITIVES
+from speed import kernels
+from study import cures, grids, reproduce, visualize
+from use import predict
+
+
+def close(a, b, tolerance=1e-9):
+    """Whether every element of `a` is within `tolerance` of `b`, relative to the largest
+    of `b` (or to 1)."""
+    return (a - b).abs().max().item() <= tolerance * max(1, b.abs().max().item())
+
+
+def all_close(first, second, tolerance=1e-9):
+    first, second = list(first), list(second)
+    return len(first) == len(second) and all(close(a, b, tolerance) for a, b in zip(first, second))
+
+
+def batch(size, count=4, channels=3, classes=10, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    return (torch.randn(count, channels, size, size, generator=random, dtype=torch.float64),
+            torch.randint(0, classes, (count,), generator=random))
+
+
+# ---------------------------------------------------------------- the literal form, by hand
+
+def normal(x):
+    """Batch norm without scale and shift."""
+    mean = x.mean((0, 2, 3), keepdim=True)
+    return (x - mean) / (((x - mean) ** 2).mean((0, 2, 3), keepdim=True) + 1e-5).sqrt()
+
+
+def results(network, images, labels, stock=False, recompute=False):
+    """Logits, gradients and buffers of two passes, the second from moved statistics; then the
+    logits in eval mode."""
+    network.recompute, found = recompute, []
+    with kernels.stock(stock):
+        for _ in range(2):
+            network.zero_grad()
+            logits = network.train()(images)
+            F.cross_entropy(logits, labels).backward()
+            found += [logits.detach()]
+            found += [w.grad.clone() for w in network.parameters() if w.grad is not None]
+            found += [buffer.double().clone() for buffer in network.buffers()]
+        found.append(network.eval()(images).detach())
+    return found
+
+
+class Zero(nn.Module):
+    """none of DARTS."""
+
+    def __init__(self, stride):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x):
+        return 0 * x[:, :, ::self.stride, ::self.stride]
+
+
+# ---------------------------------------------------------------- two-level optimisation: Eq. 4, 8
+
+def small_network(seed=0):
+    torch.manual_seed(seed)
+    network = model_search.Network(init_channels=2, num_classes=3, layers=3, nodes=2,
+                                   in_channels=1).double()
+    with torch.no_grad():
+        for alpha in network.alphas:
+            alpha.normal_()
+    return network
+
+
+GATES_A_REDUCE = [
+    [0.9408, 0.0725, 0.9339, 0.9339, 0.0632, 0.934, 0.9296],
+    [0.9357, 0.9363, 0.0676, 0.9341, 0.068, 0.0659, 0.0707],
+    [0.9395, 0.9411, 0.9351, 0.9329, 0.0614, 0.935, 0.9338],
+    [0.0639, 0.0641, 0.0657, 0.935, 0.9366, 0.936, 0.938],
+    [0.0584, 0.0604, 0.9332, 0.9356, 0.0625, 0.0618, 0.0623],
+    [0.9379, 0.9391, 0.9367, 0.0625, 0.9365, 0.9354, 0.935],
+    [0.0638, 0.0636, 0.9324, 0.9356, 0.9376, 0.0639, 0.934],
+    [0.0629, 0.0632, 0.935, 0.9352, 0.9353, 0.935, 0.0648],
+    [0.0621, 0.0633, 0.9356, 0.0651, 0.9366, 0.0634, 0.9368],
+    [0.0673, 0.0684, 0.9379, 0.0635, 0.9366, 0.0657, 0.9362],
+    [0.0629, 0.0635, 0.9372, 0.0629, 0.0625, 0.9338, 0.9361],
+    [0.061, 0.0627, 0.9322, 0.0624, 0.0629, 0.9349, 0.0649],
+    [0.0611, 0.0633, 0.9343, 0.0638, 0.9355, 0.0645, 0.9332],
+    [0.0614, 0.0635, 0.0581, 0.0638, 0.0668, 0.9354, 0.9331]]
+
+
+def gates_with(*entries, nodes=4):
+    """All gates 0.1, but for the entries (op, node, source, gate)."""
+    gates = torch.full((nodes * (nodes + 3) // 2, 7), 0.1)
+    for op, node, source, gate in entries:
+        gates[sum(range(2, node)) + source, PRIMITIVES.index(op)] = gate
+    return gates
+
+
+# ---------------------------------------------------------------- the scripts
+
+SMALL_SEARCH = ["--dataset", "digits", "--init_channels", "2", "--layers", "3", "--nodes", "2",
+                "--batch_size", "100", "--epochs", "2", "--figures_every", "0"]
+
+
+SMALL_EVAL = ["--dataset", "digits", "--init_channels", "4", "--layers", "3",
+              "--batch_size", "200", "--epochs", "2"]
+
+
+def call(script, monkeypatch, *arguments):
+    """Run a script in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", [script.__name__ + ".py", *map(str, arguments)])
+    monkeypatch.setattr("warnings.showwarning", None)  # put back afterwards
+    entry = {train_search: "search_or_resume", train_eval: "train_or_test", visualize: "visualize",
+             reproduce: "reproduce", predict: "predict_pictures"}[script]
+    with pytest.raises(SystemExit) as stop:
+        flags.main(getattr(script, entry))
+    return stop.value.code or 0
+
+
+def table(folder):
+    with open(folder / "metrics.csv") as file:
+        return [{key: value for key, value in row.items() if key != "seconds"}
+                for row in csv.DictReader(file)]
+
+
+# ---------------------------------------------------------------- figures
+
+def recorded_run(folder, primitives=PRIMITIVES, nodes=4, epochs=3, gap=True, seed=0, gates=None,
+                 threshold=0.3, **settings):
+    """A run's records, as a search leaves them."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    if gates is not None:
+        epochs = len(gates)
+    else:
+        gates = random.random((epochs, 2, nodes * (nodes + 3) // 2, len(primitives)), np.float32)
+    np.savez(folder / "gates.npz", normal=gates[:, 0], reduce=gates[:, 1], primitives=primitives,
+             run="1")
+    s = {**train_search.SCRIPT.parser().defaults(), "dataset": "digits", "nodes": nodes,
+         "primitives": ",".join(primitives), "threshold": threshold, **settings}
+    config = dict(script="train_search", version=folders.VERSION, id="1", threads=1, processes=1,
+                  commands=[], fingerprint="", classes=[], shape=[], settings=s)
+    (folder / "config.json").write_text(json.dumps(config))
+    rows = [dict(epoch=epoch + 1, train_loss=1.0, soft_accuracy=90 + epoch if gap else None,
+                 discrete_accuracy=50.5 if gap else None, rho=0.5, gap_rounding=20 if gap else None,
+                 gap_edges=25 if gap else None, gap_operations=epoch - 5.5 if gap else None,
+                 skips_normal=0, skips_reduce=0, skips_layers=0, curvature=None,
+                 seconds=1.5) for epoch in range(epochs)]
+    with open(folder / "metrics.csv", "w") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    genotype = fair_darts.discretize(*torch.from_numpy(gates[-1]), threshold, primitives=primitives)
+    if all(genotype):
+        genotypes.save(genotype, str(folder / "genotype.json"))
+    return folder
+
+
+def assert_picture(path):
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(float)
+    assert pixels.shape[1] >= 300 and pixels.shape[0] >= 200
+    # neither blank nor filled
+    assert 0.01 < (pixels.min(2) < 240).mean() < 0.99 and pixels.std() > 10
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    assert (border > 250).all()  # nothing is cut off
+
+
+FIGURES = ["dominant", "gates", "heatmap", "penalty", "gap", "cell_normal", "cell_reduce"]
+
+
+CLAIMS = grids.GRIDS["claims"]
+
+
+# ---------------------------------------------------------------- runs that cannot be lost
+
+LONG = {"search": ["train_search", *SMALL_SEARCH, "--arch_learning_rate", "0.2",
+                   "--epochs", "6"],
+        "eval": ["train_eval", *SMALL_EVAL, "--arch", "FairDARTS_a", "--epochs", "4",
+                 "--drop_path_prob", "0.3"]}
+
+
+class Launched:
+    """A script in a child of the fork server, see `fork`, handled like a subprocess.Popen."""
+
+    def __init__(self, folder, script, *arguments):
+        self.child, self.files = fork(folder, script, *arguments)
+        self.pid, self.kill, self.wait = self.child.pid, self.child.kill, self.child.join
+
+    def poll(self):
+        return self.child.exitcode
+
+    def wait_for(self, start):
+        """Until it has printed a line that begins with `start`."""
+        while "\n" + start not in "\n" + self.text(self.files[0]):
+            assert self.poll() is None
+            time.sleep(0.01)
+
+    def text(self, file):
+        return file.read_text() if file.exists() else ""
+
+    def communicate(self):
+        self.wait()
+        return [self.text(file) for file in self.files]
+
+
+def side_by_side(function):
+    """function(kind) of both kinds at once."""
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(function, LONG))
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if torch.is_tensor(a) else a == b
+
+
+def new_run(tmp_path, **settings):
+    settings = {"name": "a", "runs": str(tmp_path), "dataset": "digits", "epochs": 2,
+                "learning_rate": 1, "amp": False, "checkpoint_minutes": 10, "log_every": 25,
+                "seed": 0, **settings}
+    return loop.Run.create("train_search", settings, fingerprint="", classes=[], shape=[])
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.mkdir, ("owned",)
+
+
+# ---------------------------------------------------------------- hostile files and machines
+
+TINY_SEARCH = [*SMALL_SEARCH, "--nodes", "1", "--batch_size", "300", "--threshold", "0",
+               "--primitives", "skip_connect,sep_conv_3x3", "--epochs", "1", "--device", "cpu"]
+
+
+TINY_EVAL = [*SMALL_EVAL, "--arch", "FairDARTS_a", "--init_channels", "2", "--layers", "3",
+             "--batch_size", "600", "--epochs", "1", "--device", "cpu"]
+
+
+def content(folder):
+    """{name: bytes, or the kind of what is no file} of everything below `folder`."""
+    return {str(path.relative_to(folder)): os.readlink(path) if path.is_symlink()
+            else path.read_bytes() if path.is_file() else path.lstat().st_mode
+            for path in sorted(folder.rglob("*"))}
+
+
+def refused(capsys, monkeypatch, script, *arguments):
+    """The one line with which a script, called in this process, refuses."""
+    capsys.readouterr()
+    assert call(script, monkeypatch, *arguments) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if not line.startswith("note: ")]
+    assert len(lines) == 1 and captured.err.endswith("\n"), captured.err[-2000:]
+    assert lines[0].startswith(f"{script.__name__}.py: error: ")
+    return lines[0]
+
+
+def limited(script, arguments, files, memory, seconds, setup):
+    """In a child of the fork server: call a script, or `setup`, within limits."""
+    code = 99
+    try:
+        for number, path in enumerate(files, 1):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))
+        torch.set_num_threads(1)
+        with open("/proc/self/statm") as file:  # pages; on Linux
+            now = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + memory, now + memory))
+        signal.alarm(seconds)
+        sys.argv = [script + ".py", *map(str, arguments)]
+        entry = {"train_search": train_search.search_or_resume, "visualize": visualize.visualize,
+                 "train_eval": train_eval.train_or_test, "reproduce": reproduce.reproduce,
+                 "predict": predict.predict_pictures}[script]
+        if setup is not None:
+            entry = setup(entry)
+        flags.main(entry)
+    except SystemExit as stop:
+        code = stop.code or 0
+    except BaseException:
+        traceback.print_exc()
+    for output in sys.stdout, sys.stderr:
+        output.flush()
+    os._exit(code)
+
+
+def fork(tmp_path, script, *arguments, memory=2 << 30, seconds=60, setup=None):
+    """Start a script in a child that is forked from a process which has imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "sklearn.datasets"])
+    files = [tmp_path / f"stream_{secrets.token_hex(4)}" for _ in range(2)]
+    child = context.Process(target=limited,
+                            args=(script, arguments, files, memory, seconds, setup))
+    child.start()
+    return child, files
+
+
+def ended(child, files):
+    """Exit code, stdout and stderr of such a child; 99: an unexpected exception, -14: out of
+    time."""
+    child.join()
+    texts = [file.read_text(errors="backslashreplace") if file.exists() else "" for file in files]
+    for file in files:
+        file.unlink(missing_ok=True)
+    return child.exitcode, *texts
+
+
+# ---- 4: files of another run
+
+def sealed(state):
+    """`state` as the bytes of a checkpoint, with a checksum that is right."""
+    if not isinstance(state, bytes):
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        state = buffer.getvalue()
+    return state + hashlib.sha256(state).digest()
+
+
+# ---- 8: checkpoints and configs that were made to harm
+
+def deep(levels):
+    return [deep(levels - 1)] if levels else []
+
+
+def leaves(state, *places):
+    """`state` with other values: (path of keys, value) pairs; a function is called on what is
+    there, ... removes it."""
+    state = copy.deepcopy(state)
+    for keys, value in places:
+        inner = state
+        for key in keys[:-1]:
+            inner = inner[key]
+        if value is ...:
+            del inner[keys[-1]]
+        else:
+            inner[keys[-1]] = value(inner[keys[-1]]) if callable(value) else value
+    return state
+
+
+def place(dice, value):
+    """The keys that lead to something inside of `value`, at random; everywhere, all alike."""
+    keys = []
+    while isinstance(value, (dict, list)) and len(value) and (not keys or dice.random() < 0.8):
+        keys.append(dice.choice(list(value) if isinstance(value, dict) else range(len(value))))
+        value = value[keys[-1]]
+    return keys
+
+
+CURED = dict(skip_dropout=0.3, skip_noise=1.0, noise_epochs=0, shared_softmax="", epochs=10)
+
+
+def cured(space, fast_form, gate="sigmoid", **others):
+    s = Namespace(**{**train_search.SCRIPT.parser().defaults(), **CURED, "space": space, "plain": not
+                     fast_form, "gate": gate, "init_channels": 4, "layers": 3, "nodes": 3,
+                     "width": 0.1, **others})
+    torch.manual_seed(3)
+    network = train_search.build(s, [*"abcd"], (3, 16, 16)).double()
+    cures.set_rates(network, s, 2)
+    return s, network

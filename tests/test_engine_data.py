@@ -1,0 +1,281 @@
+"""TODO"""
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from PIL import Image
+
+import model_eval
+import train_eval
+import train_search
+from engine import batches, data, flags, loop, recipes
+from engine import pictures as pictures_module
+from tests.common import TINY_EVAL, call, close, refused, table
+
+
+# ---------------------------------------------------------------- data
+
+def test_split_is_disjoint_and_seeded():
+    first, second = batches.split(101, 0.5, seed=3)
+    assert len(first) == 50 and sorted(torch.cat([first, second]).tolist()) == list(range(101))
+    assert torch.equal(first, batches.split(101, 0.5, seed=3)[0])
+    assert not torch.equal(first, batches.split(101, 0.5, seed=4)[0])
+
+
+def test_digits():
+    d = data.load("digits")
+    assert (d.images.shape == (1437, 1, 8, 8) and d.test_images.shape == (360, 1, 8, 8)
+            and d.images.dtype == torch.uint8)
+    assert (len(d.classes) == 10
+            and set(d.labels.tolist()) == set(d.test_labels.tolist()) == set(range(10)))
+    x = torch.cat([images for images, _ in batches.in_order(d.images, d.labels, d.mean, d.std)])
+    assert x.mean().abs() < 1e-5 and abs(x.std(unbiased=False) - 1) < 1e-5
+    from sklearn.datasets import load_digits
+    original = {bytes(np.round(i * 255 / 16).astype("uint8")) for i in load_digits().images}
+    assert {bytes(i.numpy()) for i in torch.cat([d.images, d.test_images])} == original
+
+
+def test_random_crop_flip():
+    images = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8).repeat(500, 1, 1, 1)
+    images = torch.cat([images, images + 64], 1)
+    chosen = torch.randint(50, (500,), generator=batches.generator(0))
+    out = batches.random_crop_flip(images, chosen, 2, True)
+    padded = F.pad(images[0], [2] * 4)
+    wanted = {}  # every crop that may be drawn
+    for top in range(5):
+        for left in range(5):
+            crop = padded[:, top:top + 8, left:left + 8]
+            wanted[bytes(crop.numpy())] = (top, left, False)
+            wanted[bytes(crop.flip(2).numpy())] = (top, left, True)
+    drawn = [wanted[bytes(i.contiguous().numpy())] for i in out]
+    assert set(drawn) == set(wanted.values()) and len(wanted) == 50  # all of them, and nothing else
+    assert 200 < sum(flip for _, _, flip in drawn) < 300
+    still = batches.random_crop_flip(images, chosen * 0, 0, False)
+    assert torch.equal(still, images)
+
+
+def test_cutout():
+    y, x = torch.randint(12, (2, 400), generator=batches.generator(0))
+    out = batches.cutout(torch.ones(400, 2, 12, 12), y, x, 4)
+    assert torch.equal(out[:, 0], out[:, 1])
+    holes = (out[:, 0] == 0)
+    sizes = holes.sum((1, 2))
+    assert sizes.max() == 16 and sizes.min() >= 4  # cut at the border, down to a quarter
+    for hole in holes[:50]:
+        rows, columns = hole.any(1).nonzero(), hole.any(0).nonzero()
+        assert hole.sum() == len(rows) * len(columns)  # a rectangle
+        assert rows[-1] - rows[0] < 4 and columns[-1] - columns[0] < 4
+    assert holes.float().mean(0).min() > 0  # every pixel is reached
+
+
+def test_batches_go_through_all_pictures_and_resume():
+    images = torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1).repeat(1, 1, 4, 4)
+
+    def stream(seed):
+        return batches.Batches(images, torch.arange(20), torch.zeros(1), torch.ones(1), 5, 0, True, 0,
+                            batches.generator(seed))
+
+    one, other = stream(1), stream(1)
+    passes = [torch.cat([one.next()[1] for _ in range(len(one))]).tolist() for _ in range(2)]
+    assert sorted(passes[0]) == sorted(passes[1]) == list(range(20)) and passes[0] != passes[1]
+    x, y = other.next()
+    assert (torch.equal(x, y.view(5, 1, 1, 1).expand(5, 1, 4, 4).float())
+            and y.tolist() == passes[0][:5])
+    assert stream(2).next()[1].tolist() != passes[0][:5]
+    state = {key: value.clone() if torch.is_tensor(value) else value
+             for key, value in one.state_dict().items()}
+    expected = [one.next() for _ in range(6)]
+    resumed = stream(7)
+    resumed.load_state_dict(state)
+    for x, y in expected:
+        a, b = resumed.next()
+        assert torch.equal(a, x) and torch.equal(b, y)
+
+
+def test_folder(pictures, tmp_path):
+    d = data.load("folder", str(pictures), 16)
+    assert d.images.shape == (32, 3, 16, 16) and d.test_images.shape == (12, 3, 16, 16)
+    assert d.classes == ["blue", "red"]
+    assert ((d.images[d.labels == 1, 0].float().mean() > 140)
+            and (d.images[d.labels == 0, 2].float().mean() > 140))
+    for part in ("train", "test"):
+        for name in "ab":
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("L", (9, 9), 77).save(tmp_path / part / name / "grey.png")
+    grey = data.load("folder", str(tmp_path), 8)
+    assert grey.images.shape == (2, 1, 8, 8) and (grey.images == 77).all()
+
+
+STREAMED = ["--dataset", "imagenet", "--image_size", 72, "--epochs", 2, "--batch_size", 16,
+            "--device", "cpu", "--checkpoint_minutes", 0]
+
+
+@pytest.mark.parametrize("script, flags_of", [
+    (train_eval, ["--arch", "FairDARTS_a", "--init_channels", 4, "--layers", 3]),
+    (train_eval, ["--arch", "FairNAS_A", "--width", 0.1, "--accumulate", 2]),
+    (train_search, ["--space", "s2", "--width", 0.1, "--threshold", 0, "--figures_every", 0,
+                    "--gap_every", 0, "--train_fraction", 0.3, "--valid_fraction", 0.2,
+                    "--batch_size", 8])])
+def test_scripts_on_imagenet(script, flags_of, imagenet, tmp_path, monkeypatch, capsys):
+    common = [*STREAMED, *flags_of, "--data", imagenet, "--runs", tmp_path]
+    stop_at = 3  # in the second epoch of the search, in the first of the trainings
+    assert call(script, monkeypatch, *common, "--name", "whole") == 0
+    config = json.loads((tmp_path / "whole" / "config.json").read_text())
+    assert config["shape"] == [3, 72, 72] and len(config["classes"]) == 10
+    with monkeypatch.context() as patch:
+        add, calls = loop.Run.add, []
+
+        def stop(self, *others, **figures):
+            add(self, *others, **figures)
+            calls.append(1)
+            if len(calls) == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        patch.setattr(loop.Run, "add", stop)
+        assert call(script, patch, *common, "--name", "a", "--workers", 0) == 143
+    assert call(script, monkeypatch, "--resume", tmp_path / "a", "--workers", 1) == 0
+    assert not multiprocessing.active_children()
+    assert table(tmp_path / "a") == table(tmp_path / "whole")  # whatever the workers
+    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["network"]
+              for name in ("a", "whole")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    if script is train_eval:
+        rows = table(tmp_path / "a")
+        assert all(float(row["test_top5"]) >= float(row["test_accuracy"]) for row in rows)
+        rates = [float(row["learning_rate"]) for row in rows]
+        assert config["settings"]["gamma"] == 0.97 and rates == [0.1, 0.1 * 0.97]
+        assert call(script, monkeypatch, "--evaluate", tmp_path / "a") == 0
+        assert "top-5" in capsys.readouterr().out
+
+
+def test_streamed_pictures_are_those_in_memory(pictures):
+    tensors = data.load("folder", str(pictures), 16)
+    for workers in (0, 2):
+        files = data.load("folder", str(pictures), 16, stream=True, workers=workers)
+        assert isinstance(files.images, pictures_module.Files) and files.classes == tensors.classes
+        one, other = [batches.Batches(d.images, d.labels, tensors.mean, tensors.std, 7, 2, True, 3,
+                                   batches.generator(0)) for d in (tensors, files)]
+        for _ in range(9):  # over two passes
+            (x, y), (u, v) = one.next(), other.next()
+            assert torch.equal(x, u) and torch.equal(y, v)
+        state = other.state_dict()
+        expected, resumed = other.next()[0], batches.Batches(
+            files.images, files.labels, tensors.mean, tensors.std, 7, 2, True, 3, batches.generator(9))
+        resumed.load_state_dict(state)
+        assert torch.equal(resumed.next()[0], expected)
+        for one, other in zip(batches.in_order(tensors.test_images, tensors.test_labels, tensors.mean,
+                                            tensors.std, 5),
+                              batches.in_order(files.test_images, files.test_labels, tensors.mean,
+                                            tensors.std, 5), strict=True):
+            assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+    some = files.images[torch.tensor([3, 1])]
+    assert len(some) == 2 and some.paths[0] == files.images.paths[3]
+
+
+def test_large_pictures_are_cropped_at_random(imagenet):
+    files = data.load("imagenet", str(imagenet), 72).images
+    rows = torch.tensor([[4, 1], [4, 2], [4, 1]])
+    [drawn], [still] = files.read([rows], random=True), files.read([rows], random=False)
+    assert drawn.shape == (3, 3, 72, 72) and drawn.dtype == torch.uint8
+    assert torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[1])
+    assert torch.equal(still[0], still[1])
+    picture = Image.open(files.paths[4]).convert("RGB")
+    from torchvision import transforms
+    fit = transforms.Compose([transforms.Resize(72 * 256 // 224), transforms.CenterCrop(72)])
+    wanted = transforms.functional.pil_to_tensor(fit(picture)).int()
+    assert (still[0].int() - wanted).abs().float().mean() < 1  # another resize, the same crop
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_file_of_a_stream_is_named(workers, imagenet, tmp_path, monkeypatch, capsys):
+    shutil.copytree(imagenet, tmp_path / "data")
+    broken = tmp_path / "data" / "train" / "class 3" / "0.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    common = [*STREAMED, "--arch", "FairNAS_A", "--width", 0.1, "--data", tmp_path / "data",
+              "--runs", tmp_path, "--workers", workers, "--epochs", 1]
+    error = refused(capsys, monkeypatch, train_eval, *common, "--name", "a")
+    assert str(broken) in error and "--skip_bad_images" in error
+    assert call(train_eval, monkeypatch, *common, "--name", "b", "--skip_bad_images") == 0
+
+
+def test_a_folder_that_does_not_fit_is_refused(pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pictures_module, "memory", lambda: 20000)
+    arguments = ["--dataset", "folder", "--data", pictures, "--image_size", 16, "--batch_size", 4]
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures_module, "open_picture", None)  # nothing is read
+        error = refused(capsys, patch, train_search, *arguments, "--runs", tmp_path)
+    assert "32 pictures of 16x16 take 0.0 GiB" in error and "--stream" in error
+    assert call(train_search, monkeypatch, *arguments, "--runs", tmp_path, "--stream", "--layers",
+                3, "--init_channels", 2, "--nodes", 1, "--epochs", 1, "--threshold", 0,
+                "--figures_every", 0) == 0
+    assert "--stream" in capsys.readouterr().out  # in the command that trains what was found
+
+
+def test_balanced_shares_of_classes():
+    labels = torch.tensor([0] * 40 + [1] * 20 + [2] * 2)[torch.randperm(62)]
+    parts = batches.balanced(labels, 0.5, 0.25, 3)
+    assert [labels[part].bincount().tolist() for part in parts] == [[20, 10, 1], [10, 5, 1]]
+    assert not set(parts[0].tolist()) & set(parts[1].tolist())
+    again, other = batches.balanced(labels, 0.5, 0.25, 3), batches.balanced(labels, 0.5, 0.25, 4)
+    assert torch.equal(again[0], parts[0]) and not torch.equal(other[0], parts[0])
+    with pytest.raises(flags.UserError, match="one picture"):
+        batches.balanced(torch.tensor([0, 0, 1]), 0.5, 0.5, 0)
+
+
+def test_accumulated_steps_equal_whole_ones(tmp_path, monkeypatch):
+    train = model_eval.NetworkCIFAR.train
+    monkeypatch.setattr(model_eval.NetworkCIFAR, "train", lambda net, mode=True: train(net, False))
+    common = [*TINY_EVAL, "--no-auxiliary", "--drop_path_prob", 0, "--runs", tmp_path,
+              "--epochs", 2]
+    weights = []
+    for name, size, times in (("a", 600, 1), ("b", 300, 2), ("c", 200, 3)):
+        assert call(train_eval, monkeypatch, *common, "--name", name, "--batch_size", size,
+                    "--accumulate", times) == 0
+        weights.append(torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["network"])
+    for other in weights[1:]:
+        assert all(close(other[name], weights[0][name], 1e-5) for name in other)
+
+
+@pytest.mark.parametrize("count, size, search, training", [
+    (90, 32, (8, 100, 8, 4), (8, 91, 16, 16, 8)), (5000, 32, (128, 27, 8, 4), (96, 20, 16, 16, 8)),
+    (4, 16, (2, 500, 8, 4), (4, 1000, 8, 16, 8)),
+    (1000, 128, (32, 34, 8, 4), (96, 100, None, 16, 8))])
+def test_recipe_of_a_folder(count, size, search, training):
+    found = recipes.of_folder(count, size)
+    names = "batch_size", "epochs", "init_channels", "layers"
+    assert tuple(found.search[name] for name in names) == search
+    batch, epochs, length, channels, layers = training
+    assert tuple(found.eval[name] for name in names) == (batch, epochs, channels, layers)
+    assert found.padding == (size // 8 if size <= 64 else 0)
+    assert found.eval.get("cutout_length") == length and found.eval["gamma"] == 0
+
+
+def test_recipes_of_all_folders():
+    for count in [*range(4, 300), *range(300, 20000, 371)]:
+        found = recipes.of_folder(count, 32)
+        for settings, pictures, steps, least in ((found.search, count // 2, 500, 25),
+                                                 (found.eval, count, 1000, 20)):
+            batch, epochs = settings["batch_size"], settings["epochs"]
+            assert 2 <= batch <= pictures and epochs >= least
+            assert pictures // batch >= 10 or batch <= 8
+            assert steps <= epochs * (pictures // batch) or epochs == least
+    assert recipes.of_folder(20000, 32) == recipes.Recipe(4, True, {}, {"cutout_length": 16})
+    assert recipes.of_folder(20000, 100).eval == recipes.RECIPES["imagenet"].eval
+
+
+def test_a_folder_is_searched_by_its_rule(pictures, tmp_path, monkeypatch, capsys):
+    assert call(train_search, monkeypatch, "--dataset", "folder", "--data", pictures, "--epochs", 1,
+                "--nodes", 1, "--image_size", 8, "--runs", tmp_path, "--name", "a",
+                "--figures_every", 0) == 1  # too short for a genotype
+    out = capsys.readouterr().out
+    assert out.startswith("settings for 32 pictures of 8 pixels: ") and "--width" not in out
+    assert "--batch_size 8" in out and "--epochs 1" in out  # as given
+    settings = json.loads((tmp_path / "a" / "config.json").read_text())["settings"]
+    assert (settings["batch_size"], settings["init_channels"], settings["layers"]) == (8, 8, 4)

@@ -1,0 +1,493 @@
+"""TODO"""
+import copy
+import json
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from PIL import Image
+
+import fair_darts
+import model_search
+import train_eval
+import train_search
+from engine import batches, data, loop, recipes, texts
+from genotypes import PRIMITIVES, Edge, Genotype
+from spaces import s2
+from speed import kernels
+from study import gap, visualize
+from tests.common import FIGURES, SMALL_EVAL, SMALL_SEARCH, assert_picture, call, gates_with, table
+
+
+def test_search_runs_repeats_and_resumes(tmp_path, monkeypatch, capsys):
+    search = [*SMALL_SEARCH, "--runs", tmp_path, "--arch_learning_rate", "0.2", "--w01", "10",
+              "--gap_every", "2"]
+    constant = ["--learning_rate_min", "0.005", "--gap_every", "0"]
+    assert call(train_search, monkeypatch, *search, "--name", "a") == 0
+    out = capsys.readouterr().out
+    assert out.count("epoch 1/2  train loss") == out.count("epoch 2/2  train loss") == 1
+    genotype = texts.load(str(tmp_path / "a" / "genotype.json"))
+    assert (str(genotype) in out
+            and f"train_eval.py --arch {tmp_path / 'a' / 'genotype.json'}" in out)
+    gates = np.load(tmp_path / "a" / "gates.npz")
+    assert gates["normal"].shape == gates["reduce"].shape == (2, 5, 7)
+    assert fair_darts.discretize(gates["normal"][-1], gates["reduce"][-1]) == genotype
+    assert call(train_search, monkeypatch, *search, "--name", "b") == 0
+    assert call(train_search, monkeypatch, *search, "--name", "c", "--seed", "1") == 0
+    states = {n: torch.load(tmp_path / n / "checkpoint.pt", weights_only=True)["network"]
+              for n in "abc"}
+    # the same seed, bit for bit
+    assert all(torch.equal(v, states["b"][k]) for k, v in states["a"].items())
+    assert not any(torch.equal(v, states["c"][k]) for k, v in states["a"].items()
+                   if k.startswith("alphas"))
+    assert table(tmp_path / "a") == table(tmp_path / "b") != table(tmp_path / "c")
+    # one epoch less, then resumed with --epochs upward
+    short = [x if x != "2" or search[i - 1] != "--epochs" else "1" for i, x in enumerate(search)]
+    assert call(train_search, monkeypatch, *short, *constant, "--name", "d") == 1  # no genotype
+    assert call(train_search, monkeypatch, "--resume", tmp_path / "d", "--epochs", 2) == 0
+    assert call(train_search, monkeypatch, *search, *constant, "--name", "e") == 0
+    for name in ("network", "sgd", "adam"):  # a constant rate, so that both have the same schedule
+        one, other = (torch.load(tmp_path / n / "checkpoint.pt", weights_only=True)[name]
+                      for n in "de")
+        assert str(one) == str(other)
+    assert table(tmp_path / "d") == table(tmp_path / "e")
+
+
+def test_search_without_a_gate_at_the_threshold(tmp_path, monkeypatch, capsys):
+    assert call(train_search, monkeypatch, *SMALL_SEARCH, "--runs", tmp_path, "--name", "a",
+                "--epochs", 1) == 1
+    out = capsys.readouterr().out
+    assert "no gate of a cell reaches --threshold 0.85; the nearest is, normal cell: 0.5" in out
+    assert not (tmp_path / "a" / "genotype.json").exists()
+    again = out.strip().split("\n")[-1].split()  # the command that it proposes
+    assert again[:2] == ["python", "train_search.py"]
+    monkeypatch.setattr(data, "load", None)  # derives without the pictures
+    call(train_search, monkeypatch, *again[2:])
+    assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--threshold", 0.4) == 0
+    assert len(texts.load(str(tmp_path / "a" / "genotype.json")).normal) == 4
+
+
+def small_search():
+    """The settings of a small search on digits, its network, and the validation half."""
+    s = Namespace(**{**train_search.SCRIPT.parser().defaults(), **recipes.RECIPES["digits"].search,
+                     "init_channels": 2, "layers": 3, "nodes": 2})
+    dataset = data.load("digits")
+    torch.manual_seed(0)
+    network = train_search.build(s, dataset.classes, dataset.images.shape[1:])
+    return s, network, list(batches.halves(s, dataset, torch.device("cpu")))[1]
+
+
+def test_discretisation_gap(monkeypatch):
+    s, network, v = small_search()
+    images, labels = v.next()
+    F.cross_entropy(network(images), labels).backward()  # moves the running statistics
+    with torch.no_grad():
+        for alpha in network.alphas:
+            alpha.copy_(3 * torch.randn(alpha.shape, generator=torch.Generator().manual_seed(0)))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    run = SimpleNamespace(watched=lambda batches: batches)
+    row = gap.gap(run, network, v, s)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    # the same by hand: a copy of the network whose gates are set, in one batch of
+    # statistics at a time
+    other = copy.deepcopy(network)
+    genotype = fair_darts.discretize(*(torch.sigmoid(alpha) for alpha in network.alphas))
+    assert genotype.normal and genotype.reduce
+    pairs = [(node, source) for node in (2, 3) for source in range(node)]
+    soft = [torch.sigmoid(alpha.detach()) for alpha in network.alphas]
+    hard = [(gates >= 0.5).float() for gates in soft]
+    discrete = [torch.tensor([[float(Edge(op, *pair) in cell) for op in PRIMITIVES]
+                              for pair in pairs]) for cell in genotype]
+    best = []  # the two edges of each node whose best gate is highest
+    for gates in soft:
+        highest, rows = gates.max(1).values.tolist(), [[0, 1], [2, 3, 4]]
+        kept = [row for node in rows for row in sorted(node, key=lambda r: -highest[r])[:2]]
+        best.append(torch.tensor([[float(row in kept)] for row in range(5)]))
+    accuracies = []
+    for gates, masks in ((soft, None), (soft, best), (soft, discrete), (hard, None), (hard, best),
+                         (discrete, None)):
+        hits = 0
+        with torch.no_grad():
+            for images, labels in zip(v.images.split(256), v.labels.split(256)):
+                used = [g * m for g, m in zip(gates, masks)] if masks else gates
+                hits += (other.train()(batches.normalize(images, v.mean, v.std), used).argmax(1)
+                         == labels).sum().item()
+        accuracies.append(100 * hits / len(v.labels))
+    g, ge, gs, r, re, d = accuracies
+    assert row["soft_accuracy"] == g != row["discrete_accuracy"] == d
+    assert row["gap_rounding"] == ((g - r) + (gs - d)) / 2
+    assert row["gap_edges"] + row["gap_operations"] == pytest.approx(
+        g - d - row["gap_rounding"], abs=1e-12)  # all of the rest is selection
+    assert row["gap_edges"] == ((g - ge) + (r - re)) / 2
+    with monkeypatch.context() as patch:  # an empty cell gives no gap
+        patch.setattr(model_search.Network, "genotype", lambda *_, **__: Genotype([], [1]))
+        assert gap.gap(run, network, v, s) == {}
+    # gates that are 0 and 1 already, and as a genotype has them: no gap at all
+    with torch.no_grad():
+        for alpha, edges in zip(network.alphas, genotype):
+            alpha.copy_(2000 * fair_darts.discrete_gates(edges, alpha) - 1000)
+    row = gap.gap(run, network, v, s)
+    assert row["soft_accuracy"] == row["discrete_accuracy"]
+
+
+def test_line_of_an_epoch():
+    """Two accuracies of one supernet are told apart; argmax has no threshold to count by."""
+    s, network, _ = small_search()
+    row = dict(train_loss=1, train_accuracy=2, valid_loss=3, valid_accuracy=4, penalty=-0.1,
+               soft_accuracy=5, discrete_accuracy=6, gap_rounding=-0.6, gap_edges=-1.6,
+               gap_operations=1.2, **gap.count_gates(network, 0.5))
+    line = measure.describe(row, s)
+    assert ("acc 4.00%  l2 penalty -0.1000  gates 0.500 to 0.500, rho 1.00, 70 above, 70 below"
+            in line)
+    assert line.endswith("gap, by batch statistics: 5.00% - 6.00%, rounding -1, selection -0")
+    row.update(gap.count_gates(network, 0.0), soft_accuracy=None)
+    assert row["gates_above"] is None and "above" not in measure.describe(row, s)
+
+
+def test_search_over_a_few_operations(tmp_path, monkeypatch, capsys):
+    search = [*SMALL_SEARCH, "--runs", tmp_path, "--epochs", 1, "--threshold", 0, "--name"]
+    assert call(train_search, monkeypatch, *search, "a",
+                "--primitives", "sep_conv_3x3,skip_connect") == 0
+    gates = np.load(tmp_path / "a" / "gates.npz")
+    assert (gates["primitives"].tolist() == ["skip_connect", "sep_conv_3x3"]
+            and gates["normal"].shape == (1, 5, 2))
+    genotype = texts.load(str(tmp_path / "a" / "genotype.json"))
+    assert {edge.op for cell in genotype for edge in cell} <= {"skip_connect", "sep_conv_3x3"}
+    call(train_search, monkeypatch, "--resume", tmp_path / "a",
+         "--primitives", "skip_connect,sep_conv_3x3")
+    capsys.readouterr()
+    assert call(train_search, monkeypatch, "--resume", tmp_path / "a",
+                "--primitives", "sep_conv_5x5") == 2
+    assert "--primitives sep_conv_5x5 contradicts" in capsys.readouterr().err
+    chosen = gates_with(("sep_conv_5x5", 2, 1, 0.9))[:, [2, 4]]
+    assert fair_darts.discretize(
+        chosen, chosen, primitives=["skip_connect", "sep_conv_5x5"]).normal == [
+            Edge("sep_conv_5x5", 2, 1)]
+
+
+def test_own_operations_through_both_scripts(own_operations, tmp_path, monkeypatch, capsys):
+    """Searched, resumed, drawn, discretised, read from JSON and from text, trained."""
+    names = "skip_connect,sep_conv_3x3,none,conv_7x1_1x7"  # as OPS has them
+    search = [*SMALL_SEARCH, "--runs", tmp_path, "--name", "a", "--threshold", 0, "--epochs", 1]
+    assert call(train_search, monkeypatch, *search, "--primitives", names,
+                "--arch_learning_rate", 1) == 0
+    assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--epochs", 2,
+                "--figures_every", 1) == 0
+    assert np.load(tmp_path / "a" / "gates.npz")["primitives"].tolist() == names.split(",")
+    for name in FIGURES:
+        assert_picture(tmp_path / "a" / "figures" / f"{name}.png")
+    found = texts.load(str(tmp_path / "a" / "genotype.json"))
+    assert {edge.op for cell in found for edge in cell} & {"none", "conv_7x1_1x7"}
+    text = ("Genotype(normal=[('conv_7x1_1x7', 2, 0), ('none', 2, 1)], "
+            "reduce=[('conv_7x1_1x7', 2, 0), ('none', 2, 1)])")
+    for arch in (tmp_path / "a" / "genotype.json", text):
+        assert call(train_eval, monkeypatch, *SMALL_EVAL, "--epochs", 1, "--runs", tmp_path,
+                    "--arch", arch, "--name", f"eval{len(str(arch))}") == 0
+
+
+def test_own_penalty(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(fair_darts.PENALTIES, "l4", lambda gates: -((gates - 0.5) ** 4).mean())
+    search = [*SMALL_SEARCH, "--runs", tmp_path, "--name", "a", "--threshold", 0, "--epochs", 1]
+    assert call(train_search, monkeypatch, *search, "--zero_one_loss", "l4",
+                "--figures_every", 1) == 0
+    assert "  l4 penalty -0.0" in capsys.readouterr().out
+    assert visualize.setting(visualize.read(str(tmp_path / "a"))) == "sigmoid, w01 10, l4"
+    assert_picture(tmp_path / "a" / "figures" / "penalty.png")
+
+
+def test_plain_runs_and_goes_on_as_a_fast_one(tmp_path, monkeypatch):
+    kinds = []
+    forward = model_search.Cell.forward
+
+    def watched(self, state_0, state_1, gates, use_fast):
+        kinds.append((use_fast, kernels._stock))
+        return forward(self, state_0, state_1, gates, use_fast)
+
+    monkeypatch.setattr(model_search.Cell, "forward", watched)
+    search = [*SMALL_SEARCH, "--runs", tmp_path, "--epochs", 1, "--threshold", 0, "--name"]
+    assert call(train_search, monkeypatch, *search, "a", "--plain") == 0
+    assert set(kinds) == {(False, True)}
+    assert call(train_search, monkeypatch, *search, "b") == 0
+    rows = [{key: float(value) for key, value in table(tmp_path / name)[0].items() if value}
+            for name in "ab"]
+    assert rows[0] == pytest.approx(rows[1], rel=0.02, abs=0.6)  # the same search, but for rounding
+    kinds.clear()
+    assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--epochs", 2,
+                "--no-plain") == 0
+    assert set(kinds) == {(True, False)}
+
+
+def test_search_in_chains(pictures, tmp_path, monkeypatch, capsys):
+    """S2 on digits and on a picture folder, both gate kinds, figures, resume, then the
+    training of what was found.
+    """
+    common = ["--space", "s2", "--width", 0.1, "--epochs", 1, "--runs", tmp_path, "--name"]
+    digits = ["--dataset", "digits", "--batch_size", 100, "--train_fraction", 0.2,
+              "--valid_fraction", 0.2]
+    assert call(train_search, monkeypatch, *common, "a", *digits, "--arch_learning_rate", 1,
+                "--figures_every", 1) == 0
+    gates = np.load(tmp_path / "a" / "gates.npz")
+    assert gates["layers"].shape == (1, 19, 7) and np.isnan(gates["layers"]).sum() == 6
+    assert gates["primitives"].tolist() == list(s2.CHOICES)
+    names = sorted(path.stem for path in (tmp_path / "a" / "figures").iterdir())
+    assert names == ["chain", "dominant", "gap", "gates", "heatmap", "penalty"]
+    for name in names:
+        assert_picture(tmp_path / "a" / "figures" / f"{name}.png")
+    chain = texts.load(str(tmp_path / "a" / "genotype.json"))
+    assert (str(chain) in capsys.readouterr().out
+            and chain == s2.discretize_chain(gates["layers"][-1]))
+    assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--epochs", 2,
+                "--ops_per_layer", 2, "--threshold", 0, "--figures_every", 0,
+                "--gap_every", 0) == 0
+    assert (len(table(tmp_path / "a")) == 2
+            and table(tmp_path / "a")[0]["skips_layers"].isdigit())
+    assert {len(names) for names in
+            texts.load(str(tmp_path / "a" / "genotype.json")).layers} == {2}
+    folder = ["--dataset", "folder", "--data", pictures, "--image_size", 16, "--batch_size", 16,
+              "--figures_every", 0, "--gap_every", 0]
+    assert call(train_search, monkeypatch, *common, "b", *folder, "--gate", "softmax") == 0
+    train = ["--arch", tmp_path / "b" / "genotype.json", *folder[:-4], "--epochs", 1,
+             "--runs", tmp_path, "--name", "c"]
+    assert call(train_eval, monkeypatch, *train, "--width", 0.1, "--squeeze") == 0
+    assert call(train_eval, monkeypatch, "--resume", tmp_path / "c", "--epochs", 2) == 0
+    assert call(train_eval, monkeypatch, "--evaluate", tmp_path / "c") == 0
+
+
+def test_empty_cell_is_not_written(tmp_path, monkeypatch, capsys):
+    """Gates above the threshold, but only on an edge that leaves a node
+    which nothing enters.
+    """
+    run = loop.Run(str(tmp_path), {"script": "train_search"})
+    s = Namespace(**{**train_search.SCRIPT.parser().defaults(), "epochs": 1})
+    network = model_search.Network(2, layers=1)
+    gates = torch.stack([gates_with(("sep_conv_3x3", 2, 0, 0.9)),
+                         gates_with(("sep_conv_3x3", 5, 4, 0.9))])
+    run.rows = [{"epoch": 1, "valid_accuracy": 1.0}]
+    monkeypatch.setattr(train_search, "write_report", lambda *_: None)
+    assert train_search.derive(run, s, network, Namespace(epochs=[gates])) == 1
+    out = capsys.readouterr().out
+    assert "reduce cell is empty" in out and "--threshold 0.75" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
+
+
+def test_softmax_and_unrolled_search(tmp_path, monkeypatch):
+    assert call(train_search, monkeypatch, *SMALL_SEARCH, "--runs", tmp_path, "--name", "a",
+                "--gate", "softmax", "--epochs", 1, "--unrolled", "--batch_size", 300) == 0
+    settings = json.loads((tmp_path / "a" / "config.json").read_text())["settings"]
+    assert (settings["learning_rate"], settings["arch_learning_rate"], settings["w01"]) == (
+        0.025, 0.05, 0)  # digits's own rates, not DARTS's
+    # argmax: two edges a node
+    assert len(texts.load(str(tmp_path / "a" / "genotype.json")).normal) == 4
+
+
+def test_evaluation_runs_repeats_and_resumes(tmp_path, monkeypatch, capsys):
+    train = [*SMALL_EVAL, "--runs", tmp_path, "--arch", "FairDARTS_e"]
+    assert call(train_eval, monkeypatch, *train, "--name", "a") == 0
+    out = capsys.readouterr().out
+    assert "parameters" in out and "M MACs" in out and out.count("test loss") == 2
+    assert call(train_eval, monkeypatch, *train, "--name", "b") == 0
+    assert call(train_eval, monkeypatch, *train, "--name", "c", "--seed", "1") == 0
+    states = {n: torch.load(tmp_path / n / "checkpoint.pt", weights_only=True)["network"]
+              for n in "abc"}
+    assert all(torch.equal(v, states["b"][k]) for k, v in states["a"].items())
+    assert not torch.equal(states["a"]["classifier.weight"], states["c"]["classifier.weight"])
+    rows = table(tmp_path / "a")
+    assert [row["epoch"] for row in rows] == ["1", "2"] and rows == table(tmp_path / "b")
+    capsys.readouterr()
+    assert call(train_eval, monkeypatch, "--evaluate", tmp_path / "a") == 0
+    best = max(float(row["test_accuracy"]) for row in rows)
+    assert f"acc {best:.2f}%" in capsys.readouterr().out
+    assert call(train_eval, monkeypatch, "--resume", tmp_path / "a", "--epochs", 3) == 0
+    assert len(table(tmp_path / "a")) == 3 and table(tmp_path / "a")[:2] == rows
+
+
+def test_scripts_on_a_picture_folder(pictures, tmp_path):
+    """Real processes, as a user starts them: search,
+    then the command that it prints.
+    """
+    def start(*command):
+        return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True,
+                              timeout=300)
+
+    done = start("train_search.py", "--dataset", "folder", "--data", pictures, "--image_size", 16,
+                 "--init_channels", 2, "--layers", 3, "--batch_size", 8, "--epochs", 2,
+                 "--arch_learning_rate", 0.5, "--runs", tmp_path, "--name", "search")
+    assert done.returncode == 0 and done.stderr == ""
+    command = done.stdout.strip().split("\n")[-1].split()
+    assert command[:2] == ["python", "train_eval.py"]
+    done = start(*command[1:], "--init_channels", 4, "--layers", 3, "--batch_size", 8,
+                 "--epochs", 8, "--runs", tmp_path, "--name", "eval", "--drop_path_prob", 0,
+                 "--no-cutout")
+    assert done.returncode == 0 and done.stderr == ""
+    rows = table(tmp_path / "eval")
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+    assert max(float(row["test_accuracy"]) for row in rows) > 80
+
+
+# a script, its arguments and what its refusal must say
+EVAL, DIGITS = ["--arch", "FairDARTS_a"], ["--dataset", "digits"]
+
+
+REFUSED = [
+    (train_eval, ["--arch", "FairDARTS_h"], "did you mean 'FairDARTS_"),
+    (train_eval, [], "--arch is missing"),
+    (train_eval, ["--arch", "nowhere.json"], "unknown architecture 'nowhere.json'"),
+    (train_eval, ["--arch", ""], "unknown"),
+    (train_eval, ["--arch", "Genotype(normal=[], reduce=[])"], "normal cell: it has no edge"),
+    (train_eval, ["--arch", "__import__('os').mkdir('x')"], "unknown architecture"),
+    (train_eval, ["--arch", "Genotype(normal=open('x', 'w'), reduce=[])"], "cannot read"),
+    (train_eval, ["--arch"], "--arch"),
+    (train_eval, [*EVAL, "--dataset", "cifar11"], "unknown 'cifar11'; did you mean 'cifar10'"),
+    (train_eval, [*EVAL, *DIGITS, "--batch_size", "2000"], "--batch_size 1437 or less"),
+    (train_eval, [*EVAL, "--batch_size", "1"], "from 2 up"),
+    (train_eval, [*EVAL, "--drop_path_prob", "1"], "--drop_path_prob"),
+    (train_eval, [*EVAL, "--drop_path_prob", "-0.1"], "from 0 to 0.999"),
+    (train_eval, [*EVAL, "--layers", "0"], "from 1 to 10000"),
+    (train_eval, [*EVAL, "--init_channels", "x"], "whole number"),
+    (train_eval, [*EVAL, "--cutout_length", "0"], "from 1 up"),
+    (train_eval, [*EVAL, "--auxiliary=yes"], "--auxiliary"),
+    (train_eval, [*EVAL, "--auxilary"], "did you mean '--auxiliary'"),
+    (train_eval, [*EVAL, "--auxiliary_weight", "heavy"], "a number"),
+    (train_eval, [*EVAL, "--epochs", "1.5"], "whole number"),
+    (train_eval, [*EVAL, "--momentum", "nan"], "'nan'"),
+    (train_eval, [*EVAL, "--weight_decay", "-1"], "from 0 up"),
+    (train_eval, [*EVAL, "--grad_clip", "0"], "above 0"),
+    (train_eval, [*EVAL, "--image_size", "4"], "from 8 up"),
+    (train_eval, [*EVAL, "--dataset", "folder"], "there is no folder 'data/train'"),
+    (train_eval, [*EVAL, "--w01", "10"], "unknown argument '--w01'"),
+    (train_eval, [*EVAL, "--seed", "-1"], "from 0"),
+    (train_eval, [*EVAL, "--learning_rate", "1e400"], "1e400"),
+    (train_eval, [*EVAL, "--device", "gpu"], "this machine has:"),
+    (train_eval, ["--evaluate", "nowhere"], "not the folder of a run"),
+    (train_eval, ["--evaluate"], "expected one argument"),
+    (train_eval, ["--resume", "nowhere"], "not the folder of a run"),
+    (train_eval, [*EVAL, *DIGITS, "--name", "a/b"], "the name of a folder, got 'a/b'"),
+    (train_eval, [*EVAL, *DIGITS, "--name", ".."], "the name of a folder"),
+    (train_search, ["--dataset", "digit"], "did you mean 'digits'"),
+    (train_search, ["--dataset", "DIGITS"], "did you mean"),
+    (train_search, ["--dataset", "folder", "--data", "nowhere"],
+     "there is no folder 'nowhere/train'"),
+    (train_search, [*DIGITS, "--batch_size", "719"], "--batch_size 718 or less"),
+    (train_search, [*DIGITS, "--train_portion", "0.999"], "--batch_size 2 or less"),
+    (train_search, ["--train_portion", "1"], "above 0 and below 1"),
+    (train_search, ["--train_portion", "0"], "above 0"),
+    (train_search, ["--threshold", "-0.1"], "from 0 to 1, got '-0.1'"),
+    (train_search, ["--threshold", "1.5"], "1.5"), (train_search, ["--threshold", "nan"], "nan"),
+    (train_search, ["--epochs", "-3"], "from 1 up, got '-3'"),
+    (train_search, ["--epochs", "many"], "whole number"),
+    (train_search, ["--epochs", "0"], "from 1 up"),
+    (train_search, ["--gate", "sigmoyd"], "mean 'sigmoid'"),
+    (train_search, ["--gate", ""], "choose from sigmoid, softmax"),
+    (train_search, ["--w10", "10"], "did you mean '--w01'"),
+    (train_search, ["extra"], "unexpected argument 'extra'"),
+    (train_search, ["--epochs"], "expected one argument"),
+    (train_search, ["--w01", "-1"], "--w01"),
+    (train_search, ["--w01", "inf"], "a number from 0 up, got 'inf'"),
+    (train_search, ["--nodes", "5"], "from 1 to 4"),
+    (train_search, ["--zero_one_loss", "l3"], "choose from l2, l1"),
+    (train_search, ["--arch_beta1", "1"], "below 1"),
+    (train_search, ["--space", "s3"], "choose from s1, s2"),
+    (train_search, ["--width", "0.5"], "--width is of --space s2"),
+    (train_search, ["--space", "s2", "--layers", "5"], "--layers is of the space s1"),
+    (train_search, ["--space", "s2", "--width", "0"], "above 0"),
+    (train_eval, ["--arch", "FairNAS_A", "--layers", "5"],
+     "--layers is for architectures of cells"),
+    (train_eval, [*EVAL, "--squeeze"], "--squeeze is for chains"),
+    (train_search, ["--primitives", ""], "unknown ''"),
+    (train_search, ["--primitives", "sep_conv_3x3,conv"], "unknown 'conv'"),
+    (train_search, ["--primitives", "skip_connect,skip_connect"], "'skip_connect' is named twice"),
+    (train_search, ["--primitives", "skip_conect"], "did you mean 'skip_connect'"),
+    (train_search, ["--checkpoint_minutes", "-1"], "from 0 up"),
+    (train_search, ["--edges_per_node", "0"], "from 1 up"),
+    (train_search, ["--unrolled", "yes"], "unexpected argument 'yes'"),
+    (train_search, ["--arch", "x"], "unknown argument"),
+    (train_search, ["--epoch", "3"], "did you mean '--epochs'"),
+    (train_search, ["--=3"], "unknown argument"),
+    (train_search, ["--resume", "nowhere"], "not the folder of a run"),
+    (train_search, ["--resume", ""], "not the folder"),
+    (train_search, [*DIGITS, "--runs", "/dev/null", "--name", "x"], "/dev/null"),
+    (train_search, ["--device", "tpu"], "this machine has:"),
+    (train_search, ["--device", "cuda:99"], "machine has:")]
+
+
+@pytest.mark.parametrize("script, arguments, message", REFUSED)
+def test_refusals(script, arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call(script, monkeypatch, *arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and message in captured.err and captured.out == ""
+    assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+def test_refusals_of_folders_and_runs(pictures, tmp_path, monkeypatch, capsys):
+    def refused(script, *arguments):
+        assert call(script, monkeypatch, *arguments, "--runs", tmp_path / "runs") == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    for part in ("train", "test"):
+        (tmp_path / "one" / part / "cat").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "one" / part / "cat" / "a.png")
+    folder = ["--dataset", "folder", "--data", tmp_path / "one"]
+    assert "only one class, 'cat'" in refused(train_search, *folder)
+    (tmp_path / "one" / "train" / "dog").mkdir()
+    assert "dog" in refused(train_search, *folder)  # an empty class
+    (tmp_path / "one" / "train" / "dog" / "a.png").write_text("no picture")
+    assert "1 of 2 files cannot be used as pictures: dog/a.png (" in refused(train_search, *folder)
+    Image.new("RGB", (8, 8)).save(tmp_path / "one" / "train" / "dog" / "a.png")
+    assert "one class" in refused(train_search, *folder)  # test/ has cats only
+    (tmp_path / "runs" / "old").mkdir(parents=True)
+    assert "exists already" in refused(train_eval, *SMALL_EVAL, "--arch", "FairDARTS_a",
+                                       "--name", "old")
+    assert call(train_eval, monkeypatch, *SMALL_EVAL, "--arch", "FairDARTS_a", "--name", "eval",
+                "--runs", tmp_path / "runs", "--epochs", 1) == 0
+    capsys.readouterr()
+    run = tmp_path / "runs" / "eval"
+    assert "run of train_eval.py" in refused(train_search, "--resume", run)
+    assert "--layers 5 contradicts" in refused(train_eval, "--resume", run, "--layers", 5)
+    assert "--arch Genotype(" in refused(train_eval, "--resume", run, "--arch", "FairDARTS_b")
+    assert "--arch FairDARTS_a" not in refused(train_eval, "--resume", run,
+                                               "--arch", "FairDARTS_a", "--layers", 5)
+    (run / "best.pt").write_bytes(b"junk")
+    assert "best.pt cannot be read" in refused(train_eval, "--evaluate", run)
+    (run / "best.pt").unlink()
+    assert "has no best.pt" in refused(train_eval, "--evaluate", run)
+
+
+def test_bad_pictures_are_named_counted_and_left_out_on_request(pictures, tmp_path, monkeypatch,
+                                                                capsys):
+    root = tmp_path / "pictures"
+    shutil.copytree(pictures, root)
+    (root / "train" / "red" / "text.png").write_text("no picture")
+    (root / "train" / "red" / "empty.jpg").touch()
+    whole = (root / "train" / "blue" / "1.png").read_bytes()
+    (root / "train" / "blue" / "cut.png").write_bytes(whole[:len(whole) // 2])
+    deep = Image.fromarray(np.full((9, 9), 0.5, np.float32))
+    deep.save(root / "train" / "blue" / "deep.tif")
+    search = ["--dataset", "folder", "--data", root, "--image_size", 8, "--init_channels", 2,
+              "--layers", 3, "--nodes", 1, "--batch_size", 8, "--epochs", 1, "--threshold", 0,
+              "--runs", tmp_path / "runs", "--name", "a"]
+    assert call(train_search, monkeypatch, *search) == 2
+    captured = capsys.readouterr()
+    assert (captured.err.count("\n") == 1 and "4 of 36 files cannot be used" in captured.err
+            and captured.out == "")
+    for part in ("cut.png (", "deep.tif (mode F", "empty.jpg (", "text.png (",
+                 "--skip_bad_images"):
+        assert part in captured.err
+    assert not (tmp_path / "runs").exists()
+    assert call(train_search, monkeypatch, *search, "--skip_bad_images") == 0
+    captured = capsys.readouterr()
+    assert ("4 of 36 files" in captured.err and "16 + 16 pictures" in captured.out
+            and "--skip_bad_images" in captured.out)
+    for path in (root / "test" / "red").iterdir():
+        path.write_text("no picture")
+    assert call(train_search, monkeypatch, *search, "--skip_bad_images") == 2
+    assert "class 'red' has no picture that can be used" in capsys.readouterr().err

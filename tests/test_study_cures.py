@@ -1,0 +1,470 @@
+"""TODO"""
+import copy
+import math
+import os
+import random
+import signal
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import fair_darts
+import model_search
+import train_search
+from engine import loop, texts
+from genotypes import PRIMITIVES
+from spaces import s1, s2
+from speed import kernels
+from study import cures, gap, many_runs, resting, visualize
+from tests.common import (GATES_A_REDUCE, SMALL_SEARCH, TINY_SEARCH, call, close, cured, refused,
+                          table)
+
+
+# ---------------------------------------------------- resting gates, the parts of the gap
+
+@pytest.mark.parametrize("penalty, w01, decay", [
+    ("l2", 10.0, 1e-3), ("l2", 15.0, 1e-3), ("l2", 3.0, 1e-3), ("l1", 10.0, 1e-3),
+    ("l2", 1.5, 1e-3), ("l2", 10.0, 1e-2)])
+def test_resting_gate_is_where_a_long_descent_ends(penalty, w01, decay):
+    alphas = torch.full((196,), 0.3, dtype=torch.float64)
+    alphas[::2] *= -1
+    alphas.requires_grad_()
+    for rate, steps in ((0.05, 400), (0.005, 400), (0.0005, 400)):
+        adam = torch.optim.Adam([alphas], rate, weight_decay=decay)
+        for _ in range(steps):
+            adam.zero_grad()
+            (w01 * fair_darts.PENALTIES[penalty](torch.sigmoid(alphas))).backward()
+            adam.step()
+    rest = resting.resting_gate(w01, 196, decay, fair_darts.PENALTIES[penalty])
+    gates = torch.sigmoid(alphas.detach())
+    assert (gates[1::2] - rest).abs().max() < 1e-3 and (gates[::2] - (1 - rest)).abs().max() < 1e-3
+    if rest > 0.5:  # the formula, literally
+        slope = 2 * (rest - 0.5) if penalty == "l2" else 1
+        assert w01 * slope * rest * (1 - rest) / 196 == pytest.approx(
+            decay * math.log(rest / (1 - rest)), rel=1e-6)
+        assert resting.needed_w01(rest, 196, decay, fair_darts.PENALTIES[penalty]
+                                     ) == pytest.approx(w01, rel=1e-6)
+
+
+def test_published_gates_come_to_rest_as_computed():
+    reduce = np.array(GATES_A_REDUCE)
+    rest = resting.resting_gate(10, 196, 1e-3)
+    assert rest == pytest.approx(0.93564, abs=5e-6)
+    assert np.median(reduce[reduce > 0.5]) == pytest.approx(rest, abs=0.002)
+    assert np.median(reduce[reduce < 0.5]) == pytest.approx(1 - rest, abs=0.002)
+    # medians of other published searches with w01 = 15
+    for median in (0.9544, 0.9541, 0.9542, 0.9541):
+        assert median == pytest.approx(resting.resting_gate(15, 196, 1e-3), abs=0.002)
+    assert resting.needed_w01(0.85, 196, 1e-3) == pytest.approx(3.81, abs=0.005)
+    assert resting.resting_gate(1.56, 196, 1e-3) == 0.5
+    assert resting.resting_gate(1.58, 196, 1e-3) > 0.5
+    assert resting.resting_gate(10, 196, 0) == 1.0 and resting.resting_gate(0, 196, 1) == 0.5
+
+
+@pytest.mark.parametrize("more, message", [
+    (["--w01", 0.2], "come to rest at 0.500 and 0.500, short of --threshold 0.85; --w01 1.36"),
+    (["--w01", 1], "short of"), (["--w01", 2], None), (["--threshold", 1], "lower --threshold"),
+    (["--w01", 0, "--threshold", 0], None), (["--w01", 0, "--gate", "softmax"], None)])
+def test_a_search_that_cannot_reach_its_threshold_says_so(more, message, tmp_path, monkeypatch,
+                                                          capsys):
+    monkeypatch.setattr(loop.Run, "epochs", lambda run: iter(()))  # 70 gates
+    monkeypatch.setattr(train_search, "derive", lambda *_: 0)
+    call(train_search, monkeypatch, *SMALL_SEARCH, *more, "--runs", tmp_path)
+    out = capsys.readouterr().out
+    assert (message in out) if message else "come to rest" not in out
+
+
+def test_encoding_gap():
+    dice = torch.Generator().manual_seed(0)
+    g = torch.rand(28, 7, generator=dice, dtype=torch.float64)
+    literal = sum(min(z, 1 - z) for z in g.flatten().tolist()) / 196
+    assert gap.encoding_gap(g).item() == pytest.approx(literal / 0.5)
+    assert literal == pytest.approx(0.5 + fair_darts.zero_one_loss_l1(g).item())
+    w = torch.softmax(torch.randn(28, 7, generator=dice, dtype=torch.float64), 1)
+    literal = sum((1 - max(row)) + sum(row) - max(row) for row in w.tolist()) / 196
+    assert gap.encoding_gap(w, "softmax").item() == pytest.approx(
+        literal / (2 / 7 * (1 - 1 / 7)))
+    for kind in ("sigmoid", "softmax"):
+        start = fair_darts.gates(torch.zeros(28, 7), kind)
+        assert gap.encoding_gap(start, kind) == 1
+        assert gap.encoding_gap(gap.rounded(start, kind), kind) == 0
+        network = s2.SupernetS2(10, 3, kind, 0.1, 8)  # some choices are not there
+        [chain] = network.compute_gates()
+        assert gap.encoding_gap(chain, kind, network.present).item() == pytest.approx(
+            1, abs=0.01)
+
+
+def test_parts_of_the_gap_sum_up_to_it():
+    for seed in range(50):
+        dice = random.Random(seed)
+        g, ge, gs, r, re, s = (dice.uniform(0, 100) for _ in range(6))
+        parts = gap.split_gap(g, ge, gs, r, re, s)
+        assert sum(parts) == pytest.approx(g - s, abs=1e-12)
+    assert gap.split_gap(9, 9, 9, 4, 4, 4) == (5, 0, 0)  # rounding alone
+    assert gap.split_gap(9, 4, 4, 9, 4, 4) == (0, 5, 0)  # the choice of edges alone
+    assert gap.split_gap(9, 9, 4, 9, 9, 4) == (0, 0, 5)
+
+
+def test_kept_edges():
+    gates = torch.rand(14, 7, generator=torch.Generator().manual_seed(3))
+    kept = s1.kept_edges(gates)
+    pairs = [(node, source) for node in range(2, 6) for source in range(node)]
+    wanted = {(edge.node, edge.source) for edge, _ in fair_darts.strongest(gates)}
+    assert [pair for pair, k in zip(pairs, kept.flatten().tolist()) if k] == sorted(wanted)
+    assert kept.shape == (14, 1) and kept.sum() == 8 == len(wanted)
+
+
+# ---------------------------------------------------------------- other cures
+
+def test_skips_are_disturbed_as_they_should_be():
+    skip, x = cures.Skip(), torch.full((20, 10, 20, 20), 2.0)
+    skip.seed = 5
+    assert torch.equal(skip(x), x)  # off
+    skip.noise = 0.5
+    noise = skip(x) - x
+    assert abs(noise.mean()) < 5 * 0.5 / math.sqrt(x.numel())
+    assert noise.std().item() == pytest.approx(0.5, rel=0.01)
+    assert torch.equal(skip(x) - x, noise)  # the seed's
+    skip.seed += 1
+    assert not torch.equal(skip(x) - x, noise)
+    assert torch.equal(skip.eval()(x), x)
+    skip.train().noise, skip.dropout = 0.0, 0.3
+    dropped = skip(x)
+    assert dropped.unique().tolist() == [0, pytest.approx(2 / 0.7)]
+    assert dropped.mean().item() == pytest.approx(2, rel=0.02)
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.3, rel=0.03)
+
+
+def test_schedules_of_the_cures():
+    skip = cures.Skip()
+    network = Namespace(skips=[skip])
+    s = Namespace(skip_dropout=0.6, skip_noise=2.0, noise_epochs=0, epochs=12)
+    for epochs in (0, 4):
+        s.noise_epochs = epochs
+        for epoch in range(12):
+            cures.set_rates(network, s, epoch)
+            assert skip.dropout == pytest.approx(0.6 * (1 - epoch / 12))
+            part = min(1, epoch / (epochs or 12))
+            assert skip.noise == pytest.approx(2 * (1 + math.cos(math.pi * part)) / 2, abs=1e-12)
+    assert skip.noise == 0
+    cures.set_rates(network, s, 0)
+    with cures.undisturbed(network):
+        assert skip.dropout == skip.noise == 0
+    assert (skip.dropout, skip.noise) == (0.6, 2.0)
+
+
+@pytest.mark.parametrize("space, gate, shared", [
+    ("s1", "sigmoid", ""), ("s1", "softmax", ""),
+    ("s1", "sigmoid", "skip_connect,sep_conv_3x3"), ("s2", "sigmoid", "skip_connect,mb3_k3")])
+def test_cures_are_the_same_in_both_forms(space, gate, shared):
+    images, labels = torch.randn(6, 3, 16, 16).double(), torch.arange(6) % 4
+    found = []
+    for fast_form in (True, False):
+        _, network = cured(space, fast_form, gate, shared_softmax=shared)
+        torch.manual_seed(9)
+        with kernels.stock(not fast_form):
+            network(images)
+            logits = network(images)  # disturbed otherwise than before
+        F.cross_entropy(logits, labels).backward()
+        found.append([logits, *(b for b in network.buffers() if b.is_floating_point()),
+                      *(w.grad for w in network.parameters() if w.grad is not None)])
+    assert all(close(a, b, 1e-8) for a, b in zip(*found, strict=True))
+    torch.manual_seed(9)
+    assert close(network(images), found[0][0], 1e-2) is False  # the first of the two passes
+
+
+def test_only_skips_of_stride_1_are_disturbed():
+    _, network = cured("s1", True)
+    found = {name for name, module in network.named_modules() if isinstance(module, cures.Skip)}
+    column = PRIMITIVES.index("skip_connect")
+    rows = range(9)  # of 3 nodes
+    assert found == {
+        f"cells.{cell}.edges.{row}.operations.{column}" for cell in range(3) for row in rows
+        if cell == 0 or row not in (0, 1, 2, 3, 5, 6)}  # from the inputs of a reduction cell
+    _, chain = cured("s2", True)
+    assert len(chain.skips) == sum(s2.SAME_SHAPE)
+    for net in network, chain:
+        x = torch.randn(4, 3, 16, 16).double()
+        with torch.no_grad(), kernels.frozen_statistics(net):
+            state = torch.get_rng_state()
+            assert not torch.equal(net(x), net(x))
+            with cures.undisturbed(net):
+                torch.set_rng_state(state)
+                assert torch.equal(net(x), net(x))
+                assert torch.equal(torch.get_rng_state(), state)  # nothing is drawn
+            with cures.same_draws(net):
+                assert torch.equal(net(x), net(x))
+            assert torch.equal(net.eval()(x), net(x))
+
+
+def test_unrolled_steps_compare_passes_that_are_disturbed_alike(tmp_path, monkeypatch):
+    seeds, steps = [], []
+    draw, step = cures.draw_seeds, fair_darts.Architect.step_unrolled
+
+    def watched_draw(network, inputs):
+        draw(network, inputs)
+        if inputs is not None:  # before a pass
+            seeds.append(tuple(skip.seed for skip in network.skips))
+
+    def watched_step(self, *batches):
+        first = len(seeds)
+        found = step(self, *batches)
+        steps.append(seeds[first:])
+        return found
+
+    monkeypatch.setattr(cures, "draw_seeds", watched_draw)
+    monkeypatch.setattr(fair_darts.Architect, "step_unrolled", watched_step)
+    assert call(train_search, monkeypatch, *TINY_SEARCH, "--unrolled", "--skip_noise", "1",
+                "--runs", tmp_path) == 0
+    assert len(steps) == 2 and all(len(found) == 4 and len(set(found)) == 1 for found in steps)
+    assert len(set(seeds)) == 4  # two for the steps on alpha, two for those on the weights
+
+
+def test_shared_softmax_competes_among_its_own():
+    alphas = torch.randn(5, 7, dtype=torch.float64)
+    mask = fair_darts.mask_of(["avg_pool_3x3", "skip_connect", "sep_conv_5x5"], PRIMITIVES)
+    assert mask.tolist() == [False, True, True, False, True, False, False]
+    found = fair_darts.gates(alphas, shared=mask)
+    rounded = gap.rounded(found, shared=mask)
+    for row, values in enumerate(alphas.tolist()):
+        total = sum(math.exp(values[i]) for i in (1, 2, 4))
+        best = max((1, 2, 4), key=lambda i: values[i])
+        for i, value in enumerate(values):
+            expected = math.exp(value) / total if mask[i] else 1 / (1 + math.exp(-value))
+            assert found[row, i].item() == pytest.approx(expected, rel=1e-12)
+            assert rounded[row, i] == (i == best if mask[i] else value >= 0)
+    start = fair_darts.gates(0 * alphas, shared=mask)
+    assert gap.encoding_gap(start, shared=mask) == pytest.approx(1)
+    assert gap.encoding_gap(rounded, shared=mask) == 0
+
+
+def settings_of_cures(**others):
+    return Namespace(**{**train_search.SCRIPT.parser().defaults(), **others})
+
+
+def test_a_search_ends_with_the_epoch_before_the_skips():
+    rows = [dict(epoch=e, skips_normal=n, skips_layers=9, curvature=None)
+            for e, n in enumerate((0, 1, 3, 2), 1)]
+    s = settings_of_cures(max_skips=2, epochs=10)
+    assert cures.outcome(s, rows[:2]) is None
+    epoch, why = cures.outcome(s, rows[:3])
+    assert epoch == 2 and "3 dominant skip connections after epoch 3, --max_skips 2" in why
+    assert cures.outcome(s, rows)[0] == 2
+    assert cures.outcome(settings_of_cures(max_skips=2, space="s2"), rows)[0] == 1  # no other
+    assert cures.outcome(settings_of_cures(epochs=4), rows) == (4, None)
+    assert cures.outcome(settings_of_cures(epochs=5), rows) is None
+
+
+def test_a_search_ends_when_the_curvature_has_grown():
+    """By the rule written anew: means of five, the one 4 measurements earlier, from epoch 10."""
+    dice = random.Random(0)
+    ended = 0
+    for _ in range(300):
+        every, ratio = dice.choice((1, 2)), dice.choice((1.3, 1.1))
+        values = [math.exp(dice.gauss(0, 0.4) + 0.02 * e) for e in range(1, 51)]
+        rows = [dict(epoch=e, skips_normal=0, curvature=values[e - 1] if e % every == 0 else None)
+                for e in range(1, 51)]
+        s = settings_of_cures(epochs=60, curvature_every=every, max_curvature_ratio=ratio)
+        measured = [row["epoch"] for row in rows if row["curvature"]]
+        middle = {measured[i]: sum(values[measured[j] - 1] for j in range(i - 2, i + 3)) / 5
+                  for i in range(2, len(measured) - 2)}
+        expected = [epoch for epoch in middle if epoch >= 10 and epoch + 4 * every in middle
+                    and middle[epoch + 4 * every] > ratio * middle[epoch]]
+        found = cures.outcome(s, rows)
+        assert found is None if not expected else found[0] == expected[0]
+        if expected:
+            end = expected[0] + 6 * every  # the last of the five that are compared
+            assert cures.outcome(s, rows[:end - 1]) is None and cures.outcome(s, rows[:end])
+            ended += 1
+    assert 50 < ended < 300
+
+
+def test_derived_cells_keep_few_skips():
+    network = model_search.Network(2, 4, 3, nodes=2, primitives=("skip_connect", "sep_conv_3x3"))
+    gates = torch.tensor([[0.95, 0.90], [0.99, 0.20], [0.97, 0.86], [0.91, 0.30], [0.1, 0.94]])
+    reduce = torch.tensor([[0.95, 0.2]] * 5)
+
+    def normal(keep, **others):
+        s = settings_of_cures(keep_skips=keep, **others)
+        found = cures.genotype(network, s, [gates, reduce])
+        assert [edge.op for edge in found.reduce] == ["skip_connect"] * 4  # the normal cell's alone
+        return {(edge.node, edge.source): edge.op[:4] for edge in found.normal}
+
+    full = {(2, 0): "skip", (2, 1): "skip", (3, 0): "skip", (3, 2): "sep_"}
+    assert normal(-1) == normal(3) == full
+    # the weakest skip, 0.95, gives way to the convolution of its edge
+    assert normal(2) == {**full, (2, 0): "sep_"}
+    # the next, 0.97: its edge has now 0.86, less than 0.91 of another, a skip, which goes as well
+    assert normal(1) == {**full, (2, 0): "sep_", (3, 0): "sep_"}
+    # too few others: below the threshold, an edge is left out
+    assert normal(0) == {(2, 0): "sep_", (3, 0): "sep_", (3, 2): "sep_"}
+    assert normal(0, threshold=0) == {(2, 0): "sep_", (2, 1): "sep_", (3, 0): "sep_",
+                                      (3, 2): "sep_"}
+    equal = [torch.full((5, 2), 0.9), reduce]
+    found = cures.genotype(network, settings_of_cures(keep_skips=3), equal)
+    assert [edge.op for edge in found.normal] == ["sep_conv_3x3"] + ["skip_connect"] * 3
+    alone = model_search.Network(2, 4, 3, nodes=2, primitives=("skip_connect",))
+    ones = [torch.full((5, 1), 0.9)] * 2
+    found = cures.genotype(alone, settings_of_cures(keep_skips=1), ones)
+    assert len(found.normal) == 1 and len(found.reduce) == 4
+
+    chain = s2.SupernetS2(4, width=0.1, image_size=16)
+    s = settings_of_cures(keep_skips=2, space="s2", threshold=0.85)
+    gates = torch.full((19, 7), 0.1)
+    found = cures.genotype(chain, s, [gates])  # where no gate is high, identities
+    assert sum("skip_connect" in names for names in found.layers) == 2
+
+
+def test_curvature_is_that_of_the_whole_hessian():
+    s, network = cured("s1", True, nodes=2)
+    for alpha in network.alphas:
+        alpha.data += torch.randn(alpha.shape, generator=torch.Generator().manual_seed(1)).double()
+    images, labels = torch.randn(4, 3, 8, 8).double(), torch.arange(4)
+    before = copy.deepcopy(network.state_dict())
+    state = torch.get_rng_state()
+    found = cures.hessian_eigenvalue(network, images, labels, 1e-9)
+    assert torch.equal(torch.get_rng_state(), state) and network.training and network.fast
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(w.requires_grad and w.grad is None for w in network.parameters())
+
+    network.fast, alphas = False, list(network.alphas)
+    with kernels.stock(), kernels.frozen_statistics(network), cures.undisturbed(network):
+        loss = F.cross_entropy(network(images), labels)
+        slopes = torch.autograd.grad(loss, alphas, create_graph=True)
+        rows = [torch.autograd.grad(slope, alphas, retain_graph=True)
+                for slope in torch.cat([slope.flatten() for slope in slopes])]
+    hessian = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
+    assert close(hessian, hessian.T, 1e-8)
+    assert found == pytest.approx(torch.linalg.eigvalsh(hessian)[-1].item(), rel=1e-6)
+
+
+def test_curvature_of_a_chain():
+    _, network = cured("s2", True)
+    images = torch.randn(2, 3, 8, 8).double()
+    assert cures.hessian_eigenvalue(network, images, torch.arange(2), 0.1) > 0
+    assert network.fast and network.training
+
+
+def test_lanczos_finds_the_largest_eigenvalue():
+    for seed in range(5):
+        g = torch.Generator().manual_seed(seed)
+        a = torch.randn(40, 40, dtype=torch.float64, generator=g)
+        a, calls = a + a.T - 3 * torch.eye(40) * seed, []
+
+        def product(vector):
+            calls.append(1)
+            return a @ vector
+
+        exact = torch.linalg.eigvalsh(a)[-1].item()
+        assert cures.largest_eigenvalue(product, a[0], 1e-10) == pytest.approx(exact, rel=1e-9)
+        assert cures.largest_eigenvalue(product, a[0], 1e-3) == pytest.approx(exact, rel=1e-3)
+    assert cures.largest_eigenvalue(lambda v: 0 * v, a[0], 1e-3) == 0
+    assert cures.largest_eigenvalue(lambda v: 2 * v, a[0], 1e-3) == pytest.approx(2)
+
+
+ALL_CURES = ["--skip_dropout", "0.3", "--skip_noise", "1", "--keep_skips", "1", "--single_level",
+             "--shared_softmax", "max_pool_3x3,skip_connect", "--curvature_every", "1",
+             "--arch_learning_rate", "0.3"]
+
+
+def test_cures_resume_bit_for_bit(tmp_path, monkeypatch, capsys):
+    search = [*SMALL_SEARCH, *ALL_CURES, "--threshold", "0", "--batch_size", "200", "--nodes", "1",
+              "--runs", tmp_path]
+    assert call(train_search, monkeypatch, *search, "--name", "whole") == 0
+    steps = []
+
+    def stop_in_the_second_epoch(self, *others, add=loop.Run.add, **figures):
+        add(self, *others, **figures)
+        steps.append(1)
+        if len(steps) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "add", stop_in_the_second_epoch)
+        assert call(train_search, patch, *search, "--name", "cut") == 130
+    assert call(train_search, monkeypatch, "--resume", tmp_path / "cut") == 0
+    assert table(tmp_path / "cut") == table(tmp_path / "whole")
+    states = [torch.load(tmp_path / folder / "checkpoint.pt", weights_only=True)["network"]
+              for folder in ("cut", "whole")]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
+    assert all(float(row["curvature"]) > 0 for row in table(tmp_path / "whole"))
+    assert (tmp_path / "whole" / "log.txt").read_text().count("  curvature ") == 2
+    found = texts.load(str(tmp_path / "whole" / "genotype.json"))
+    assert [edge.op for edge in found.normal].count("skip_connect") <= 1
+
+
+def test_a_search_that_ended_early_is_finished(tmp_path, monkeypatch, capsys):
+    search = [*SMALL_SEARCH, "--epochs", "9", "--threshold", "0", "--primitives",
+              "skip_connect,sep_conv_3x3", "--batch_size", "300", "--runs", tmp_path, "--name", "a"]
+    assert call(train_search, monkeypatch, *search, "--max_skips", "1") == 0
+    out = capsys.readouterr().out
+    rows = table(tmp_path / "a")
+    assert len(rows) < 9 and float(rows[-1]["skips_normal"]) >= 1
+    assert "--max_skips 1; the genotype is of epoch" in out
+    record = visualize.read(str(tmp_path / "a"))
+    assert record.epoch == max(1, len(rows) - 1)
+    gates = [torch.from_numpy(record.gates[part][record.epoch - 1]) for part in record.gates]
+    assert record.genotype == fair_darts.discretize(*gates, 0, primitives=record.primitives)
+    assert many_runs.complete(str(tmp_path / "a"), "train_search", [])
+    assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--keep_skips", "0") == 0
+    assert len(table(tmp_path / "a")) == len(rows)
+    found = texts.load(str(tmp_path / "a" / "genotype.json"))
+    assert {edge.op for edge in found.normal} == {"sep_conv_3x3"}
+    record = visualize.read(str(tmp_path / "a"))  # skips that are best on their edges, and not kept
+    assert "k" in set(visualize.reasons(record, "normal")[:, 0])
+    assert not set("kp") & set(visualize.reasons(record, "reduce").flat)
+
+
+def test_two_layers_have_no_normal_cell(tmp_path, monkeypatch, capsys):
+    """Both are reduction cells: the loss knows nothing of the normal alphas."""
+    assert call(train_search, monkeypatch, *SMALL_SEARCH, "--runs", tmp_path, "--name", "a",
+                "--layers", "2", "--epochs", "1", "--batch_size", "300", "--threshold", "0",
+                "--unrolled", "--curvature_every", "1") == 0
+    assert float(table(tmp_path / "a")[0]["curvature"]) > 0
+
+
+def test_too_few_skips_kept_are_said(tmp_path, monkeypatch, capsys):
+    assert call(train_search, monkeypatch, *SMALL_SEARCH, "--runs", tmp_path, "--name", "a",
+                "--epochs", "1", "--batch_size", "300", "--threshold", "0", "--gap_every", "0",
+                "--primitives", "skip_connect", "--keep_skips", "0") == 1
+    out = capsys.readouterr().out.strip().split("\n")
+    assert "--keep_skips 0 leaves it nothing" in out[-2]
+    assert out[-1].endswith("--keep_skips 1")
+    assert call(train_search, monkeypatch, *out[-1].split()[2:]) == 0
+
+
+def test_cures_that_do_not_go_together_are_refused(tmp_path, monkeypatch, capsys):
+    for flags_given, message in (
+            (["--shared_softmax", "skip_connect"], "two or more of max_pool"),
+            (["--shared_softmax", "skip_connect,mb3_k3"], "two or more of max_pool"),
+            (["--shared_softmax", "skip_connect,sep_conv_3x3", "--gate", "softmax"], "sigmoid"),
+            (["--shared_softmax", "skip_connect,sep"], "unknown 'sep'"),
+            (["--max_curvature_ratio", "1.3"], "takes --curvature_every"),
+            (["--max_curvature_ratio", "1.3", "--curvature_every", "3"], "takes 9 measurements"),
+            (["--skip_dropout", "1"], "--skip_dropout")):
+        assert message in refused(capsys, monkeypatch, train_search, "--dataset", "digits",
+                                  "--runs", tmp_path / "runs", *flags_given)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_single_level_uses_one_batch_for_both(tmp_path, monkeypatch):
+    batches, step = [], fair_darts.Architect.step
+
+    def watched(self, images, labels):
+        batches.append(images)
+        return step(self, images, labels)
+
+    taken, draw = [], batches.Batches.next
+
+    def watched_next(self):
+        taken.append(draw(self))
+        return taken[-1]
+
+    monkeypatch.setattr(fair_darts.Architect, "step", watched)
+    monkeypatch.setattr(batches.Batches, "next", watched_next)
+    assert call(train_search, monkeypatch, *TINY_SEARCH, "--single_level", "--runs", tmp_path) == 0
+    assert len(taken) == len(batches) and all(a[0] is b for a, b in zip(taken, batches))

@@ -1,0 +1,255 @@
+"""TODO"""
+import copy
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+from PIL import Image
+
+import train_eval
+from engine import report
+from engine import pictures as pictures_module
+from use import classifier, export, predict
+from tests.common import assert_picture, call, close, leaves, refused, sealed, table
+
+
+def test_weights_stand_alone(trained, tmp_path):
+    folder, _, images, labels = trained
+    shutil.copy(folder / "weights.pt", tmp_path / "some.pt")  # alone
+    classifier = classifier.load(str(tmp_path / "some.pt"))
+    assert classifier.classes == list("0123456789") and classifier.shape == [1, 8, 8]
+    assert not classifier.training and classifier.network.auxiliary is None
+    with torch.no_grad():
+        found = classifier(images)
+        assert found.shape == (360, 10) and close(found.sum(1), torch.ones(360), 1e-5)
+        accuracy = 100 * (found.argmax(1) == labels).float().mean().item()
+        assert accuracy == pytest.approx(float(table(folder)[-1]["test_accuracy"]))
+        assert close(classifier(images[:1]), found[:1], 1e-6)  # one picture, or many
+        assert close(classifier(images.float() / 255), found, 1e-5)
+    state = torch.load(folder / "best.pt", weights_only=True)
+    assert state["epoch"] == 1 and state["torch"] == torch.__version__
+    assert state["accuracy"] == pytest.approx(accuracy)
+
+
+def test_predict_gives_the_accuracy_of_the_training(trained, tmp_path, monkeypatch, capsys):
+    folder, classifier, images, labels = trained
+    shutil.copytree(folder, tmp_path / "run")
+    for index, (image, label) in enumerate(zip(images, labels.tolist())):
+        path = tmp_path / "test" / str(label) / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(path)
+    assert call(predict, monkeypatch, tmp_path / "run", tmp_path / "test", "--device", "cpu") == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    accuracy = float(table(folder)[-1]["test_accuracy"])
+    assert len(lines) == 360 and last.startswith(f"accuracy {accuracy:.2f}%, ")
+    assert_picture(tmp_path / "run" / "figures" / "confusion.png")
+
+    one = tmp_path / "test" / str(labels[7].item()) / "7.png"
+    (tmp_path / "broken.png").write_text("no picture")
+    assert call(predict, monkeypatch, tmp_path / "run" / "best.pt", one, tmp_path / "broken.png",
+                tmp_path / "nothing.png", one, "--json", "--top", "20") == 2
+    out, err = capsys.readouterr()
+    assert [line.split(" cannot")[0] for line in err.splitlines()] == [
+        str(tmp_path / "broken.png"), str(tmp_path / "nothing.png")]
+    first, second = map(json.loads, out.splitlines())
+    assert first == second and first["file"] == str(one) and len(first["classes"]) == 10
+    with torch.no_grad():
+        expected = classifier(images[7:8])[0]
+    for name, probability in first["classes"]:
+        assert probability == pytest.approx(expected[int(name)].item(), rel=1e-5)
+    found = [probability for _, probability in first["classes"]]
+    assert found == sorted(found, reverse=True)
+    (tmp_path / "empty").mkdir()
+    assert "no picture in" in refused(capsys, monkeypatch, predict, tmp_path / "run",
+                                      tmp_path / "empty")
+
+
+def test_confusion_matrix_counts_by_class_folder(tmp_path):
+    classes = ["ant", "bee"]
+    assert predict.label_of(str(tmp_path / "bee" / "x" / "1.png"), str(tmp_path), classes) == 1
+    assert predict.label_of(str(tmp_path / "cat" / "1.png"), str(tmp_path), classes) is None
+    figure = predict.draw_confusion(torch.tensor([[3, 1], [0, 2]]), classes)
+    texts = {(text.get_position(), text.get_text()) for text in figure.axes[0].texts}
+    assert texts == {((0, 0), "3"), ((1, 0), "1"), ((1, 1), "2")}  # x: predicted
+
+
+def test_pictures_are_opened_as_a_viewer_shows_them(tmp_path):
+    path = tmp_path / "picture.png"
+
+    def opened(picture, **options):
+        picture.save(path, **options)
+        return pictures_module.open_picture(path)
+
+    deep = np.arange(6, dtype=np.uint16).reshape(2, 3) * 10000
+    found = opened(Image.fromarray(deep))
+    assert found.mode == "L" and np.array_equal(np.asarray(found), deep // 256)
+    clear = np.array([[[200, 0, 0, 255], [9, 9, 9, 0], [0, 0, 0, 128]]], np.uint8)
+    found = opened(Image.fromarray(clear))
+    assert found.mode == "RGB" and np.allclose(
+        np.asarray(found)[0], [[200, 0, 0], [255] * 3, [127] * 3], atol=1)
+    grey = opened(Image.fromarray(clear[..., [0, 3]], "LA"))
+    assert grey.mode == "L" and np.asarray(grey)[0].tolist()[:2] == [200, 255]
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putdata([0, 1])
+    found = opened(palette, transparency=1)
+    assert np.asarray(found.convert("RGB"))[0].tolist() == [[10, 20, 30], [255, 255, 255]]
+    assert np.asarray(opened(palette).convert("RGB"))[0].tolist() == [[10, 20, 30], [40, 50, 60]]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    wide = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
+    assert np.array_equal(np.asarray(opened(wide, exif=exif)),
+                          np.rot90(np.asarray(wide), -1))
+
+
+def test_what_are_no_weights_is_refused(finished, tmp_path, monkeypatch, capsys):
+    path, image = tmp_path / "weights.pt", tmp_path / "image.png"
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(image)
+    whole = torch.load(finished / "d" / "weights.pt", weights_only=True)
+    first = next(iter(whole["network"]))
+    crafted = [sealed(leaves(whole, place)) for place in (
+        *[((key,), value) for key in classifier.WEIGHTS for value in (None, "x", 3j, ...)],
+        (("network", first), torch.zeros(2)), (("network", first), ...), (("network", first), "x"),
+        (("network", first), whole["network"][first] * math.nan), (("network", "more"), first),
+        (("network", 3), torch.zeros(2)), (("network",), {}),
+        (("network", first), whole["network"][first].double()), (("classes",), []),
+        (("classes",), ["a"] * 11), (("mean",), torch.zeros(2)), (("std",), torch.zeros(1)),
+        (("mean",), torch.tensor(1.0)), (("shape",), [1, 8, 9]), (("shape",), [2, 8, 8]),
+        (("shape",), [1, 8, 8.0]), (("accuracy",), math.nan), (("settings",), {}),
+        (("settings", "init_channels"), 10**6), (("settings", "arch"), "FairDARTS_z"),
+        (("version",), 2), (("script",), "train_search"))]
+    crafted += [b"", b"no weights", sealed(b"no weights"), sealed([whole]),
+                (finished / "d" / "weights.pt").read_bytes()[:-1],
+                (finished / "a" / "checkpoint.pt").read_bytes(),
+                (finished / "d" / "checkpoint.pt").read_bytes()]
+    for bytes_of_file in crafted:
+        path.write_bytes(bytes_of_file)
+        assert str(path) in refused(capsys, monkeypatch, predict, path, image, "--device", "cpu")
+
+    class Malice:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "run by the file"),)
+
+    path.write_bytes(sealed({**whole, "classes": Malice()}))
+    assert str(path) in refused(capsys, monkeypatch, predict, path, image)
+    assert not (tmp_path / "run by the file").exists()
+    for missing in tmp_path / "nothing", finished / "a":
+        assert "weights.pt" in refused(capsys, monkeypatch, predict, missing, image)
+
+
+@pytest.mark.parametrize("arch", ["FairDARTS_a", "FairNAS_A"])
+def test_exported_networks_agree(arch, finished, tmp_path, monkeypatch, capsys):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    folder = tmp_path / "d"
+    if arch == "FairDARTS_a":
+        shutil.copytree(finished / "d", folder)
+    else:
+        assert call(train_eval, monkeypatch, "--dataset", "digits", "--arch", arch, "--epochs", 1,
+                    "--batch_size", 600, "--runs", tmp_path, "--name", "d") == 0
+    assert call(train_eval, monkeypatch, "--export", folder) == 0
+    assert capsys.readouterr().out.count("uint8 pictures (batch, 1, 8, 8)") == 2
+    program = torch.export.load(folder / "model.pt2").module()
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    classifier = classifier.load(str(folder))
+    for count in (1, 2, 7, 30):
+        images = torch.randint(256, (count, 1, 8, 8)).to(torch.uint8)
+        with torch.no_grad():
+            expected = classifier(images)
+        [found] = session.run(["probabilities"], {"pictures": images.numpy()})
+        assert close(torch.from_numpy(found), expected, 1e-5)
+        assert close(program(images), expected, 1e-5)
+
+
+def test_what_was_not_exported_well_is_not_kept(finished, tmp_path, monkeypatch, capsys):
+    shutil.copytree(finished / "d", tmp_path / "d")
+    with monkeypatch.context() as patch:
+        patch.setattr(export.importlib.util, "find_spec", lambda name: None)
+        assert call(train_eval, patch, "--export", tmp_path / "d") == 0
+        out = capsys.readouterr().out
+        assert "no model.onnx: it takes onnx, onnxscript, onnxruntime; pip install" in out
+    (tmp_path / "d" / "model.pt2").unlink()
+    monkeypatch.setattr(export, "random_pictures", lambda *_: torch.zeros(2, 1, 8, 8))
+    whole = export.keep
+
+    def other(run, name, content, classifier, restored):
+        return whole(run, name, content, classifier, lambda images: restored(images) + 1e-4)
+
+    monkeypatch.setattr(export, "keep", other)
+    assert "differ by 1" in refused(capsys, monkeypatch, train_eval, "--export", tmp_path / "d")
+    assert not (tmp_path / "d" / "model.pt2").exists()
+    assert "--epochs does not go with --export" in refused(
+        capsys, monkeypatch, train_eval, "--export", tmp_path / "d", "--epochs", 3)
+
+
+def test_fine_tuning_starts_from_the_weights(trained, pictures, tmp_path, monkeypatch, capsys):
+    folder, *_ = trained
+    grey = tmp_path / "grey"
+    for path in pictures.rglob("*.png"):
+        place = grey / path.relative_to(pictures)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).convert("L").save(place)
+    start, begun = train_eval.start_from, []
+
+    def watched(path, network, run):
+        start(path, network, run)
+        begun.append(copy.deepcopy(network.state_dict()))
+
+    monkeypatch.setattr(train_eval, "start_from", watched)
+    tune = ["--init", folder, "--dataset", "folder", "--data", grey, "--runs", tmp_path,
+            "--epochs", "1"]
+    assert call(train_eval, monkeypatch, *tune, "--name", "a") == 0
+    assert "the head is new, for it was of 10 classes" in capsys.readouterr().out
+    weights = torch.load(folder / "weights.pt", weights_only=True)["network"]
+    heads = {name for name in weights if "classifier" in name}
+    assert len(heads) == 4  # with the auxiliary one
+    for name, value in begun[0].items():
+        assert torch.equal(value, weights[name]) == (name not in heads)
+    assert call(train_eval, monkeypatch, "--resume", tmp_path / "a", "--epochs", 2) == 0
+    assert len(begun) == 1  # goes on from its checkpoint
+    assert call(train_eval, monkeypatch, "--init", folder / "best.pt", "--dataset", "digits",
+                "--epochs", "1", "--runs", tmp_path, "--name", "b") == 0
+    assert all(torch.equal(value, weights[name]) for name, value in begun[1].items())
+
+    for more, message in ((["--layers", "4"], "--layers 4 contradicts --init"),
+                          (["--arch", "FairDARTS_b"], "contradicts --init"),
+                          (["--init", tmp_path], "there is no file")):
+        assert message in refused(capsys, monkeypatch, train_eval, *tune, "--name", "c", *more)
+    assert "of another network, for pictures (1, 8, 8)" in refused(
+        capsys, monkeypatch, train_eval, "--init", folder, "--dataset", "folder", "--data",
+        pictures, "--runs", tmp_path)  # of three channels
+
+
+def test_every_run_ends_with_a_report(finished):
+    training = (finished / "d" / "report.md").read_text()
+    last = float(table(finished / "d")[-1]["test_accuracy"])
+    config = json.loads((finished / "d" / "config.json").read_text())
+    for part in ("# d\n", "- command: `python train_eval.py --dataset digits", "- go on: `python "
+                 f"predict.py {finished}/d IMAGE`", f"torch {torch.__version__}", "- peak memory: ",
+                 f"{last:.2f}% in the last epoch; best {last:.2f}% in epoch 1", " M\n",
+                 f"threads: {config['threads']}", config["fingerprint"], "without the auxiliary"):
+        assert part in training, part
+    network = classifier.build(Namespace(**config["settings"]), 10, (1, 8, 8))
+    assert f"- parameters: {sum(w.numel() for w in network.parameters()):,}, " in training
+    search = (finished / "a" / "report.md").read_text()
+    assert f"--arch {finished}/a/genotype.json" in search and "- genotype: `Genotype(" in search
+    assert int(re.search(r"peak memory: (\d+) MiB", search)[1]) > 100
+
+
+def test_commit_of_the_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "HERE", str(tmp_path))
+    assert report.commit() is None
+    if shutil.which("git"):
+        git = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b"]
+        for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+            subprocess.run([*git, *command], check=True)
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+        assert len(report.commit()) >= 7 and head.startswith(report.commit())
