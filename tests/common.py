@@ -1,4 +1,4 @@
-"""TODO"""
+"""What several files of tests use: oracles, small networks and runs, scripts in child processes."""
 import copy
 import csv
 import hashlib
@@ -19,19 +19,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from PIL import Image
 
 import fair_darts
-import genotypes
 import model_search
 import train_eval
 import train_search
-from engine import flags, folders, loop
+from engine import flags, folders, loop, texts
 from genotypes import PRIMITIVES
-from speed import kernels
+from spaces import SPACES
+from speed import accelerate
 from study import cures, grids, reproduce, visualize
-from use import predict
+from use import export, predict
 
 
 def close(a, b, tolerance=1e-9):
@@ -57,22 +56,6 @@ def normal(x):
     """Batch norm without scale and shift."""
     mean = x.mean((0, 2, 3), keepdim=True)
     return (x - mean) / (((x - mean) ** 2).mean((0, 2, 3), keepdim=True) + 1e-5).sqrt()
-
-
-def results(network, images, labels, stock=False, recompute=False):
-    """Logits, gradients and buffers of two passes, the second from moved statistics; then the
-    logits in eval mode."""
-    network.recompute, found = recompute, []
-    with kernels.stock(stock):
-        for _ in range(2):
-            network.zero_grad()
-            logits = network.train()(images)
-            F.cross_entropy(logits, labels).backward()
-            found += [logits.detach()]
-            found += [w.grad.clone() for w in network.parameters() if w.grad is not None]
-            found += [buffer.double().clone() for buffer in network.buffers()]
-        found.append(network.eval()(images).detach())
-    return found
 
 
 class Zero(nn.Module):
@@ -133,14 +116,24 @@ SMALL_EVAL = ["--dataset", "digits", "--init_channels", "4", "--layers", "3",
               "--batch_size", "200", "--epochs", "2"]
 
 
+# What main calls of each, by the attribute of its module, which a test may replace
+ENTRIES = {"train_search": (train_search, "SCRIPT"), "train_eval": (train_eval, "SCRIPT"),
+           "visualize": (visualize, "visualize"), "reproduce": (reproduce, "reproduce"),
+           "predict": (predict, "predict_pictures"), "export": (export, "export_run")}
+
+
+def name_of(script):
+    return script.__name__.rpartition(".")[2]
+
+
 def call(script, monkeypatch, *arguments):
     """Run a script in this process; its exit code."""
-    monkeypatch.setattr(sys, "argv", [script.__name__ + ".py", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", [name_of(script) + ".py", *map(str, arguments)])
     monkeypatch.setattr("warnings.showwarning", None)  # put back afterwards
-    entry = {train_search: "search_or_resume", train_eval: "train_or_test", visualize: "visualize",
-             reproduce: "reproduce", predict: "predict_pictures"}[script]
+    threads = torch.get_num_threads()
     with pytest.raises(SystemExit) as stop:
-        flags.main(getattr(script, entry))
+        flags.main(getattr(*ENTRIES[name_of(script)]))
+    torch.set_num_threads(threads)
     return stop.value.code or 0
 
 
@@ -179,7 +172,7 @@ def recorded_run(folder, primitives=PRIMITIVES, nodes=4, epochs=3, gap=True, see
         writer.writerows(rows)
     genotype = fair_darts.discretize(*torch.from_numpy(gates[-1]), threshold, primitives=primitives)
     if all(genotype):
-        genotypes.save(genotype, str(folder / "genotype.json"))
+        folders.write_whole(str(folder / "genotype.json"), texts.to_json(genotype))
     return folder
 
 
@@ -281,7 +274,7 @@ def refused(capsys, monkeypatch, script, *arguments):
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if not line.startswith("note: ")]
     assert len(lines) == 1 and captured.err.endswith("\n"), captured.err[-2000:]
-    assert lines[0].startswith(f"{script.__name__}.py: error: ")
+    assert lines[0].startswith(f"{name_of(script)}.py: error: ")
     return lines[0]
 
 
@@ -298,9 +291,7 @@ def limited(script, arguments, files, memory, seconds, setup):
         resource.setrlimit(resource.RLIMIT_AS, (now + memory, now + memory))
         signal.alarm(seconds)
         sys.argv = [script + ".py", *map(str, arguments)]
-        entry = {"train_search": train_search.search_or_resume, "visualize": visualize.visualize,
-                 "train_eval": train_eval.train_or_test, "reproduce": reproduce.reproduce,
-                 "predict": predict.predict_pictures}[script]
+        entry = getattr(*ENTRIES[script])
         if setup is not None:
             entry = setup(entry)
         flags.main(entry)
@@ -383,6 +374,9 @@ def cured(space, fast_form, gate="sigmoid", **others):
                      fast_form, "gate": gate, "init_channels": 4, "layers": 3, "nodes": 3,
                      "width": 0.1, **others})
     torch.manual_seed(3)
-    network = train_search.build(s, [*"abcd"], (3, 16, 16)).double()
+    network = SPACES[space].supernet(s, 4, (3, 16, 16), cures.gate_of(s)).double()
+    cures.disturb(network, fair_darts.Architect(network), s)
+    if fast_form:
+        accelerate(network)
     cures.set_rates(network, s, 2)
     return s, network

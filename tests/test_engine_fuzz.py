@@ -8,7 +8,6 @@ import random
 import shutil
 
 import torch
-import torch.nn as nn
 from PIL import Image
 
 from study import many_runs

@@ -17,7 +17,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torch.nn as nn
 from PIL import Image
 
 import genotypes
@@ -28,6 +27,9 @@ from genotypes import PRIMITIVES, Edge, Genotype
 from spaces import s2
 from study import many_runs, reproduce, visualize
 from tests.common import (CLAIMS, TINY_EVAL, TINY_SEARCH, call, content, deep, ended, fork, leaves, new_run, recorded_run, refused, sealed)
+
+
+DIGITS = ["--dataset", "digits"]
 
 
 # ---- 1: links and pipes

@@ -10,7 +10,6 @@ import time
 
 import pytest
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 
 import fair_darts

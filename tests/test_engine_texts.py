@@ -3,7 +3,6 @@ import random
 import warnings
 
 import pytest
-import torch.nn as nn
 
 import fair_darts
 import genotypes

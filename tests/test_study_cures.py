@@ -9,7 +9,6 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 
 import fair_darts

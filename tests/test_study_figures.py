@@ -13,7 +13,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-import torch.nn as nn
 from scipy.stats import chisquare
 
 import fair_darts

@@ -11,7 +11,6 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
-import torch.nn as nn
 from PIL import Image
 
 import train_eval
