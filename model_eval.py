@@ -33,15 +33,15 @@ class Cell(nn.Module):
 
     def node(self, node, states, drop_path_prob, drop_path_on):
         """The sum of the edges that enter it: {state: (B, C, H', W')} -> (B, C, H, W)"""
-        terms = []
+        terms, drop = [], self.training and drop_path_prob > 0
         for edge, op in zip(self.edges, self.operations):
             if edge.node == node:
                 y = op(states[edge.source])
-                if drop_path_prob and drop_path_on == "edge" and not isinstance(op, nn.Identity):
+                if drop and drop_path_on == "edge" and not isinstance(op, nn.Identity):
                     y = drop_path(y, drop_path_prob)
                 terms.append(y)
         total = sum(terms[1:], terms[0])
-        if drop_path_prob and drop_path_on == "node":
+        if drop and drop_path_on == "node":
             total = drop_path(total, drop_path_prob)
         return total
 
@@ -103,9 +103,8 @@ class CellNetwork(nn.Module):
         states, auxiliary_logits = [self.stem_0(images)] * 2, None
         if self.stem_1 is not None:
             states[1] = self.stem_1(states[0])
-        drop_path_prob = self.drop_path_prob if self.training else 0.0
         for layer, cell in enumerate(self.cells):
-            states = [states[1], cell(*states, drop_path_prob, self.drop_path_on)]
+            states = [states[1], cell(*states, self.drop_path_prob, self.drop_path_on)]
             if layer == self.auxiliary_layer and self.auxiliary is not None and self.training:
                 auxiliary_logits = self.auxiliary(states[1])
         return self.classifier(states[1].mean((2, 3))), auxiliary_logits

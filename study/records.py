@@ -47,8 +47,10 @@ def read(folder):
 
 
 def read_search(run):
-    settings, path = run.config["settings"], run.path("genotype.json")
+    settings, path = dict(run.config["settings"]), run.path("genotype.json")
     for name, kind in READ.items():
+        if kind is float and type(settings[name]) is int:
+            settings[name] = float(settings[name])
         if type(settings[name]) is not kind:
             raise ValueError(f"config.json: {name} is {settings[name]!r}")
     if settings["gate"] not in ("sigmoid", "softmax") or settings["zero_one_loss"] not in PENALTIES:

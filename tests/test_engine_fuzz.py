@@ -1,4 +1,4 @@
-"""TODO"""
+"""Files of runs, damaged at random: every script ends in peace or with one line."""
 import copy
 import io
 import json

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The loop of a run: killed, stopped, out of disk, damaged, resumed bit for bit; its data."""
 import errno
 import hashlib
 import io
@@ -16,10 +16,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import genotypes
 import train_eval
 import train_search
-from engine import data, flags, loop
+from engine import data, flags, folders, loop
 from tests.common import (LONG, Launched, Malicious, SMALL_EVAL, SMALL_SEARCH, call, new_run, same,
                           side_by_side, table)
 
@@ -69,7 +68,7 @@ def test_one_run_has_one_writer(tmp_path, monkeypatch, capsys):
     process.kill()
     process.wait()
     # a third may
-    monkeypatch.setattr(train_search, "search", lambda run, s, dataset: len(run.rows))
+    monkeypatch.setattr(train_search.SCRIPT, "work", lambda run, s, dataset: len(run.rows))
     assert call(train_search, monkeypatch, "--resume", folder) >= 1
     assert capsys.readouterr().err == ""
 
@@ -105,7 +104,7 @@ def test_signals_wait_for_the_end_of_a_step_or_a_batch(tmp_path, capsys):
             for step in run.steps(3):
                 os.kill(os.getpid(), signal.SIGTERM)  # one or two: the step is done
                 os.kill(os.getpid(), signal.SIGTERM)
-                run.add(loss=torch.tensor(2.0 + step))
+                run.add(torch.tensor(1.0), loss=torch.tensor(2.0 + step))
                 done.append(step)
     assert done == [0] and "stopped in epoch 1 after step 1 of 3" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="130"), loop.Run.open(run.folder, "train_search") as run:
@@ -113,7 +112,7 @@ def test_signals_wait_for_the_end_of_a_step_or_a_batch(tmp_path, capsys):
         run.track()
         for _ in run.epochs():
             for step in run.steps(3):
-                run.add(loss=torch.tensor(2.0 + step))
+                run.add(torch.tensor(1.0), loss=torch.tensor(2.0 + step))
             assert run.means() == {"loss": 3.0}  # what the first process did is counted
             for batch in run.watched(range(5)):
                 os.kill(os.getpid(), signal.SIGINT)
@@ -161,10 +160,10 @@ def test_failed_write_leaves_the_former_checkpoint(stage, tmp_path, monkeypatch,
                 def fail(*arguments):
                     raise full
                 if stage == "open":
-                    patch.setattr(genotypes, "open", fail, raising=False)
+                    patch.setattr(folders, "open", fail, raising=False)
                 elif stage == "write":
                     patch.setattr(
-                        genotypes, "open",
+                        folders, "open",
                         lambda path, mode="r": FullDisk(path, "x") if "x" in mode else open(path),
                         raising=False)
                 elif stage == "fsync":
@@ -227,8 +226,8 @@ def test_what_is_not_finite_is_never_saved(tmp_path, monkeypatch, capsys):
 def test_bad_checkpoints_are_refused(tmp_path, monkeypatch, capsys):
     assert call(train_search, monkeypatch, *SMALL_SEARCH, "--threshold", 0, "--runs", tmp_path,
                 "--name", "a") == 0
-    assert call(train_eval, monkeypatch, *SMALL_EVAL, *EVAL, "--epochs", 1, "--runs", tmp_path,
-                "--name", "b") == 0
+    assert call(train_eval, monkeypatch, *SMALL_EVAL, "--arch", "FairDARTS_a", "--epochs", 1,
+                "--runs", tmp_path, "--name", "b") == 0
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "a" / "checkpoint.pt"
     whole = path.read_bytes()
@@ -258,7 +257,7 @@ def test_bad_checkpoints_are_refused(tmp_path, monkeypatch, capsys):
             (sealed(saved({key: value for key, value in state.items() if key != "adam"})),
              "it lacks 'adam'"),
             (sealed(saved({**state, "version": 0})),
-             "it is of train_search.py, version 0, not of train_search.py, version 3"),
+             "it is of train_search.py, version 0, not of train_search.py, version 4"),
             (sealed(saved({**state, "network": {}})), "does not fit its settings"),
             (sealed(saved({**state, "sgd": {"state": {}, "param_groups": []}})),
              "does not fit its settings"),

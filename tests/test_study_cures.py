@@ -1,4 +1,4 @@
-"""TODO"""
+"""Resting gates, the gap and its parts, cures of collapse, and the curvature."""
 import copy
 import math
 import os
@@ -14,11 +14,11 @@ import torch.nn.functional as F
 import fair_darts
 import model_search
 import train_search
-from engine import loop, texts
+from engine import batches, loop, texts
 from genotypes import PRIMITIVES
 from spaces import s1, s2
-from speed import kernels
-from study import cures, gap, many_runs, resting, visualize
+from study import cures, curvature, gap, many_runs, records, resting
+from study.watch import Watch
 from tests.common import (GATES_A_REDUCE, SMALL_SEARCH, TINY_SEARCH, call, close, cured, refused,
                           table)
 
@@ -65,7 +65,7 @@ def test_published_gates_come_to_rest_as_computed():
 
 
 @pytest.mark.parametrize("more, message", [
-    (["--w01", 0.2], "come to rest at 0.500 and 0.500, short of --threshold 0.85; --w01 1.36"),
+    (["--w01", 0.2], "settle at 0.500 and 0.500, short of --threshold 0.85; --w01 1.36"),
     (["--w01", 1], "short of"), (["--w01", 2], None), (["--threshold", 1], "lower --threshold"),
     (["--w01", 0, "--threshold", 0], None), (["--w01", 0, "--gate", "softmax"], None)])
 def test_a_search_that_cannot_reach_its_threshold_says_so(more, message, tmp_path, monkeypatch,
@@ -74,27 +74,42 @@ def test_a_search_that_cannot_reach_its_threshold_says_so(more, message, tmp_pat
     monkeypatch.setattr(train_search, "derive", lambda *_: 0)
     call(train_search, monkeypatch, *SMALL_SEARCH, *more, "--runs", tmp_path)
     out = capsys.readouterr().out
-    assert (message in out) if message else "come to rest" not in out
+    assert (message in out) if message else "settle at" not in out
 
 
 def test_encoding_gap():
     dice = torch.Generator().manual_seed(0)
+    first = {kind: fair_darts.gates(torch.zeros(28, 7).double(), kind)
+             for kind in ("sigmoid", "softmax")}
     g = torch.rand(28, 7, generator=dice, dtype=torch.float64)
     literal = sum(min(z, 1 - z) for z in g.flatten().tolist()) / 196
-    assert gap.encoding_gap(g).item() == pytest.approx(literal / 0.5)
+    assert gap.encoding_gap(g, first["sigmoid"]).item() == pytest.approx(literal / 0.5)
     assert literal == pytest.approx(0.5 + fair_darts.zero_one_loss_l1(g).item())
     w = torch.softmax(torch.randn(28, 7, generator=dice, dtype=torch.float64), 1)
     literal = sum((1 - max(row)) + sum(row) - max(row) for row in w.tolist()) / 196
-    assert gap.encoding_gap(w, "softmax").item() == pytest.approx(
+    assert gap.encoding_gap(w, first["softmax"], "softmax").item() == pytest.approx(
         literal / (2 / 7 * (1 - 1 / 7)))
-    for kind in ("sigmoid", "softmax"):
-        start = fair_darts.gates(torch.zeros(28, 7), kind)
-        assert gap.encoding_gap(start, kind) == 1
-        assert gap.encoding_gap(gap.rounded(start, kind), kind) == 0
-        network = s2.SupernetS2(10, 3, kind, 0.1, 8)  # some choices are not there
-        [chain] = network.compute_gates()
-        assert gap.encoding_gap(chain, kind, network.present).item() == pytest.approx(
-            1, abs=0.01)
+    for kind, start in first.items():
+        assert gap.encoding_gap(start, start, kind) == 1
+        assert gap.encoding_gap(gap.rounded(start, kind), start, kind) == 0
+        for space in "s1", "s2":  # some choices of a chain are not there
+            s, network = cured(space, False, kind, nodes=4)
+            assert gap.count_gates(network, s)["rho"] == pytest.approx(1, abs=0.01)
+            with torch.no_grad():
+                for alphas in network.alphas:
+                    alphas.normal_(generator=dice)
+            present = getattr(network, "present", torch.ones(28, 7, dtype=torch.bool))
+            distance = first_distance = 0
+            for row, there in zip(torch.cat(network.compute_gates()).tolist(), present.tolist()):
+                row = [z for z, is_there in zip(row, there) if is_there]
+                if kind == "sigmoid":
+                    distance += sum(min(z, 1 - z) for z in row)
+                    first_distance += 0.5 * len(row)
+                else:
+                    distance += (1 - max(row)) + sum(row) - max(row)
+                    first_distance += 2 * (1 - 1 / len(row))
+            assert gap.count_gates(network, s)["rho"] == pytest.approx(
+                distance / first_distance)
 
 
 def test_parts_of_the_gap_sum_up_to_it():
@@ -110,7 +125,7 @@ def test_parts_of_the_gap_sum_up_to_it():
 
 def test_kept_edges():
     gates = torch.rand(14, 7, generator=torch.Generator().manual_seed(3))
-    kept = s1.kept_edges(gates)
+    kept = s1.kept_edges(gates, 2, PRIMITIVES)
     pairs = [(node, source) for node in range(2, 6) for source in range(node)]
     wanted = {(edge.node, edge.source) for edge, _ in fair_darts.strongest(gates)}
     assert [pair for pair, k in zip(pairs, kept.flatten().tolist()) if k] == sorted(wanted)
@@ -120,7 +135,7 @@ def test_kept_edges():
 # ---------------------------------------------------------------- other cures
 
 def test_skips_are_disturbed_as_they_should_be():
-    skip, x = cures.Skip(), torch.full((20, 10, 20, 20), 2.0)
+    skip, x = cures.DisturbedSkip(), torch.full((20, 10, 20, 20), 2.0)
     skip.seed = 5
     assert torch.equal(skip(x), x)  # off
     skip.noise = 0.5
@@ -139,7 +154,7 @@ def test_skips_are_disturbed_as_they_should_be():
 
 
 def test_schedules_of_the_cures():
-    skip = cures.Skip()
+    skip = cures.DisturbedSkip()
     network = Namespace(skips=[skip])
     s = Namespace(skip_dropout=0.6, skip_noise=2.0, noise_epochs=0, epochs=12)
     for epochs in (0, 4):
@@ -165,9 +180,8 @@ def test_cures_are_the_same_in_both_forms(space, gate, shared):
     for fast_form in (True, False):
         _, network = cured(space, fast_form, gate, shared_softmax=shared)
         torch.manual_seed(9)
-        with kernels.stock(not fast_form):
-            network(images)
-            logits = network(images)  # disturbed otherwise than before
+        network(images)
+        logits = network(images)  # disturbed otherwise than before
         F.cross_entropy(logits, labels).backward()
         found.append([logits, *(b for b in network.buffers() if b.is_floating_point()),
                       *(w.grad for w in network.parameters() if w.grad is not None)])
@@ -178,7 +192,7 @@ def test_cures_are_the_same_in_both_forms(space, gate, shared):
 
 def test_only_skips_of_stride_1_are_disturbed():
     _, network = cured("s1", True)
-    found = {name for name, module in network.named_modules() if isinstance(module, cures.Skip)}
+    found = {name for name, module in network.named_modules() if isinstance(module, cures.DisturbedSkip)}
     column = PRIMITIVES.index("skip_connect")
     rows = range(9)  # of 3 nodes
     assert found == {
@@ -188,23 +202,23 @@ def test_only_skips_of_stride_1_are_disturbed():
     assert len(chain.skips) == sum(s2.SAME_SHAPE)
     for net in network, chain:
         x = torch.randn(4, 3, 16, 16).double()
-        with torch.no_grad(), kernels.frozen_statistics(net):
+        with torch.no_grad(), gap.frozen_statistics(net):
             state = torch.get_rng_state()
             assert not torch.equal(net(x), net(x))
             with cures.undisturbed(net):
                 torch.set_rng_state(state)
                 assert torch.equal(net(x), net(x))
                 assert torch.equal(torch.get_rng_state(), state)  # nothing is drawn
-            with cures.same_draws(net):
-                assert torch.equal(net(x), net(x))
+            one, other = cures.step_of_same_draws(net, lambda x: (net(x), net(x)), x)
+            assert torch.equal(one, other)
             assert torch.equal(net.eval()(x), net(x))
 
 
 def test_unrolled_steps_compare_passes_that_are_disturbed_alike(tmp_path, monkeypatch):
     seeds, steps = [], []
-    draw, step = cures.draw_seeds, fair_darts.Architect.step_unrolled
+    draw, step = cures.draw_seeds, fair_darts.Architect.step
 
-    def watched_draw(network, inputs):
+    def watched_draw(network, inputs=None):
         draw(network, inputs)
         if inputs is not None:  # before a pass
             seeds.append(tuple(skip.seed for skip in network.skips))
@@ -216,7 +230,7 @@ def test_unrolled_steps_compare_passes_that_are_disturbed_alike(tmp_path, monkey
         return found
 
     monkeypatch.setattr(cures, "draw_seeds", watched_draw)
-    monkeypatch.setattr(fair_darts.Architect, "step_unrolled", watched_step)
+    monkeypatch.setattr(fair_darts.Architect, "step", watched_step)
     assert call(train_search, monkeypatch, *TINY_SEARCH, "--unrolled", "--skip_noise", "1",
                 "--runs", tmp_path) == 0
     assert len(steps) == 2 and all(len(found) == 4 and len(set(found)) == 1 for found in steps)
@@ -225,9 +239,11 @@ def test_unrolled_steps_compare_passes_that_are_disturbed_alike(tmp_path, monkey
 
 def test_shared_softmax_competes_among_its_own():
     alphas = torch.randn(5, 7, dtype=torch.float64)
-    mask = fair_darts.mask_of(["avg_pool_3x3", "skip_connect", "sep_conv_5x5"], PRIMITIVES)
+    names = "avg_pool_3x3,skip_connect,sep_conv_5x5"
+    s = settings_of_cures(shared_softmax=names, init_channels=2, layers=3, nodes=2)
+    mask = cures.shared_mask(s)
     assert mask.tolist() == [False, True, True, False, True, False, False]
-    found = fair_darts.gates(alphas, shared=mask)
+    found = cures.gate_of(s)(alphas)
     rounded = gap.rounded(found, shared=mask)
     for row, values in enumerate(alphas.tolist()):
         total = sum(math.exp(values[i]) for i in (1, 2, 4))
@@ -236,9 +252,9 @@ def test_shared_softmax_competes_among_its_own():
             expected = math.exp(value) / total if mask[i] else 1 / (1 + math.exp(-value))
             assert found[row, i].item() == pytest.approx(expected, rel=1e-12)
             assert rounded[row, i] == (i == best if mask[i] else value >= 0)
-    start = fair_darts.gates(0 * alphas, shared=mask)
-    assert gap.encoding_gap(start, shared=mask) == pytest.approx(1)
-    assert gap.encoding_gap(rounded, shared=mask) == 0
+    network = s1.supernet(s, 4, (3, 8, 8), cures.gate_of(s))
+    assert gap.count_gates(network, s)["rho"] == pytest.approx(1)
+    assert gap.encoding_gap(rounded, cures.gate_of(s)(0 * alphas), shared=mask) == 0
 
 
 def settings_of_cures(**others):
@@ -318,51 +334,67 @@ def test_derived_cells_keep_few_skips():
     assert sum("skip_connect" in names for names in found.layers) == 2
 
 
-def test_curvature_is_that_of_the_whole_hessian():
+def watch_of(s, network):
+    """A Watch of a supernet that `cured` has made."""
+    return Watch(Namespace(config=dict(classes=[*"abcd"], shape=[3, 16, 16])), s, network)
+
+
+@pytest.fixture
+def in_double():
+    """Networks are built in float64."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_curvature_is_that_of_the_whole_hessian(in_double):
     s, network = cured("s1", True, nodes=2)
     for alpha in network.alphas:
-        alpha.data += torch.randn(alpha.shape, generator=torch.Generator().manual_seed(1)).double()
-    images, labels = torch.randn(4, 3, 8, 8).double(), torch.arange(4)
+        alpha.data += torch.randn(alpha.shape, generator=torch.Generator().manual_seed(1))
+    images, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
     before = copy.deepcopy(network.state_dict())
+    classes = [type(module) for module in network.modules()]
     state = torch.get_rng_state()
-    found = cures.hessian_eigenvalue(network, images, labels, 1e-9)
-    assert torch.equal(torch.get_rng_state(), state) and network.training and network.fast
+    plain = watch_of(s, network).plain()
+    found = curvature.hessian_eigenvalue(plain, images, labels, 1e-9)
+    assert torch.equal(torch.get_rng_state(), state) and network.training
+    assert [type(module) for module in network.modules()] == classes
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    assert all(w.requires_grad and w.grad is None for w in network.parameters())
+    for net in network, plain:
+        assert all(w.requires_grad and w.grad is None for w in net.parameters())
 
-    network.fast, alphas = False, list(network.alphas)
-    with kernels.stock(), kernels.frozen_statistics(network), cures.undisturbed(network):
-        loss = F.cross_entropy(network(images), labels)
-        slopes = torch.autograd.grad(loss, alphas, create_graph=True)
-        rows = [torch.autograd.grad(slope, alphas, retain_graph=True)
-                for slope in torch.cat([slope.flatten() for slope in slopes])]
+    alphas = list(plain.alphas)
+    assert all(torch.equal(a, b) for a, b in zip(alphas, network.alphas, strict=True))
+    loss = F.cross_entropy(plain(images), labels)
+    with gap.frozen_statistics(network), cures.undisturbed(network):
+        assert close(loss, F.cross_entropy(network(images), labels))
+    slopes = torch.autograd.grad(loss, alphas, create_graph=True)
+    rows = [torch.autograd.grad(slope, alphas, retain_graph=True)
+            for slope in torch.cat([slope.flatten() for slope in slopes])]
     hessian = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
     assert close(hessian, hessian.T, 1e-8)
     assert found == pytest.approx(torch.linalg.eigvalsh(hessian)[-1].item(), rel=1e-6)
 
 
-def test_curvature_of_a_chain():
-    _, network = cured("s2", True)
-    images = torch.randn(2, 3, 8, 8).double()
-    assert cures.hessian_eigenvalue(network, images, torch.arange(2), 0.1) > 0
-    assert network.fast and network.training
+def test_curvature_of_a_chain(in_double):
+    s, network = cured("s2", True)
+    images = torch.randn(2, 3, 8, 8)
+    plain = watch_of(s, network).plain()
+    assert curvature.hessian_eigenvalue(plain, images, torch.arange(2), 0.1) > 0
+    assert network.training
 
 
-def test_lanczos_finds_the_largest_eigenvalue():
+def test_the_largest_eigenvalue_is_found():
     for seed in range(5):
         g = torch.Generator().manual_seed(seed)
         a = torch.randn(40, 40, dtype=torch.float64, generator=g)
-        a, calls = a + a.T - 3 * torch.eye(40) * seed, []
-
-        def product(vector):
-            calls.append(1)
-            return a @ vector
-
+        a = a + a.T - 3 * torch.eye(40) * seed
         exact = torch.linalg.eigvalsh(a)[-1].item()
-        assert cures.largest_eigenvalue(product, a[0], 1e-10) == pytest.approx(exact, rel=1e-9)
-        assert cures.largest_eigenvalue(product, a[0], 1e-3) == pytest.approx(exact, rel=1e-3)
-    assert cures.largest_eigenvalue(lambda v: 0 * v, a[0], 1e-3) == 0
-    assert cures.largest_eigenvalue(lambda v: 2 * v, a[0], 1e-3) == pytest.approx(2)
+        for tolerance, within in ((1e-10, 1e-9), (1e-3, 1e-3)):
+            found = curvature.largest_eigenvalue(lambda v: a.numpy() @ v, 40, tolerance)
+            assert found == pytest.approx(exact, rel=within)
+    assert curvature.largest_eigenvalue(lambda v: 0 * v, 40, 1e-3) == 0
+    assert curvature.largest_eigenvalue(lambda v: 2 * v, 40, 1e-3) == pytest.approx(2)
 
 
 ALL_CURES = ["--skip_dropout", "0.3", "--skip_noise", "1", "--keep_skips", "1", "--single_level",
@@ -404,7 +436,7 @@ def test_a_search_that_ended_early_is_finished(tmp_path, monkeypatch, capsys):
     rows = table(tmp_path / "a")
     assert len(rows) < 9 and float(rows[-1]["skips_normal"]) >= 1
     assert "--max_skips 1; the genotype is of epoch" in out
-    record = visualize.read(str(tmp_path / "a"))
+    record = records.read(str(tmp_path / "a"))
     assert record.epoch == max(1, len(rows) - 1)
     gates = [torch.from_numpy(record.gates[part][record.epoch - 1]) for part in record.gates]
     assert record.genotype == fair_darts.discretize(*gates, 0, primitives=record.primitives)
@@ -413,9 +445,9 @@ def test_a_search_that_ended_early_is_finished(tmp_path, monkeypatch, capsys):
     assert len(table(tmp_path / "a")) == len(rows)
     found = texts.load(str(tmp_path / "a" / "genotype.json"))
     assert {edge.op for edge in found.normal} == {"sep_conv_3x3"}
-    record = visualize.read(str(tmp_path / "a"))  # skips that are best on their edges, and not kept
-    assert "k" in set(visualize.reasons(record, "normal")[:, 0])
-    assert not set("kp") & set(visualize.reasons(record, "reduce").flat)
+    record = records.read(str(tmp_path / "a"))  # skips that are best on their edges, and not kept
+    assert "k" in set(records.reasons(record, "normal")[:, 0])
+    assert not set("kp") & set(records.reasons(record, "reduce").flat)
 
 
 def test_two_layers_have_no_normal_cell(tmp_path, monkeypatch, capsys):
@@ -442,8 +474,8 @@ def test_cures_that_do_not_go_together_are_refused(tmp_path, monkeypatch, capsys
             (["--shared_softmax", "skip_connect,mb3_k3"], "two or more of max_pool"),
             (["--shared_softmax", "skip_connect,sep_conv_3x3", "--gate", "softmax"], "sigmoid"),
             (["--shared_softmax", "skip_connect,sep"], "unknown 'sep'"),
-            (["--max_curvature_ratio", "1.3"], "takes --curvature_every"),
-            (["--max_curvature_ratio", "1.3", "--curvature_every", "3"], "takes 9 measurements"),
+            (["--max_curvature_ratio", "1.3"], "requires --curvature_every"),
+            (["--max_curvature_ratio", "1.3", "--curvature_every", "3"], "requires 9 measurements"),
             (["--skip_dropout", "1"], "--skip_dropout")):
         assert message in refused(capsys, monkeypatch, train_search, "--dataset", "digits",
                                   "--runs", tmp_path / "runs", *flags_given)
@@ -451,10 +483,10 @@ def test_cures_that_do_not_go_together_are_refused(tmp_path, monkeypatch, capsys
 
 
 def test_single_level_uses_one_batch_for_both(tmp_path, monkeypatch):
-    batches, step = [], fair_darts.Architect.step
+    stepped, step = [], fair_darts.Architect.step
 
     def watched(self, images, labels):
-        batches.append(images)
+        stepped.append(images)
         return step(self, images, labels)
 
     taken, draw = [], batches.Batches.next
@@ -466,4 +498,4 @@ def test_single_level_uses_one_batch_for_both(tmp_path, monkeypatch):
     monkeypatch.setattr(fair_darts.Architect, "step", watched)
     monkeypatch.setattr(batches.Batches, "next", watched_next)
     assert call(train_search, monkeypatch, *TINY_SEARCH, "--single_level", "--runs", tmp_path) == 0
-    assert len(taken) == len(batches) and all(a[0] is b for a, b in zip(taken, batches))
+    assert len(taken) == len(stepped) and all(a[0] is b for a, b in zip(taken, stepped))

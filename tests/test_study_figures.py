@@ -1,4 +1,4 @@
-"""TODO"""
+"""The figures, what claims measure and judge, grids of runs and their pages."""
 import itertools
 import json
 import math
@@ -22,7 +22,7 @@ from engine import flags, loop, recipes, texts
 from genotypes import PRIMITIVES, Edge, Genotype
 from spaces import s1
 from study import (claims, cures, draw_cells, grids, interval, many_runs, random_genotypes,
-                   reproduce, resting, visualize)
+                   records, reproduce, resting, visualize)
 from tests.common import (CLAIMS, FIGURES, Malicious, SMALL_EVAL, SMALL_SEARCH, assert_picture,
                           call, ended, fork, recorded_run, refused, table)
 
@@ -47,23 +47,22 @@ def test_figures_of_several_runs_and_of_architectures(tmp_path, monkeypatch, cap
     assert call(visualize, monkeypatch, *folders) == 0
     for name in ("dominant", "heatmap", "gap"):
         assert_picture(tmp_path / "all" / "comparison" / f"{name}.png")
-    records = [visualize.read(str(folder)) for folder in folders]
-    assert [visualize.setting(record) for record in records] == [
+    found = [records.read(str(folder)) for folder in folders]
+    assert [records.setting(record) for record in found] == [
         "sigmoid, w01 10, l2", "sigmoid, w01 10, l1", "softmax", "softmax"]
-    assert visualize.names_of(records) == [visualize.setting(record) for record in records]
-    for axes in visualize.compare_gap(records).axes:  # rounding, selection
+    assert records.names_of(found) == [records.setting(record) for record in found]
+    for axes in visualize.compare_gap(found).axes:  # rounding, selection
         assert len(axes.lines) == len(axes.collections) == 3 and axes.get_ylim()[0] <= 0
-    for axes in visualize.compare_dominant(records).axes:  # the mean of runs of one setting
+    for axes in visualize.compare_dominant(found).axes:  # the mean of runs of one setting
         skip = PRIMITIVES.index("skip_connect")
         part = "normal" if "normal" in axes.get_title() else "reduce"
-        counts = [visualize.dominant_counts(record.gates[part], PRIMITIVES)[:, skip]
-                  for record in records[2:]]
+        counts = [records.dominant_counts(record, part)[:, skip] for record in found[2:]]
         assert np.array_equal(axes.lines[2].get_ydata(), np.mean(counts, 0))
         assert axes.get_ylim()[0] == 0
     other = [record._replace(settings={**record.settings, **more}) for record, more in zip(
-        records[2:], ({"learning_rate": 0.1}, {"learning_rate": 0.2, "seed": 5}))]
-    assert visualize.names_of(other) == ["softmax, learning_rate 0.1", "softmax, learning_rate 0.2"]
-    assert visualize.names_of(records[2:]) == ["2", "3"]  # alike: by their folders
+        found[2:], ({"learning_rate": 0.1}, {"learning_rate": 0.2, "seed": 5}))]
+    assert records.names_of(other) == ["softmax, learning_rate 0.1", "softmax, learning_rate 0.2"]
+    assert records.names_of(found[2:]) == ["2", "3"]  # alike: by their folders
     for name in ("FairDARTS_a", "FairNAS_A", folders[0] / "genotype.json"):
         assert call(visualize, monkeypatch, name, "--output", tmp_path / "cells") == 0
     for name in ("FairDARTS_a_normal", "FairDARTS_a_reduce", "FairNAS_A_chain", "cell_normal",
@@ -76,8 +75,8 @@ def test_figures_of_several_runs_and_of_architectures(tmp_path, monkeypatch, cap
     for what, message in (
             (["FairDARTS_x"], "did you mean"),
             ([tmp_path / "empty"], "not the folder of a run"),
-            ([folders[0]], "not what a search writes"),
-            ([folders[1], folders[2]], "not what a search writes"),
+            ([folders[0]], "cannot be read as a search"),
+            ([folders[1], folders[2]], "cannot be read as a search"),
             ([], "required")):
         assert call(visualize, monkeypatch, *what) == 2
         error = capsys.readouterr().err
@@ -91,37 +90,37 @@ def test_what_the_figures_show(tmp_path):
     gates[0, 0, :, skip] = 0.9
     gates[1, 0, :, sep] = 0.9
     gates[1, 0, -1, skip] = 0.95
-    record = visualize.read(str(recorded_run(tmp_path / "run", gates=gates, threshold=0.85)))
-    assert visualize.dominant_counts(gates[:, 0], PRIMITIVES).tolist() == [
+    record = records.read(str(recorded_run(tmp_path / "run", gates=gates, threshold=0.85)))
+    assert records.dominant_counts(record, "normal").tolist() == [
         [0, 0, 8, 0, 0, 0, 0], [0, 0, 1, 7, 0, 0, 0]]
     # the reduction cell has no edge
     assert (record.genotype is None
-            and not visualize.kept_gates(record, "normal").any())
-    histogram = visualize.gate_histogram(record, 10)
+            and not records.kept_gates(record, "normal").any())
+    histogram = records.gate_histogram(record, 10)
     assert (histogram.shape == (10, 2)
             and histogram[:, 0].sum() == pytest.approx(1) == histogram[:, 1].sum())
     assert (histogram[9, 0] == pytest.approx(14 / 196)
             and histogram[9, 1] == pytest.approx(15 / 196))
     gates[1, 1, 0, sep] = 0.9
-    record = visualize.read(str(recorded_run(tmp_path / "other", gates=gates, threshold=0.85)))
-    kept = visualize.kept_gates(record, "normal")
+    record = records.read(str(recorded_run(tmp_path / "other", gates=gates, threshold=0.85)))
+    kept = records.kept_gates(record, "normal")
     assert (kept.sum() == 8 and kept[-1, skip] and kept[0, sep] and kept[1, sep]
             and not kept[-1, sep])
-    assert visualize.kept_gates(record, "reduce").nonzero() == (np.array([0]), np.array([sep]))
+    assert records.kept_gates(record, "reduce").nonzero() == (np.array([0]), np.array([sep]))
     # rounding makes 14 + 1 gates 1, of which the best edges of each node and operations are kept
-    marks = visualize.reasons(record, "normal")
-    best = s1.kept_edges(torch.from_numpy(gates[1, 0])).flatten().bool().tolist()
+    marks = records.reasons(record, "normal")
+    best = s1.kept_edges(torch.from_numpy(gates[1, 0]), 2, PRIMITIVES).flatten().bool().tolist()
     assert [marks[row, sep] for row in range(14)] == [
         "" if kept[row, sep] else "o" if row == 13 else "e" for row in range(14)]
     assert all((marks[row] == "e").any() != keep for row, keep in enumerate(best))
     low = record._replace(settings={**record.settings, "threshold": 0.99}, genotype=None)
-    assert set(visualize.reasons(low, "normal")[:, sep]) == {"e", "t", "o"}
+    assert set(records.reasons(low, "normal")[:, sep]) == {"e", "t", "o"}
     # a skip of the reduction cell that leaves a node which nothing enters
     gates = np.full((1, 2, 14, 2), 0.1, np.float32)
     gates[0, :, fair_darts.edge_row(3, 2), 0] = gates[0, :, fair_darts.edge_row(4, 0), 1] = 0.9
-    record = visualize.read(str(recorded_run(
+    record = records.read(str(recorded_run(
         tmp_path / "limited", ("skip_connect", "sep_conv_3x3"), gates=gates, keep_skips=0)))
-    assert set(visualize.reasons(record, "reduce")[:, 0]) == {"", "p"}
+    assert set(records.reasons(record, "reduce")[:, 0]) == {"", "p"}
     assert visualize.edge_names(5) == [(2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]
 
 
@@ -167,7 +166,7 @@ def path_of_gates(tmp_path, name, ends, epochs=10, **settings):
     line = np.linspace(0, 1, epochs)[:, None, None, None]
     gates = (0.5 + line * (np.array(ends) - 0.5)).astype(np.float32) * np.ones(
         (1, 2, 14, 1), np.float32)
-    return visualize.read(str(recorded_run(tmp_path / name, ("skip_connect", "sep_conv_3x3"),
+    return records.read(str(recorded_run(tmp_path / name, ("skip_connect", "sep_conv_3x3"),
                                            gates=gates, epochs=epochs, **settings)))
 
 
@@ -176,7 +175,7 @@ def result_of(tmp_path, normal, reduce=None, rows=(), trained=None, other=None, 
     gates = np.stack([normal, normal if reduce is None else reduce])[None].astype(np.float32)
     folder = recorded_run(tmp_path / secrets.token_hex(4), ("skip_connect", "sep_conv_3x3"),
                           gates=gates, **settings)
-    record = visualize.read(str(folder))
+    record = records.read(str(folder))
     record.rows[-1].update(rows)
     return claims.Result(record, trained, other)
 
@@ -311,7 +310,7 @@ def test_random_genotypes_are_uniform(count):
              if all(sum(node == j for node, _ in cell) <= 2 for j in range(2, 6))
              and all(source < 2 or any(node == source for node, _ in cell) for _, source in cell)]
     dice, primitives, draws = random.Random(count), ("a", "b", "c"), 20 * len(cells)
-    drawn = [texts._random_cell(count, primitives, dice) for _ in range(draws)]
+    drawn = [random_genotypes.random_cell(count, primitives, dice) for _ in range(draws)]
     kinds = Counter(tuple((edge.node, edge.source) for edge in cell) for cell in drawn)
     assert set(kinds) <= set(cells)
     assert chisquare([kinds[cell] for cell in cells]).pvalue > 1e-3

@@ -1,6 +1,6 @@
-"""TODO"""
+"""Ready for a GPU: nothing stays on the CPU, no step waits, the faster memory format is kept."""
 import copy
-import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,14 +13,12 @@ import fair_darts
 import genotypes
 import model_eval
 import model_search
-import train_search
-from engine import batches, devices, flags, folders, loop
+from engine import batches, devices, folders, loop
+from engine.flags import UserError
 from spaces import s2
-from speed import kernels
-from tests.common import (TINY_SEARCH, call, close, new_run)
+from speed import accelerate, fastest_format, formats
+from tests.common import new_run
 
-
-# ---------------------------------------------------------------- ready for a GPU
 
 class CountWaits(TorchDispatchMode):
     """Counts what makes the host wait for a GPU, or moves tensors to or from it."""
@@ -39,20 +37,20 @@ class CountWaits(TorchDispatchMode):
 
 
 def fake_batches(device, size=8, count=40):
-    return batches.Batches(torch.zeros(count, 3, size, size, dtype=torch.uint8, device=device),
-                        torch.zeros(count, dtype=torch.long, device=device),
-                        torch.zeros(3, device=device), torch.ones(3, device=device), 4, 1, True, 2,
-                        batches.generator(0))
+    return batches.Batches(
+        torch.zeros(count, 3, size, size, dtype=torch.uint8, device=device),
+        torch.zeros(count, dtype=torch.long, device=device), torch.zeros(3, device=device),
+        torch.ones(3, device=device), 4, 1, True, 2, batches.generator(0))
 
 
 NETWORKS = {
-    "s1": lambda: model_search.Network(4, 10, 3, 2), "s2": lambda: s2.SupernetS2(
-        10, width=0.1, image_size=8),
-    "plain": lambda: model_search.Network(4, 10, 3, 2, fast=False),
-    "softmax": lambda: model_search.Network(4, 10, 3, 2, gate="softmax"),
-    "cifar": lambda: model_eval.NetworkCIFAR(genotypes.FairDARTS_a, 4, 10, 3),
-    "imagenet": lambda: model_eval.NetworkImageNet(genotypes.FairDARTS_b, 4, 10, 3),
-    "chain": lambda: s2.NetworkS2(s2.FairNAS_A, 10, width=0.1, image_size=8)}
+    "s1": lambda: accelerate(model_search.Network(4, 10, 3, 2)),
+    "s2": lambda: accelerate(s2.SupernetS2(10, width=0.1, image_size=8)),
+    "plain": lambda: model_search.Network(4, 10, 3, 2),
+    "softmax": lambda: accelerate(model_search.Network(4, 10, 3, 2, gate="softmax")),
+    "cifar": lambda: accelerate(model_eval.NetworkCIFAR(genotypes.FairDARTS_a, 4, 10, 3)),
+    "imagenet": lambda: accelerate(model_eval.NetworkImageNet(genotypes.FairDARTS_b, 4, 10, 3)),
+    "chain": lambda: accelerate(s2.NetworkS2(s2.FairNAS_A, 10, width=0.1, image_size=8))}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -137,25 +135,3 @@ def test_the_faster_memory_format_is_taken(tmp_path, monkeypatch, capsys):
     run.config["memory_format"] = "x"
     with pytest.raises(flags.UserError, match="memory_format"):
         devices.prepare_network(run, network, torch.device("cuda"), (2, 3, 8, 8))
-
-
-@pytest.mark.parametrize("name", ["s1", "cifar", "chain"])
-def test_regions_compile(name, monkeypatch):
-    # pytest keeps every record, and Dynamo makes many when somebody listens
-    monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)
-    monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)
-    torch.manual_seed(0)
-    network = (model_search.Network(2, 10, 3, 1, primitives=("skip_connect", "sep_conv_3x3"))
-               if name == "s1" else NETWORKS[name]()).train()
-    images = torch.randn(4, 3, 8, 8)
-    expected = network(images)
-    network.compile_regions(backend="eager", fullgraph=name != "s1")
-    found = network(images)
-    for a, b in zip(expected if name != "s1" else [expected], found if name != "s1" else [found]):
-        assert a is None or a.grad_fn is not None and (
-            name == "chain" or close(a, b, 1e-5))  # a chain has dropout
-
-
-def test_compile_is_left_out_on_a_cpu(tmp_path, monkeypatch, capsys):
-    assert call(train_search, monkeypatch, *TINY_SEARCH, "--runs", tmp_path, "--compile") == 0
-    assert "note: --compile is left out" in capsys.readouterr().err

@@ -1,0 +1,87 @@
+"""The space S2: its blocks by hand, its shapes, its discretisation, the published model."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import train_eval
+from spaces import s2
+from spaces.s2 import ChainGenotype
+from speed import accelerate
+from tests.common import batch, close, normal
+
+
+@pytest.mark.parametrize("expansion, kernel, residual", [(3, 3, True), (6, 7, False)])
+def test_inverted_bottleneck_by_hand(expansion, kernel, residual):
+    torch.manual_seed(0)
+    block = s2.chain_operation(f"mb{expansion}_k{kernel}", 8, 8, 1, residual).double()
+    x, _ = batch(9, channels=8)
+    expand, depthwise, project = [w for w in block.parameters() if w.ndim == 4]
+    y = normal(F.conv2d(x, expand)).clamp(0, 6)
+    y = normal(F.conv2d(y, depthwise, None, 1, kernel // 2, 1, 8 * expansion)).clamp(0, 6)
+    y = normal(F.conv2d(y, project))
+    assert len(depthwise) == 8 * expansion and depthwise.shape[2] == kernel
+    assert close(block(x), y + x if residual else y)
+
+
+def test_discretize_chain():
+    gates = torch.full((19, 7), 0.1)
+    chain = s2.discretize_chain(gates)
+    assert (chain.layers[0] == ("mb3_k3",)
+            and chain.layers[1] == ("skip_connect",))  # no gate at the threshold
+    gates[0, 4], gates[1, 2], gates[3, [0, 5, 6]] = 0.7, 0.84, torch.tensor([0.85, 0.95, 0.9])
+    chain = s2.discretize_chain(gates)
+    assert chain.layers[:4] == [("mb6_k5",), ("skip_connect",), ("mb3_k3",), ("mb6_k7",)]
+    assert s2.discretize_chain(gates, ops_per_layer=2).layers[3] == (
+        "mb6_k7", "skip_connect")
+    assert s2.discretize_chain(gates, ops_per_layer=9).layers[3] == (
+        "mb3_k3", "mb6_k7", "skip_connect")
+    gates[2, 6] = 0.99  # no choice there
+    assert s2.discretize_chain(gates, ops_per_layer=9).layers[2] == ("mb3_k3",)
+    weights = torch.softmax(torch.randn(19, 7, generator=torch.Generator().manual_seed(0)), 1)
+    expected = [(s2.CHOICES[int(row[:7 if same else 6].argmax())],)
+                for row, same in zip(weights, s2.SAME_SHAPE)]
+    assert s2.discretize_chain(weights, threshold=0).layers == expected
+    assert s2.dominant(weights) == [names[0] for names in expected]
+    [discrete] = s2.discrete_gates(chain, [gates])
+    assert discrete[3].tolist() == [0, 0, 0, 0, 0, 1, 0]
+
+
+def test_published_chain():
+    """FairNAS-A, counted with 1,000 classes at 224x224."""
+    network = s2.NetworkS2(s2.FairNAS_A)
+    assert train_eval.count(network, (3, 224, 224)) == (4_651_352, 0, 388_122_848)
+
+
+def test_derived_chain_equals_the_supernet_with_its_gates():
+    torch.manual_seed(0)
+    supernet = s2.SupernetS2(10, 3, width=0.1, image_size=16).double()
+    layers = [(("mb3_k3", "mb6_k7", "skip_connect") if same else ("mb6_k3", "mb3_k5"))
+              if index % 3 else ("mb6_k5",)
+              for index, same in enumerate(s2.SAME_SHAPE)]
+    layers[1] = ("skip_connect",)
+    genotype = ChainGenotype(layers)
+    network = s2.NetworkS2(genotype, 10, 0, 0.1, image_size=16).double()
+    network.stem.load_state_dict(supernet.stem.state_dict())
+    network.head.load_state_dict(supernet.head.state_dict())
+    for layer, names, searched in zip(network.layers, genotype.layers, supernet.layers):
+        for op, name in zip(layer.operations, names):
+            other = searched.operations[s2.CHOICES.index(name)]
+            op.load_state_dict(other.state_dict(), strict=False)  # without affine batch norm
+    images, labels = batch(16, 3)
+    gates = s2.discrete_gates(genotype, supernet.compute_gates())
+    assert close(network(images)[0], supernet(images, gates))
+    accelerate(network, recompute=True)
+    F.cross_entropy(network(images)[0], labels).backward()
+    assert all(w.grad is not None for w in network.parameters())
+    for options in (dict(squeeze=True), dict(h_swish=True),
+                    dict(squeeze=True, h_swish=True, dropout=0.5)):
+        other = s2.NetworkS2(genotype, 7, width=0.1, in_channels=1, image_size=8, **options)
+        logits, auxiliary = other(torch.randn(4, 1, 8, 8))
+        assert logits.shape == (4, 7) and auxiliary is None
+        assert (any("squeeze" in name for name, _ in other.named_parameters())
+                == options.get("squeeze", False))
+    images = torch.randn(4, 1, 8, 8)
+    assert not torch.equal(other(images)[0], other(images)[0])  # dropout
+    other.eval()
+    assert torch.equal(other(images)[0], other(images)[0])
