@@ -81,7 +81,7 @@ def check_batch(batch_size, count):
         raise UserError(f"--batch_size {batch_size} is that of all {processes.size()} processes: "
                         f"give a multiple of {processes.size()}, {2 * processes.size()} or more")
     if count < 2:
-        raise UserError(f"there are {count} pictures to draw batches from: it takes 2 or more")
+        raise UserError(f"there are {count} pictures to draw batches from: at least 2 are needed")
     if batch_size > count:
         raise UserError(f"--batch_size {batch_size} is larger than the {count} pictures it is "
                         f"drawn from: give --batch_size {count} or less")

@@ -112,7 +112,8 @@ def _digits():
     images = torch.from_numpy(digits.images * 255 / 16).round().to(torch.uint8)[:, None]
     labels = torch.from_numpy(digits.target).long()
     # the set has no test part: take 360 pictures, always the same
-    test, train = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tensor_split([360])
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    test, train = order[:360], order[360:]
     return images[train], labels[train], images[test], labels[test], list("0123456789")
 
 

@@ -228,6 +228,8 @@ def main(function):
         sys.exit(128 + signal.SIGINT)
     except UserError as error:
         message = str(error)
+    except ModuleNotFoundError as error:
+        leave(error)
     except OSError as error:  # an unwritable folder, a full disk, a reader that has gone
         message = reason(error)
         if isinstance(error, BrokenPipeError):  # or Python would complain once more at its end
@@ -241,6 +243,13 @@ def main(function):
         time.sleep(2)
         message = f"rank {rank}: {message}"
     tell(f"{os.path.basename(sys.argv[0])}: error: {message}")
+    sys.exit(2)
+
+
+def leave(error):
+    """Say which package is not installed, and end."""
+    print(f"{os.path.basename(sys.argv[0])}: error: {error.name} is not installed: pip install -r "
+          "requirements.txt", file=sys.stderr)
     sys.exit(2)
 
 

@@ -53,10 +53,7 @@ def read_config(folder):
                 raise UserError(refusal + f"{entry.name!r} in it is a link, or not a file")
         with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
             config = json.load(file)
-        kinds = dict(settings=dict, commands=list, fingerprint=str, classes=list, shape=list,
-                     id=str, threads=int, processes=int)
-        if config["version"] == VERSION and not all(
-                isinstance(config[key], kind) for key, kind in kinds.items()):
+        if config["version"] == VERSION and not fits(config):
             raise TypeError
         config["script"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -65,6 +62,17 @@ def read_config(folder):
         raise UserError(f"{folder!r} was made by version {config['version']} of this code, "
                         f"which is {VERSION}")
     return config
+
+
+def fits(config):
+    """Whether everything in it beside the settings is of the kind that a run keeps. Raises
+    KeyError, TypeError."""
+    kinds = dict(settings=dict, commands=list, fingerprint=str, classes=list, shape=list, id=str,
+                 threads=int, processes=int, torch=str, python=str, machine=str)
+    return (all(isinstance(config[key], kind) for key, kind in kinds.items())
+            and [*map(type, config["shape"])] == [int] * 3 and min(config["shape"]) > 0
+            and all(type(word) is str for words in config["commands"] for word in words)
+            and config.get("memory_format") in (None, "channels_last", "contiguous"))
 
 
 def read_metrics(folder):

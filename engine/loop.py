@@ -28,7 +28,7 @@ from engine import processes
 from engine.flags import UserError, reason
 from engine.folders import Folder
 
-LOOP = ("random", "cuda_random", "rows", "done", "sums", "seconds")  # of a checkpoint
+LOOP = ("random", "rows", "done", "sums", "seconds")  # of a checkpoint
 
 
 class Stopped(Exception):
@@ -107,11 +107,10 @@ class Run(Folder):
         if self.checkpoint:
             for name, part in parts.items():
                 self.restore(part, name, self.checkpoint)
-            torch.set_rng_state(self.checkpoint["random"])
-            if self.checkpoint["cuda_random"] is not None and torch.cuda.is_available():
-                torch.cuda.set_rng_state(self.checkpoint["cuda_random"])
+            set_generators(self.checkpoint["random"])
+        else:
+            processes.differ()
         self.tracked, self.checkpoint = parts, None
-        processes.differ()
         if self.changed:
             self.write_config()
         for what, now in (("threads", torch.get_num_threads()), ("processes", processes.size())):
@@ -148,9 +147,12 @@ class Run(Folder):
             raise ValueError(f"{done!r} is no number of steps")
         if type(seconds) is not float or not 0 <= seconds < math.inf:
             raise ValueError(f"{seconds!r} is no number of seconds")
-        torch.Generator().set_state(state["random"])  # or it raises
-        if not (state["cuda_random"] is None or state["cuda_random"].dtype == torch.uint8):
-            raise ValueError("no state of a generator")
+        for cpu, cuda in state["random"]:
+            torch.Generator().set_state(cpu)  # or it raises
+            if not (cuda is None or cuda.dtype == torch.uint8):
+                raise ValueError("no state of a generator")
+        if not state["random"]:
+            raise ValueError("it has no state of a generator")
         self.rows, self.done, self.seconds = list(rows), done, seconds
         self.sums = {name: float(value) for name, value in sums.items()}
 
@@ -272,10 +274,26 @@ class Run(Folder):
         if "network" in self.tracked:
             processes.average_statistics(self.tracked["network"])
         self.save("checkpoint.pt", {
-            "random": torch.get_rng_state(), "cuda_random": torch.cuda.get_rng_state()
-            if torch.cuda.is_initialized() else None, "rows": self.rows, "done": self.done,
+            "random": processes.gather(generators()), "rows": self.rows, "done": self.done,
             "sums": self.sums, "seconds": self.seconds,
             **{name: part.state_dict() for name, part in self.tracked.items()}})
+
+
+def generators():
+    """The states of this rank's generators: on the CPU, on its GPU."""
+    return [torch.get_rng_state(),
+            torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None]
+
+
+def set_generators(states):
+    """Go on with this rank's random draws; with new ones if the number of ranks has changed."""
+    same = len(states) == processes.size()
+    cpu, cuda = states[processes.rank() if same else 0]
+    torch.set_rng_state(cpu)
+    if cuda is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda)
+    if not same:
+        processes.differ()
 
 
 def progress_bar(count, done, title):

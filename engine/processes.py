@@ -5,7 +5,9 @@
 All ranks hold the same weights and alphas. Gradients are averaged where they leave the code.
 There is no DistributedDataParallel: its hooks do not fire for torch.autograd.grad, which
 alpha's steps use. Batch norm is of each rank's own pictures, its running statistics are averaged.
-In one process, every function here returns what it is given.
+What is drawn while training, drop path or noise on skips, every rank draws for itself: with it,
+N ranks do not compute what one does. In one process, nothing is sent, and every function here
+gives back what it is given.
 """
 import atexit
 import datetime
@@ -97,6 +99,13 @@ def broadcast(value=None):
     values = [value]
     together(dist.broadcast_object_list, values)
     return values[0]
+
+
+def gather(value):
+    """What every rank gives, a list, on every rank."""
+    values = [value] * size()
+    together(dist.all_gather_object, values, value)
+    return values
 
 
 @contextmanager

@@ -14,8 +14,9 @@ import model_eval
 import model_search
 from spaces import s2
 from speed import layers
-from speed.groups import GroupedCell, GroupedLayer
-from speed.kernels import keep_freed_memory
+from speed.chains import GroupedLayer
+from speed.groups import GroupedCell
+from speed.kernels import format_of, keep_freed_memory
 
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
@@ -61,37 +62,27 @@ class Recomputed:
     def forward(self, *inputs):
         if not (self.recompute and self.training and torch.is_grad_enabled()):
             return super().forward(*inputs)
-        body = Body(self, super().forward)
-        # as they are now: in the backward pass functional_call may have put others back, and
-        # running statistics are not to move twice
-        tensors = {**dict(body.named_parameters()),
-                   **{name: buffer.clone() for name, buffer in body.named_buffers()}}
-        return checkpoint(Passes(body, tensors), *inputs, use_reentrant=False)
+        return checkpoint(Body(self, super().forward).run, *inputs, use_reentrant=False)
 
 
 class Body(nn.Module):
-    """The forward pass of a module, without its hooks."""
+    """A forward pass of a module, without its hooks, that can be run again as it was: by the
+    backward pass the module may have other weights, and its statistics have moved."""
 
     def __init__(self, module, compute):
         super().__init__()
-        self.module, self.compute = module, compute
+        self.module, self.compute, self.tensors = module, compute, None
+
+    def run(self, *inputs):
+        if self.tensors is not None:
+            return functional_call(self, self.tensors, inputs)
+        self.tensors = {**dict(self.named_parameters()),
+                        **{name: buffer.clone() for name, buffer in self.named_buffers()}}
+        return self(*inputs)
 
     def forward(self, *inputs):
-        # views, as what layers.ReLU keeps on a tensor is not to enter or to leave
+        # views, as what kernels.rectified keeps on a tensor is not to enter or to leave
         return self.compute(*(x.view_as(x) if torch.is_tensor(x) else x for x in inputs))
-
-
-class Passes:
-    """Calls a module, and from the second time on with its former `tensors`."""
-
-    def __init__(self, module, tensors):
-        self.module, self.tensors, self.first = module, tensors, True
-
-    def __call__(self, *inputs):
-        if not self.first:
-            return functional_call(self.module, self.tensors, inputs)
-        self.first = False
-        return self.module(*inputs)
 
 
 class SearchedCell(Recomputed, GroupedCell):
@@ -104,17 +95,13 @@ class SearchedLayer(Recomputed, GroupedLayer):
 
 class DerivedCell(Recomputed, model_eval.Cell):
     def node(self, *inputs):
-        """Its gradient will be dense, though that of the cell's output is that of all nodes: then
-        the backward pass of a batch norm is three times as fast."""
+        """Its gradient will be dense, though it is a part of that of the cell's output: then the
+        backward pass of a batch norm is three times as fast."""
         y = super().node(*inputs)
         if y.requires_grad and not torch.compiler.is_compiling():
-            y.register_hook(functools.partial(dense, y.is_contiguous()))
+            memory_format = format_of(y)
+            y.register_hook(lambda gradient: gradient.contiguous(memory_format=memory_format))
         return y
-
-
-def dense(contiguous, gradient):
-    return gradient.contiguous(
-        memory_format=FORMATS["contiguous" if contiguous else "channels_last"])
 
 
 class DerivedLayer(Recomputed, s2.ChainLayer):

@@ -1,14 +1,13 @@
-"""The speed and memory of this code, as ratios to plain forms of the same mathematics.
+"""The speed and memory of accelerated networks, as ratios to the same networks in plain PyTorch.
 
-    python benchmark.py               # about ten minutes on two cores
-    python benchmark.py --quick       # one minute: a smaller supernet, fewer repeats
-    python benchmark.py --json FILE   # the same figures, to keep
-    python benchmark.py --compile     # also the step after --compile, which takes minutes
-    python benchmark.py --device cuda # also peak memory, and both memory formats
+    python -m speed.benchmark                # about ten minutes on two cores
+    python -m speed.benchmark --quick        # one minute: a smaller supernet, fewer repeats
+    python -m speed.benchmark --json FILE    # the same figures, to keep
+    python -m speed.benchmark --device cuda  # also peak memory, and both memory formats
 
-The plain form is what --plain computes: model_search.py and model_eval.py as they are written,
-by PyTorch's own functions, in NCHW; in the two-level step with a full backward pass for each
-optimiser. The two sides run in turn in one process, and each time is a median.
+The plain side is a network that `accelerate` was not called for, in NCHW; in the two-level step
+with a full backward pass for each optimiser. The two sides run in turn in one process, and each
+time is a median.
 """
 import copy
 import json
@@ -26,17 +25,20 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import transforms
 
-import data
 import genotypes
-import kernels
-from devices import choose_device
+from engine import batches
+from engine.devices import choose_device
+from engine.flags import Parser, main
+from engine.folders import read_metrics, write_whole
 from fair_darts import Architect, frozen
-from flags import Parser, main
-from folders import read_metrics
 from model_eval import NetworkCIFAR
-from model_search import Network, NetworkS2
+from model_search import Network
+from spaces.s2 import SupernetS2
+from speed.accelerate import accelerate
+from speed.formats import time_formats
 
-DEVICE, COMPILE = torch.device("cpu"), False
+DEVICE = torch.device("cpu")
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 # ---------------------------------------------------------------- what is measured
@@ -101,13 +103,6 @@ def random_batch(size, batch):
     return images, torch.randint(0, 10, (batch,), device=DEVICE)
 
 
-def plain(network):
-    """A copy of a supernet that computes literally, to be used within kernels.stock()."""
-    network = copy.deepcopy(network)
-    network.fast = False
-    return network
-
-
 def step_of(network, images, labels):
     """A function that does a two-level step: alpha, then the weights."""
     architect, weights = Architect(network), network.weights()
@@ -131,8 +126,7 @@ def plain_step_of(network, images, labels):
     def step():
         for optimizer in optimizers:
             network.zero_grad()
-            with kernels.stock():
-                F.cross_entropy(network(images), labels).backward()
+            F.cross_entropy(network(images), labels).backward()
             optimizer.step()
 
     return step
@@ -140,63 +134,48 @@ def plain_step_of(network, images, labels):
 
 # ---------------------------------------------------------------- the figures: (what, unit, ...)
 
-def search_figures(repeats, network, name, size, batch):
+def search_figures(repeats, plain, name, size, batch):
     """Time, memory and operators of a supernet."""
-    network = network.to(DEVICE)
-    literal, (images, labels) = plain(network), random_batch(size, batch)
-    step, plain_step = step_of(network, images, labels), plain_step_of(literal, images, labels)
+    plain, (images, labels) = plain.to(DEVICE), random_batch(size, batch)
+    fast = accelerate(copy.deepcopy(plain))
+    recomputed = accelerate(copy.deepcopy(plain), recompute=True)
 
-    def recomputed_step():
-        network.recompute = True
-        step()
-        network.recompute = False
+    def loss(network):
+        return F.cross_entropy(network(images), labels)
 
-    def loss(net, stock=False):
-        net.zero_grad()
-        with kernels.stock(stock):
-            return F.cross_entropy(net(images), labels)
-
-    def step_in(name):
-        with kernels.in_format(DEVICE.type, name):
-            step()
-
-    ours, recomputed, theirs = in_turn(repeats, step, recomputed_step, plain_step)
+    steps = [step_of(fast, images, labels), step_of(recomputed, images, labels),
+             plain_step_of(plain, images, labels)]
+    ours, again, theirs = in_turn(repeats, *steps)
     yield f"two-level step, {name}, {size}x{size}, batch {batch}", "s", ours, theirs, theirs / ours
-    yield ("the same with --recompute: time against without", "s", recomputed, ours,
-           recomputed / ours)
+    yield "the same with --recompute: time against without", "s", again, ours, again / ours
     if DEVICE.type == "cuda":
-        times = in_turn(repeats, *(lambda name=name: step_in(name) for name in kernels.FORMATS))
-        yield " against ".join(kernels.FORMATS), "s", *times, times[1] / times[0]
-        peaks = [peak_bytes(side) / 2 ** 20 for side in (step, plain_step)]
-        yield "peak memory of the step", "MiB", *peaks, peaks[0] / peaks[1]
-    if COMPILE:
-        compiled = copy.deepcopy(network)
-        compiled.compile_regions()
-        times = in_turn(repeats, step_of(compiled, images, labels), step)
-        yield "the same after --compile: time against without", "s", *times, times[0] / times[1]
-    theirs = saved_bytes(lambda: loss(literal, stock=True)) / 2 ** 20
-    for network.recompute in (True, False):
-        kept = saved_bytes(lambda: loss(network)) / 2 ** 20
-        flag = " with --recompute" if network.recompute else ""
-        yield "kept for backward" + flag, "MiB", kept, theirs, kept / theirs
-    counts = [count_operators(lambda: loss(network).backward()),
-              count_operators(lambda: loss(literal, stock=True).backward())]
-    yield "operators, one forward and backward", "", *counts, counts[0] / counts[1]
+        times = time_formats(plain, images)
+        yield ("forward and backward, " + " against ".join(times), "s", *times.values(),
+               times["contiguous"] / times["channels_last"])
+        peaks = [peak_bytes(side) / 2 ** 20 for side in steps]
+        yield "peak memory of the step", "MiB", peaks[0], peaks[2], peaks[0] / peaks[2]
+        yield "the same with --recompute", "MiB", peaks[1], peaks[2], peaks[1] / peaks[2]
+    ours, again, theirs = [saved_bytes(lambda: loss(network)) / 2 ** 20
+                           for network in (fast, recomputed, plain)]
+    yield "kept for backward", "MiB", ours, theirs, ours / theirs
+    yield "kept for backward with --recompute", "MiB", again, theirs, again / theirs
+    ours, theirs = [count_operators(lambda: loss(network).backward())
+                    for network in (fast, plain)]
+    yield "operators, one forward and backward", "", ours, theirs, ours / theirs
 
 
 def training_figures(repeats, channels, layers, batch):
     """Time of a training step of a derived network."""
-    network = NetworkCIFAR(genotypes.FairDARTS_a, channels, 10, layers).to(DEVICE)
-    literal, (images, labels) = copy.deepcopy(network), random_batch(32, batch)
+    plain = NetworkCIFAR(genotypes.FairDARTS_a, channels, 10, layers).to(DEVICE)
+    fast, (images, labels) = accelerate(copy.deepcopy(plain)), random_batch(32, batch)
 
-    def step(net, stock):
-        net.zero_grad()
-        with kernels.stock(stock):
-            logits, auxiliary = net(images)
-            loss = F.cross_entropy(logits, labels) + 0.4 * F.cross_entropy(auxiliary, labels)
-            loss.backward()
+    def step(network):
+        network.zero_grad()
+        logits, auxiliary = network(images)
+        loss = F.cross_entropy(logits, labels) + 0.4 * F.cross_entropy(auxiliary, labels)
+        loss.backward()
 
-    ours, theirs = in_turn(repeats, lambda: step(network, False), lambda: step(literal, True))
+    ours, theirs = in_turn(repeats, lambda: step(fast), lambda: step(plain))
     yield (f"training step of FairDARTS_a, {channels} channels, {layers} cells, batch {batch}", "s",
            ours, theirs, theirs / ours)
 
@@ -225,11 +204,11 @@ def data_figures(repeats, count=5120, batch=128):
     mean, std = torch.full((3,), 125.0), torch.full((3,), 63.0)
     loader = torch.utils.data.DataLoader(Pictures(images, mean, std), batch, shuffle=True,
                                          num_workers=2, persistent_workers=True)
-    ours = data.Batches(*(t.to(DEVICE) for t in (images, labels, mean, std)), batch, 4, True, 16,
-                        data.generator(0))
+    ours = batches.Batches(*(t.to(DEVICE) for t in (images, labels, mean, std)), batch, 4, True, 16,
+                        batches.generator(0))
 
-    def exhaust(batches):
-        for _ in batches:
+    def exhaust(iterable):
+        for _ in iterable:
             pass
 
     seconds = in_turn(repeats, lambda: exhaust(ours.next() for _ in range(len(ours))),
@@ -246,10 +225,9 @@ def process_figures(epochs):
         for processes in "12":
             command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", processes,
                        "train_search.py", "--dataset", "digits", "--device", "cpu", "--threshold",
-                       "0", "--gap_every", "0", "--figures_every", "0", "--epochs", str(epochs),
-                       "--runs", folder, "--name", processes]
-            subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True,
-                           capture_output=True, cwd=os.path.dirname(os.path.abspath(__file__)))
+                       "0", "--gap_every", "0", "--figures_every", "0", "--threads", "1",
+                       "--epochs", str(epochs), "--runs", folder, "--name", processes]
+            subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
             rows = read_metrics(os.path.join(folder, processes))
             seconds.append(statistics.median(row["seconds"] for row in rows[1:]))
     one, two = seconds
@@ -261,14 +239,14 @@ def all_figures(quick):
     torch.manual_seed(0)
     if quick:
         yield from search_figures(2, Network(8, layers=4), "8 channels, 4 cells", 32, 16)
-        chain = NetworkS2(10, width=0.25, image_size=16)
+        chain = SupernetS2(10, width=0.25, image_size=16)
         yield from search_figures(2, chain, "S2, width 0.25", 16, 8)
         yield from training_figures(2, 16, 8, 16)
         yield from data_figures(2)
         yield from process_figures(2)
     else:
         yield from search_figures(5, Network(16, layers=8), "16 channels, 8 cells", 32, 32)
-        chain = NetworkS2(10, width=0.5, image_size=32)
+        chain = SupernetS2(10, width=0.5, image_size=32)
         yield from search_figures(5, chain, "S2, width 0.5", 32, 16)
         yield from training_figures(5, 36, 20, 32)
         yield from data_figures(5)
@@ -276,14 +254,13 @@ def all_figures(quick):
 
 
 def benchmark():
-    global DEVICE, COMPILE
+    global DEVICE
     parser = Parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="a smaller supernet, fewer repeats")
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE as well")
-    parser.add_argument("--compile", action="store_true", help="measure --compile, too")
     parser.add_argument("--device", help="auto, cpu, cuda, mps")
     given = parser.parse_args()
-    DEVICE, COMPILE = choose_device(given.get("device", "auto")), "compile" in given
+    DEVICE = choose_device(given.get("device", "auto"))
     machine = dict(machine=platform.machine(), processor=processor(), device=str(DEVICE),
                    threads=torch.get_num_threads(), torch=torch.__version__,
                    python=platform.python_version())
@@ -294,8 +271,8 @@ def benchmark():
         print(f"{what:65} {ours:12,.4g} {other:12,.4g} {ratio:8.2f}  {unit}", flush=True)
         rows.append(dict(what=what, unit=unit, ours=ours, against=other, ratio=ratio))
     if "json" in given:
-        content = dict(machine, quick="quick" in given, figures=rows)
-        genotypes.write_whole(given["json"], json.dumps(content, indent=1))
+        write_whole(given["json"], json.dumps(dict(machine, quick="quick" in given, figures=rows),
+                                              indent=1))
 
 
 def processor():

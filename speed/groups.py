@@ -23,11 +23,8 @@ import model_search
 from fair_darts import edge_row
 from model_search import MixedOperation
 from operations import FactorizedReduce
-from spaces.s2 import InvertedBottleneck
-from speed.kernels import (arranged, depthwise, even_pixels, from_phases, rectified, repeat,
-                           to_phases)
-from speed.layers import (is_batch_norm, is_depthwise, is_layer, is_pointwise, is_sequence,
-                          is_unchanged)
+from speed.kernels import arranged, depthwise, from_phases, rectified, repeat, to_phases
+from speed.layers import is_depthwise, is_layer, is_plain_norm, is_pointwise, is_sequence
 
 
 class GroupedCell(model_search.Cell):
@@ -87,6 +84,7 @@ class EdgesOfState:
         """x: (B, C, H, W); gates: (k, operations); sums: (k, B, H', W', C), of the nodes that
         the edges enter -> sums with the k mixtures added"""
         gates = gates.unbind(1)
+        rectified(x)  # kept with x; first, so that its gradient is always added last
         maps, outputs = {}, []
         for column, operation in self.shared.items():
             if operation.is_same_for_all():
@@ -113,7 +111,8 @@ def describe(op):
     if is_layer(op, nn.Identity):
         return ("identity",)
     if is_sequence(op, 2) and is_pool(op[0]) and is_plain_norm(op[1]):
-        return "pool", str(op[0]), norm_details(op[1])
+        settings = [item for item in vars(op[0]).items() if not item[0].startswith("_")]
+        return "pool", type(op[0]), str(settings), norm_details(op[1])
     first, *second = halves(op)
     if (all(is_separable(half) for half in (first, *second))
             and all(half[1].kernel_size == first[1].kernel_size and half[1].stride == (1, 1)
@@ -141,11 +140,6 @@ def is_separable(op):
     return (is_sequence(op, 4) and is_layer(op[0], nn.ReLU) and is_depthwise(op[1])
             and is_pointwise(op[2]) and is_plain_norm(op[3])
             and op[1].in_channels == op[2].in_channels == op[2].out_channels)
-
-
-def is_plain_norm(module):
-    """Whether it is a batch norm without scale and shift."""
-    return is_batch_norm(module) and not module.affine
 
 
 def norm_details(norm):
@@ -193,47 +187,41 @@ class Pools:
 
 
 class Separables:
-    """The sum over kernel sizes of k SepConv or DilConv each, which have two halves or one.
-    sizes: [the copies of one size]"""
+    """The sum over kernel sizes of k SepConv or DilConv each. sizes: [the copies of one size],
+    in the order of the sizes"""
 
     def __init__(self, sizes):
         self.halves = [Halves([[halves(op)[index] for op in copies] for copies in sizes])
                        for index in range(len(halves(sizes[0][0])))]
-        first = self.halves[0].depthwise[0][0]
-        self.count, self.stride, self.dilation = len(sizes), first.stride[0], first.dilation[0]
+        self.count = len(sizes)
 
     def __call__(self, x, gates):
-        x, (first, *second) = rectified(x), self.halves
-        if second:
-            y = F.relu(first(x, None, self.stride, self.dilation), inplace=True)
-            return sum_of_chunks(second[0](y, gates, 1, second[0].dilation), self.count)
-        # phases, see kernels.depthwise, stay apart until the sum
-        if self.dilation == 2 == self.stride:
-            y = first(even_pixels(x), gates)
-        elif self.dilation == 2 and x.shape[2] % 2 == 0 == x.shape[3] % 2:
-            return from_phases(sum_of_chunks(first(to_phases(x), gates), self.count))
-        else:
-            y = first(x, gates, self.stride, self.dilation)
-        return sum_of_chunks(y, self.count)
+        x, (*before, last) = rectified(x), self.halves
+        for half in before:
+            x = F.relu(half(x), inplace=True)
+        if last.dilation == 2 and last.stride == 1 and x.shape[2] % 2 == 0 == x.shape[3] % 2:
+            # phases, see kernels.depthwise, stay apart until the sum
+            return from_phases(sum_of_chunks(last(to_phases(x), gates, dilation=1), self.count))
+        return sum_of_chunks(last(x, gates), self.count)
 
 
 class Halves:
-    """Depthwise convolution, pointwise convolution and BN of the modules in `sizes`, in the
-    order of their kernel sizes."""
+    """Depthwise convolution, pointwise convolution and BN of the modules in `sizes`."""
 
     def __init__(self, sizes):
         every = [half for copies in sizes for half in copies]
         self.depthwise = [[half[1] for half in copies] for copies in sizes]
-        self.pointwise, self.dilation = [half[2] for half in every], every[0][1].dilation[0]
+        self.pointwise = [half[2] for half in every]
         self.norms = BatchNorms([half[3] for half in every])
+        self.stride, self.dilation = every[0][1].stride[0], every[0][1].dilation[0]
 
-    def __call__(self, x, gates, stride=1, dilation=1):
+    def __call__(self, x, gates=None, dilation=None):
         filters = [weights(convolutions) for convolutions in self.depthwise]
         largest = filters[-1].shape[2]
         small = sum(len(weight) for weight in filters if weight.shape[2] <= 3 < largest)
         filters = [F.pad(weight, [(largest - weight.shape[2]) // 2] * 4)
                    if weight.shape[2] < largest else weight for weight in filters]
-        y = depthwise(x, torch.cat(filters), stride, dilation, small)
+        y = depthwise(x, torch.cat(filters), self.stride, dilation or self.dilation, small)
         y = F.conv2d(y, weights(self.pointwise), groups=len(self.pointwise))
         return self.norms(y, gates)
 
@@ -282,7 +270,9 @@ class BatchNorms:
         y = F.batch_norm(x, mean, var, None, None, True, 1.0, first.eps)
         if first.momentum:
             count = len(self.norms)
-            torch._foreach_lerp_(self.statistics(), [mean] * count + [var] * count, first.momentum)
+            statistics = self.statistics()
+            torch._foreach_mul_(statistics, 1 - first.momentum)
+            torch._foreach_add_(statistics, [mean] * count + [var] * count, alpha=first.momentum)
         return y
 
 
@@ -294,72 +284,3 @@ def weights(convolutions):
 def sum_of_chunks(x, count):
     """(B, count*C, H, W) -> (B, C, H, W)"""
     return reduce(torch.add, x.chunk(count, 1))
-
-
-# ---------------------------------------------------------------- the space S2
-
-class GroupedLayer(MixedOperation):
-    """After `group`, a layer of S2 computes the bottlenecks of one kernel size as one."""
-
-    def group(self):
-        self.straight, self.groups, by_kernel = [], [], {}
-        for column, op in enumerate(self.operations):
-            if is_bottleneck(op):
-                norms = [(norm.eps, norm.momentum) for norm in norms_of(op)]
-                key = (*op.depthwise[0].kernel_size, *op.depthwise[0].stride, *norms)
-                by_kernel.setdefault(key, []).append((column, op))
-                if op.residual:  # g * (block(x) + x)
-                    self.straight.append(column)
-            elif is_layer(op, nn.Identity):  # g * x
-                self.straight.append(column)
-            else:
-                self.groups.append(([column], Separate([op])))
-        for pairs in by_kernel.values():
-            columns, copies = zip(*pairs)
-            self.groups.append((columns, Bottlenecks(copies)))
-
-    def forward(self, x, gates):  # (B, C, H, W), (choices,) -> (B, C', H', W')
-        gates = gates.unbind()
-        y = [operation(x, torch.stack([gates[column] for column in columns]))
-             for columns, operation in self.groups]
-        if self.straight:
-            y.append(sum(gates[column] for column in self.straight) * x)
-        return reduce(torch.add, y)
-
-
-def is_bottleneck(op):
-    """Whether it is the bottleneck of a supernet: ReLU6, batch norms without affine."""
-    return (is_layer(op, InvertedBottleneck) and is_layer(op.squeeze, nn.Identity)
-            and is_sequence(op.expand, 3) and is_pointwise(op.expand[0])
-            and is_sequence(op.depthwise, 3) and is_depthwise(op.depthwise[0])
-            and op.depthwise[0].dilation == (1, 1)
-            and is_sequence(op.project, 2) and is_pointwise(op.project[0])
-            and all(is_layer(stage[2], nn.ReLU6) for stage in (op.expand, op.depthwise))
-            and all(is_plain_norm(norm) for norm in norms_of(op)))
-
-
-def norms_of(bottleneck):
-    return bottleneck.expand[1], bottleneck.depthwise[1], bottleneck.project[1]
-
-
-class Bottlenecks:
-    """The sum of bottlenecks of one kernel size and several expansions, each without its input.
-
-    The 1x1 convolutions that expand are one, the depthwise ones are one, and those that
-    project are one whose matrix has a block for each.
-    """
-
-    def __init__(self, copies):
-        stages = [[getattr(op, stage) for op in copies]
-                  for stage in ("expand", "depthwise", "project")]
-        self.convolutions = [[stage[0] for stage in ops] for ops in stages]
-        self.norms = [BatchNorms([stage[1] for stage in ops]) for ops in stages]
-        self.stride, self.count = copies[0].depthwise[0].stride[0], len(copies)
-
-    def __call__(self, x, gates):
-        expand, filters, project = self.convolutions
-        y = F.relu6(self.norms[0](F.conv2d(x, weights(expand))), inplace=True)
-        y = F.relu6(self.norms[1](depthwise(y, weights(filters), self.stride)), inplace=True)
-        matrix = torch.block_diag(*(convolution.weight.flatten(1) for convolution in project))
-        y = self.norms[2](F.conv2d(y, matrix[:, :, None, None]), gates)
-        return sum_of_chunks(y, self.count)

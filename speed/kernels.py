@@ -24,7 +24,7 @@ def depthwise(x, weight, stride=1, dilation=1, small=0):
     """
     kernel, count = weight.shape[2], len(weight)
     if dilation == 2 and stride == 2:
-        return depthwise(even_pixels(x), weight, small=small)
+        return depthwise(arranged(x[:, :, ::2, ::2], x), weight, small=small)
     if dilation == 2 and x.shape[2] % 2 == 0 == x.shape[3] % 2:
         return from_phases(depthwise(to_phases(x), weight, small=small))
     if dilation > 1 or not 3 <= kernel <= 7:
@@ -110,11 +110,6 @@ def repeat(x, channels):
     return arranged(copies.contiguous().view(b, h, w, channels).permute(0, 3, 1, 2), x)
 
 
-def even_pixels(x):
-    """x[:, :, ::2, ::2]"""
-    return arranged(x[:, :, ::2, ::2], x)
-
-
 def to_phases(x):
     """(B, C, 2*H, 2*W) -> (4*B, C, H, W), the pixels of odd and of even rows and columns apart."""
     b, c, h, w = x.shape
@@ -133,10 +128,13 @@ def from_phases(x):
 
 # ---------------------------------------------------------------- memory
 
+def format_of(x):
+    return torch.contiguous_format if x.is_contiguous() else torch.channels_last
+
+
 def arranged(x, like):
     """`x` in the memory format of `like`."""
-    return x.contiguous(memory_format=torch.contiguous_format if like.is_contiguous()
-                        else torch.channels_last)
+    return x.contiguous(memory_format=format_of(like))
 
 
 def rectified(x):

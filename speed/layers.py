@@ -71,16 +71,16 @@ def is_depthwise(module):
     return (module.in_channels == module.out_channels == module.groups
             and kernel == width and kernel % 2 == 1 and module.stride == (stride, stride)
             and module.dilation == (dilation, dilation)
-            and module.padding == (dilation * (kernel // 2),) * 2 and is_without_extras(module))
+            and module.padding == (dilation * (kernel // 2),) * 2 and is_simple(module))
 
 
 def is_pointwise(module):
     """Whether it is a plain 1x1 convolution."""
     return (is_layer(module, nn.Conv2d) and module.kernel_size == module.stride == (1, 1)
-            and module.padding == (0, 0) and module.groups == 1 and is_without_extras(module))
+            and module.padding == (0, 0) and module.groups == 1 and is_simple(module))
 
 
-def is_without_extras(convolution):
+def is_simple(convolution):
     return convolution.bias is None and convolution.padding_mode == "zeros"
 
 
@@ -88,3 +88,8 @@ def is_batch_norm(module):
     """Whether it is a batch norm whose running statistics move by its momentum."""
     return (is_layer(module, nn.BatchNorm2d) and module.track_running_stats
             and module.momentum is not None)
+
+
+def is_plain_norm(module):
+    """Whether it is such a batch norm without scale and shift."""
+    return is_batch_norm(module) and not module.affine

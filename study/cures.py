@@ -1,10 +1,10 @@
 """Other cures of collapse, in one view (Sec. 3 and 4 of the paper): it needs an unfair advantage of
 skip connections and an exclusive competition. A cure breaks one of the two, or the search ends
-in time, or its genotype is mended.
+in time, or its genotype is repaired.
 
     skip_dropout, skip_noise    the advantage: skips are disturbed while searching
     max_skips, max_curvature_ratio  the search stops before the collapse
-    keep_skips                  the genotype is mended after it
+    keep_skips                  the genotype is repaired after it
     shared_softmax              the competition: of some operations alone
 
 All of them are off by default.

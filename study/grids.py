@@ -78,7 +78,7 @@ CLAIMS = [
     Claim("(e) L01's networks, trained alike, are better than random ones",
           last_over_random, ["l01"]),
     Claim("(e) and better than softmax's", last_accuracy, ["l01"], "softmax"),
-    Claim("(f) Gates that the data leave alone come to rest where the formula says",
+    Claim("(f) Gates that get no gradient from the data settle where the formula says",
           off_rest, ["l01", "w5", "w15"], None, 0.01),
     Claim("(g) Networks of the space with skip_connect are better than those without",
           last_accuracy, ["l01"], "noskip")]
@@ -190,7 +190,7 @@ GRIDS = {
         "The paper's view (Sec. 3 and 4): collapse needs an unfair advantage of skip connections "
         "and an exclusive competition. Dropout and noise break the advantage; sigmoid breaks the "
         "competition, for skips alone where the other operations share a softmax; the rest ends "
-        "the search in time or mends the genotype, and has fewer skips by construction where "
+        "the search in time or repairs the genotype, and has fewer skips by construction where "
         "softmax has more than the limit.\n\n"
         "Chance: each operation on as many edges of the genotype. Eigenvalues are by alpha and "
         "so scale with the gate's slope: softmax, sigmoid and settled gates are not to be "

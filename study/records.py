@@ -24,8 +24,8 @@ Record = namedtuple("Record", "settings space primitives gates rows epoch genoty
 SILENT = {*MAY_CHANGE, "name", "runs", "seed", "recompute"} - {
     "epochs", "threshold", "edges_per_node", "ops_per_edge", "ops_per_layer", "keep_skips"}
 # The settings that figures and claims read
-READ = dict(space=str, gate=str, w01=float, zero_one_loss=str, primitives=str, nodes=int, epochs=int,
-            threshold=float, edges_per_node=int, ops_per_edge=int, ops_per_layer=int,
+READ = dict(space=str, gate=str, w01=float, zero_one_loss=str, primitives=str, nodes=int,
+            epochs=int, threshold=float, edges_per_node=int, ops_per_edge=int, ops_per_layer=int,
             keep_skips=int, max_skips=int, max_curvature_ratio=float, shared_softmax=str,
             arch_weight_decay=float)
 

@@ -1,15 +1,15 @@
 """The paper's claims, put to the test by a grid of searches and trainings.
 
-    python -m study.reproduce                  # --scale laptop: digits; within two hours on two cores
-    python -m study.reproduce --seeds 2        # less of it
-    python -m study.reproduce --grid cures     # cures of collapse beside each other, in an hour
-    python -m study.reproduce --random 20      # random genotypes instead, trained alike and ranked;
-                                         # --skips 2 --macs 1-2: only such
-    python -m study.reproduce --scale paper    # the published recipe on CIFAR-10, which needs
-                                         # a GPU and days
+    python -m study.reproduce               # --scale laptop: digits; within two hours, two cores
+    python -m study.reproduce --seeds 2     # less of it
+    python -m study.reproduce --grid cures  # cures of collapse beside each other, in an hour
+    python -m study.reproduce --random 20   # random genotypes instead, trained alike and ranked;
+                                            # --skips 2 --macs 1-2: only such
+    python -m study.reproduce --scale paper # the published recipe on CIFAR-10, which needs a
+                                            # GPU and days
 
-Writes reproduction.md (or cures.md) and figures/. Complete runs are used as they are; runs
-that were stopped are resumed.
+Writes reproduction.md (or cures.md) and figures/ to docs/. Complete runs are used as they are;
+runs that were stopped are resumed.
 """
 import argparse
 import hashlib

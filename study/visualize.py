@@ -7,15 +7,20 @@
 import io
 import os
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.colors import to_rgba_array
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from engine import texts
-from engine.flags import Parser, UserError, main, path_name
+from engine.flags import Parser, UserError, leave, main, path_name
+
+try:
+    import matplotlib
+    from matplotlib.colors import to_rgba_array
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+except ModuleNotFoundError as error:
+    leave(error)
+
 from engine.folders import write_whole
 from fair_darts import PENALTIES
 from genotypes import PUBLISHED

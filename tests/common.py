@@ -159,7 +159,8 @@ def recorded_run(folder, primitives=PRIMITIVES, nodes=4, epochs=3, gap=True, see
     s = {**train_search.SCRIPT.parser().defaults(), "dataset": "digits", "nodes": nodes,
          "primitives": ",".join(primitives), "threshold": threshold, **settings}
     config = dict(script="train_search", version=folders.VERSION, id="1", threads=1, processes=1,
-                  commands=[], fingerprint="", classes=[], shape=[], settings=s)
+                  commands=[], fingerprint="", classes=[], shape=[1, 8, 8], torch="",
+                  python="", machine="", settings=s)
     (folder / "config.json").write_text(json.dumps(config))
     rows = [dict(epoch=epoch + 1, train_loss=1.0, soft_accuracy=90 + epoch if gap else None,
                  discrete_accuracy=50.5 if gap else None, rho=0.5, gap_rounding=20 if gap else None,
@@ -242,7 +243,8 @@ def new_run(tmp_path, **settings):
     settings = {"name": "a", "runs": str(tmp_path), "dataset": "digits", "epochs": 2,
                 "learning_rate": 1, "amp": False, "checkpoint_minutes": 10, "log_every": 25,
                 "seed": 0, **settings}
-    return loop.Run.create("train_search", settings, fingerprint="", classes=[], shape=[])
+    return loop.Run.create("train_search", settings, fingerprint="", classes=[],
+                           shape=[1, 8, 8])
 
 
 class Malicious:

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Datasets, batches, picture folders and files, and the recipes of sets."""
 import json
 import multiprocessing
 import os
@@ -78,8 +78,8 @@ def test_batches_go_through_all_pictures_and_resume():
     images = torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1).repeat(1, 1, 4, 4)
 
     def stream(seed):
-        return batches.Batches(images, torch.arange(20), torch.zeros(1), torch.ones(1), 5, 0, True, 0,
-                            batches.generator(seed))
+        return batches.Batches(images, torch.arange(20), torch.zeros(1), torch.ones(1), 5, 0, True,
+                               0, batches.generator(seed))
 
     one, other = stream(1), stream(1)
     passes = [torch.cat([one.next()[1] for _ in range(len(one))]).tolist() for _ in range(2)]
@@ -156,23 +156,25 @@ def test_scripts_on_imagenet(script, flags_of, imagenet, tmp_path, monkeypatch, 
 
 def test_streamed_pictures_are_those_in_memory(pictures):
     tensors = data.load("folder", str(pictures), 16)
+    figures = tensors.mean, tensors.std
+
+    def stream(dataset, seed):
+        return batches.Batches(dataset.images, dataset.labels, *figures, 7, 2, True, 3,
+                               batches.generator(seed))
+
     for workers in (0, 2):
         files = data.load("folder", str(pictures), 16, stream=True, workers=workers)
         assert isinstance(files.images, pictures_module.Files) and files.classes == tensors.classes
-        one, other = [batches.Batches(d.images, d.labels, tensors.mean, tensors.std, 7, 2, True, 3,
-                                   batches.generator(0)) for d in (tensors, files)]
+        one, other = stream(tensors, 0), stream(files, 0)
         for _ in range(9):  # over two passes
             (x, y), (u, v) = one.next(), other.next()
             assert torch.equal(x, u) and torch.equal(y, v)
         state = other.state_dict()
-        expected, resumed = other.next()[0], batches.Batches(
-            files.images, files.labels, tensors.mean, tensors.std, 7, 2, True, 3, batches.generator(9))
+        expected, resumed = other.next()[0], stream(files, 9)
         resumed.load_state_dict(state)
         assert torch.equal(resumed.next()[0], expected)
-        for one, other in zip(batches.in_order(tensors.test_images, tensors.test_labels, tensors.mean,
-                                            tensors.std, 5),
-                              batches.in_order(files.test_images, files.test_labels, tensors.mean,
-                                            tensors.std, 5), strict=True):
+        for one, other in zip(*[batches.in_order(d.test_images, d.test_labels, *figures, 5)
+                                for d in (tensors, files)], strict=True):
             assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
     some = files.images[torch.tensor([3, 1])]
     assert len(some) == 2 and some.paths[0] == files.images.paths[3]

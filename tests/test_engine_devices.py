@@ -72,7 +72,7 @@ def test_nothing_is_left_on_the_cpu(name):
             images, labels = train.next()
             outputs = network(images)
             loss = F.cross_entropy(outputs[0] if isinstance(outputs, tuple) else outputs, labels)
-            run.add(loss=loss.detach())
+            run.add(loss.detach(), loss=loss)
         assert waits.found == [] and run.totals.is_cuda and loss.is_cuda
         with CountWaits() as waits:
             loss.cpu()
@@ -112,26 +112,42 @@ def test_a_step_never_waits(name):
     assert waits.found  # it does find one
 
 
-def test_the_faster_memory_format_is_taken(tmp_path, monkeypatch, capsys):
+def test_the_faster_memory_format_is_taken_and_kept(tmp_path, monkeypatch):
     torch.manual_seed(0)
     network = model_search.Network(2, 10, 3, 2).train()
-    before = copy.deepcopy(network.state_dict())
+    before, kinds = copy.deepcopy(network.state_dict()), [type(m) for m in network.modules()]
     images, state = torch.randn(2, 3, 8, 8), torch.get_rng_state()
-    seconds = kernels.time_formats(network, images)
-    assert set(seconds) == set(kernels.FORMATS) and min(seconds.values()) > 0
+    seconds = formats.time_formats(network, images)
+    assert set(seconds) == set(formats.FORMATS) and min(seconds.values()) > 0
     assert all(torch.equal(network.state_dict()[name], before[name]) for name in before)
+    assert kinds == [type(m) for m in network.modules()]
     assert all(p.grad is None for p in network.parameters())
-    assert torch.equal(torch.get_rng_state(), state) and kernels._formats["cpu"] == "channels_last"
-    monkeypatch.setattr(kernels, "_formats", dict(kernels._formats))
-    monkeypatch.setattr(kernels, "time_formats", lambda *_: {"channels_last": 2.0,
+    assert torch.equal(torch.get_rng_state(), state)
+    monkeypatch.setattr(formats, "time_formats", lambda *_: {"channels_last": 2.0,
                                                              "contiguous": 1.0})
     zeros = torch.zeros
-    monkeypatch.setattr(torch, "zeros", lambda *shape, device=None: zeros(*shape))
-    run = new_run(tmp_path, sync_bn=False, compile=False)
-    devices.prepare_network(run, network, torch.device("cuda"), (2, 3, 8, 8))
-    assert kernels._formats["cuda"] == "contiguous"
-    assert "channels_last 2.0000 s a pass, contiguous 1.0000" in capsys.readouterr().out
+    assert fastest_format(network, (2, 3, 8, 8)) != "contiguous"  # on the CPU it is not timed
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: SimpleNamespace(is_cuda=True))
+    run = new_run(tmp_path)
+    assert run.keep("memory_format", fastest_format, network, (2, 3, 8, 8)) == "contiguous"
     assert folders.read_config(run.folder)["memory_format"] == "contiguous"
-    run.config["memory_format"] = "x"
-    with pytest.raises(flags.UserError, match="memory_format"):
-        devices.prepare_network(run, network, torch.device("cuda"), (2, 3, 8, 8))
+    monkeypatch.setattr(formats, "time_formats", None)  # not timed a second time
+    assert run.keep("memory_format", fastest_format, network, (2, 3, 8, 8)) == "contiguous"
+    monkeypatch.setattr(torch, "zeros", zeros)
+    for name, form in formats.FORMATS.items():
+        states = []
+        fast = accelerate(copy.deepcopy(network), memory_format=name)
+        fast.cells[0].register_forward_hook(lambda _, inputs, __: states.append(inputs[0]))
+        fast(images)
+        assert states[0].is_contiguous(memory_format=form)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda", "cuda:99", "mps", "tpu", "meta", ""])
+def test_a_device_that_is_unavailable_is_named(name):
+    """Where this machine has it, it is chosen."""
+    try:
+        assert devices.choose_device(name).type == name
+    except UserError as error:
+        there = f"--device {name!r} is unavailable; this machine has: "
+        assert str(error).startswith(there) and str(error).endswith("cpu")
+    assert devices.choose_device("cpu").type == "cpu"

@@ -44,6 +44,8 @@ def mutate(dice, folder):
                  else json.loads(whole))
         for _ in range(dice.choice([1, 1, 1, 2, 5])):
             keys, inner = place(dice, state), state
+            if not keys:  # nothing is left of it
+                break
             for key in keys[:-1]:
                 inner = inner[key]
             new = ... if dice.random() < 0.1 else other_value(dice, inner[keys[-1]])

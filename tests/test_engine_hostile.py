@@ -93,7 +93,7 @@ def test_links_among_figures_are_replaced(tmp_path, monkeypatch):
 def test_names_that_end_in_part_and_names_of_one_second(tmp_path, monkeypatch):
     first = loop.Run.create("train_search", {
         **train_search.SCRIPT.parser().defaults(), "dataset": "digits", "runs": str(tmp_path),
-        "name": "exp.part"}, fingerprint="", classes=[], shape=[])
+        "name": "exp.part"}, fingerprint="", classes=[], shape=[1, 8, 8])
     assert call(train_search, monkeypatch, *TINY_SEARCH, "--runs", tmp_path, "--name", "exp") == 0
     assert os.listdir(first.folder) == ["config.json"] and (tmp_path / "exp").is_dir()
     with ThreadPoolExecutor(3) as pool:
@@ -304,7 +304,10 @@ def test_edited_configs_are_refused(started, finished, tmp_path, monkeypatch, ca
     texts += [(config.replace('"threads": ', '"threads": ' + value), "") for value in ("9" * 5000,)]
     texts += [(json.dumps({**json.loads(config), key: value}), "") for key, value in (
         ("id", "x"), ("id", ["x"]), ("commands", {}), ("fingerprint", "\ud800"), ("version", 1e999),
-        ("version", True), ("version", [2]), ("script", []), ("script", "\ud800"), ("threads", "x"))
+        ("version", True), ("version", [2]), ("script", []), ("script", "\ud800"), ("threads", "x"),
+        ("commands", [1]), ("commands", [["x", 1]]), ("shape", []), ("shape", [1, 8]),
+        ("shape", [1, 8, 8.5]), ("shape", [1, -8, 8]), ("shape", ["1", "8", "8"]), ("torch", None),
+        ("machine", 1), ("memory_format", "x"), ("memory_format", ["x"]))
         if started or key != "id" or value == ["x"]]
     for text, message in texts:
         (folder / "config.json").write_text(text)
@@ -340,7 +343,7 @@ HOSTILE_ARGUMENTS = [
     (train_search, ["x\ny"], "unexpected"), (train_search, ["--", "x"], ""),
     (train_search, ["--epochs", "1__0"], "--epochs"),
     (train_search, [*DIGITS, "--runs", "x/" * 3000], ""),
-    (train_search, [*DIGITS, "--train_portion", "1e-5"], "it takes 2 or more"),
+    (train_search, [*DIGITS, "--train_portion", "1e-5"], "at least 2 are needed"),
     (train_search, ["--learning_rate", "1e308"], "--learning_rate"),
     (train_search, ["--weight_decay", "1e308"], "--weight_decay"),
     (train_search, ["--gate", "x" * 100000], "--gate"), (train_search, ["--resume", "."], ""),

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Several processes, one run: they compute what one does, stay equal, stop and go on together."""
 import json
 import os
 import secrets
@@ -17,9 +17,10 @@ import genotypes
 import model_eval
 import model_search
 import train_eval
-import train_search
 from engine import batches, devices, loop, processes
-from tests.common import (TINY_EVAL, TINY_SEARCH, batch, close, ended, fork, table)
+from engine.precision import Precision
+from speed import accelerate
+from tests.common import (ENTRIES, TINY_EVAL, TINY_SEARCH, batch, close, ended, fork, same, table)
 
 
 # ---------------------------------------------------------------- several processes
@@ -72,79 +73,93 @@ def on_ranks(tmp_path, size, function, *arguments):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
 
 
-def two_level_steps(mode, folder):
+def two_level_steps(folder):
     """Gradients of first and second order, and the weights after five steps, in float64."""
-    devices.choose_device("cpu")
+    device = devices.choose_device("cpu")
     torch.manual_seed(0)
-    network = model_search.Network(2, 10, 3, 2).double()
-    if mode == "sync":
-        processes.synchronize(network)
-    network.train(mode != "eval")
+    network = accelerate(model_search.Network(2, 10, 3, 2).double()).eval()
     with torch.no_grad():  # so that batch norm in eval mode is no identity
         for buffer in network.buffers():
             buffer.copy_(torch.rand(buffer.shape) + 0.5)
     sgd = torch.optim.SGD(network.weights(), 0.1, 0.9, weight_decay=3e-4)
-    architect = fair_darts.Architect(network, 0.1)
+    precision = Precision(device, False, network)
+    architect = fair_darts.Architect(network, 0.1, gradients=precision.gradients)
     images, labels = batch(8, 12)
-    images, labels = images.double(), labels
     (x, valid_x), (y, valid_y) = images.split(6), labels.split(6)
     x, valid_x, y, valid_y = (processes.local_part(t) for t in (x, valid_x, y, valid_y))
     result = []
     for step in range(5):
         if step in (0, 3):
-            result += architect.unrolled_gradient(valid_x, valid_y, x, y, sgd)[0]
+            result += architect.unrolled(valid_x, valid_y, x, y, sgd)[0]
         with fair_darts.frozen(architect.weights):
             loss = F.cross_entropy(network(valid_x), valid_y)
-            result += architect._gradients(loss + network.alphas[0].sum(), list(network.alphas))
+            result += architect.gradients(loss + network.alphas[0].sum(), architect.alphas)
         architect.step(valid_x, valid_y)
         sgd.zero_grad()
-        F.cross_entropy(network(x), y).backward()
-        processes.average_gradients(network.weights())
+        precision.backward(F.cross_entropy(network(x), y), sgd)
         result += [w.grad.clone() for w in network.weights()]
-        sgd.step()
+        precision.step(sgd)
     processes.average_statistics(network)
     result += [t.detach() for t in network.state_dict().values()]
     torch.save(result, folder / f"{processes.rank()}.pt")
 
 
-@pytest.mark.parametrize("size, mode", [(2, "eval"), (3, "eval"), (2, "sync")])
-def test_ranks_compute_what_one_process_does(size, mode, tmp_path):
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_compute_what_one_process_does(size, tmp_path):
+    """In eval mode: in training, batch norm is of each rank's own pictures."""
     torch.set_num_threads(1)
-    two_level_steps(mode, tmp_path)
+    two_level_steps(tmp_path)
     expected = torch.load(tmp_path / "0.pt", weights_only=True)
-    every = on_ranks(tmp_path, size, two_level_steps, mode)
+    every = on_ranks(tmp_path, size, two_level_steps)
     for found in every:
         assert len(found) == len(expected)
         for a, b, first in zip(found, expected, every[0]):
             assert close(a, b, 1e-10) and torch.equal(a, first)
 
 
-def scripts_on_a_rank(arguments, folder):
+def script_on_a_rank(script, arguments, folder):
     """A search or a training whose networks are saved after each epoch."""
     end_epoch = loop.Run.end_epoch
 
-    def save(run, row, line):
-        torch.save([run.parts["network"].state_dict(), torch.get_rng_state(),
+    def save(run, row, lines):
+        torch.save([run.tracked["network"].state_dict(), torch.get_rng_state(),
                     {key: value for key, value in row.items() if "accuracy" in key}],
                    folder / f"{processes.rank()}.pt")
-        end_epoch(run, row, line)
+        end_epoch(run, row, lines)
 
     loop.Run.end_epoch = save
-    script = train_eval if "--arch" in arguments else train_search
-    sys.argv = [script.__name__ + ".py", *arguments]
-    (script.train_or_test if script is train_eval else script.search_or_resume)()
+    sys.argv = [script + ".py", *arguments]
+    getattr(*ENTRIES[script])()
 
 
-@pytest.mark.parametrize("tiny", [TINY_SEARCH, [*TINY_EVAL, "--drop_path_prob", "0.5"]])
-def test_ranks_stay_equal(tiny, tmp_path):
-    every = on_ranks(tmp_path, 2, scripts_on_a_rank,
+def first_epoch_on_a_rank(script, arguments, folder):
+    loop.Run.epochs = lambda run: range(1)
+    script_on_a_rank(script, arguments, folder)
+
+
+@pytest.mark.parametrize("script, tiny", [
+    ("train_search", TINY_SEARCH), ("train_eval", [*TINY_EVAL, "--drop_path_prob", "0.5"])])
+def test_ranks_stay_equal(script, tiny, tmp_path):
+    every = on_ranks(tmp_path, 2, script_on_a_rank, script,
                      [*map(str, tiny), "--runs", str(tmp_path), "--name", "a", "--epochs", "2"])
     (first, random_state, accuracies), *others = every
     for state, other_state, other_accuracies in others:
         assert all(torch.equal(state[name], first[name]) for name in first)
-        assert torch.equal(other_state, random_state)
+        assert not torch.equal(other_state, random_state)  # each draws its own
         assert {k: v for k, v in other_accuracies.items() if "train" not in k} == {
             k: v for k, v in accuracies.items() if "train" not in k}
+
+
+def test_ranks_go_on_bit_for_bit(tmp_path):
+    """With drop path, whose random numbers every rank draws for itself."""
+    tiny = [*map(str, TINY_EVAL), "--drop_path_prob", "0.5", "--epochs", "2",
+            "--runs", str(tmp_path), "--name"]
+    whole = on_ranks(tmp_path, 2, script_on_a_rank, "train_eval", [*tiny, "whole"])
+    on_ranks(tmp_path, 2, first_epoch_on_a_rank, "train_eval", [*tiny, "stopped"])
+    assert len(table(tmp_path / "stopped")) == 1
+    resumed = on_ranks(tmp_path, 2, script_on_a_rank, "train_eval",
+                       ["--resume", str(tmp_path / "stopped")])
+    assert same(resumed, whole)
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
@@ -152,8 +167,9 @@ def test_parts_of_ranks_are_the_whole(size, monkeypatch):
     images = torch.randint(256, (50, 3, 8, 8), dtype=torch.uint8)
     mean, std = torch.zeros(3), torch.ones(3)
 
-    def batches():
-        return batches.Batches(images, torch.arange(50), mean, std, 12, 2, True, 3, batches.generator(0))
+    def stream():
+        return batches.Batches(images, torch.arange(50), mean, std, 12, 2, True, 3,
+                               batches.generator(0))
 
     def of_rank(rank, make):
         monkeypatch.setenv("WORLD_SIZE", str(size))
@@ -162,7 +178,7 @@ def test_parts_of_ranks_are_the_whole(size, monkeypatch):
         monkeypatch.undo()
         return made
 
-    whole, parts = batches(), [of_rank(rank, batches) for rank in range(size)]
+    whole, parts = stream(), [of_rank(rank, stream) for rank in range(size)]
     for _ in range(9):  # over two passes
         x, y = whole.next()
         found = [of_rank(rank, part.next) for rank, part in enumerate(parts)]

@@ -1,6 +1,8 @@
-"""TODO"""
+"""The two scripts as a user starts them: search, training, resuming, refusals."""
 import copy
+import functools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,10 +21,13 @@ import train_eval
 import train_search
 from engine import batches, data, loop, recipes, texts
 from genotypes import PRIMITIVES, Edge, Genotype
-from spaces import s2
-from speed import kernels
-from study import gap, visualize
+from spaces import SPACES, s2
+from speed import accelerate
+from speed.accelerate import SearchedCell
+from study import gap, visualize, watch
 from tests.common import FIGURES, SMALL_EVAL, SMALL_SEARCH, assert_picture, call, gates_with, table
+
+load_genotype = functools.partial(texts.load, spaces=SPACES.values())
 
 
 def test_search_runs_repeats_and_resumes(tmp_path, monkeypatch, capsys):
@@ -31,8 +36,9 @@ def test_search_runs_repeats_and_resumes(tmp_path, monkeypatch, capsys):
     constant = ["--learning_rate_min", "0.005", "--gap_every", "0"]
     assert call(train_search, monkeypatch, *search, "--name", "a") == 0
     out = capsys.readouterr().out
-    assert out.count("epoch 1/2  train loss") == out.count("epoch 2/2  train loss") == 1
-    genotype = texts.load(str(tmp_path / "a" / "genotype.json"))
+    lines = [f"epoch {epoch}/2  NUMBER s  train loss" for epoch in (1, 2)]
+    assert re.findall(r"epoch ./2  .*train loss", re.sub(r"\d+\.\d", "NUMBER", out)) == lines
+    genotype = load_genotype(str(tmp_path / "a" / "genotype.json"))
     assert (str(genotype) in out
             and f"train_eval.py --arch {tmp_path / 'a' / 'genotype.json'}" in out)
     gates = np.load(tmp_path / "a" / "gates.npz")
@@ -70,7 +76,7 @@ def test_search_without_a_gate_at_the_threshold(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "load", None)  # derives without the pictures
     call(train_search, monkeypatch, *again[2:])
     assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--threshold", 0.4) == 0
-    assert len(texts.load(str(tmp_path / "a" / "genotype.json")).normal) == 4
+    assert len(load_genotype(str(tmp_path / "a" / "genotype.json")).normal) == 4
 
 
 def small_search():
@@ -79,7 +85,8 @@ def small_search():
                      "init_channels": 2, "layers": 3, "nodes": 2})
     dataset = data.load("digits")
     torch.manual_seed(0)
-    network = train_search.build(s, dataset.classes, dataset.images.shape[1:])
+    run = SimpleNamespace(config=data.facts(dataset))
+    network = train_search.supernet(run, s)
     return s, network, list(batches.halves(s, dataset, torch.device("cpu")))[1]
 
 
@@ -93,7 +100,12 @@ def test_discretisation_gap(monkeypatch):
     before = {name: value.clone() for name, value in network.state_dict().items()}
     run = SimpleNamespace(watched=lambda batches: batches)
     row = gap.gap(run, network, v, s)
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items()
+               if not name.endswith("num_batches_tracked"))  # which nobody reads
+    fast = accelerate(copy.deepcopy(network))
+    before = copy.deepcopy(fast.state_dict())
+    assert gap.gap(run, fast, v, s) == pytest.approx(row, abs=0.5)  # a picture is 0.14 %
+    assert all(torch.equal(value, before[name]) for name, value in fast.state_dict().items())
     # the same by hand: a copy of the network whose gates are set, in one batch of
     # statistics at a time
     other = copy.deepcopy(network)
@@ -139,15 +151,35 @@ def test_discretisation_gap(monkeypatch):
 def test_line_of_an_epoch():
     """Two accuracies of one supernet are told apart; argmax has no threshold to count by."""
     s, network, _ = small_search()
+    s.threshold = 0.5
     row = dict(train_loss=1, train_accuracy=2, valid_loss=3, valid_accuracy=4, penalty=-0.1,
                soft_accuracy=5, discrete_accuracy=6, gap_rounding=-0.6, gap_edges=-1.6,
-               gap_operations=1.2, **gap.count_gates(network, 0.5))
-    line = measure.describe(row, s)
-    assert ("acc 4.00%  l2 penalty -0.1000  gates 0.500 to 0.500, rho 1.00, 70 above, 70 below"
-            in line)
-    assert line.endswith("gap, by batch statistics: 5.00% - 6.00%, rounding -1, selection -0")
-    row.update(gap.count_gates(network, 0.0), soft_accuracy=None)
-    assert row["gates_above"] is None and "above" not in measure.describe(row, s)
+               gap_operations=1.2, **gap.count_gates(network, s))
+    lines = watch.Watch(SimpleNamespace(), s, network).lines
+    assert lines(row) == """train loss 1.0000 acc 2.00%  valid loss 3.0000 acc 4.00%
+  l2 penalty -0.1000  gates 0.500 to 0.500, rho 1.00, 70 above, 70 below  dominant skips: \
+normal 0, reduce 0
+  gap, by batch statistics: 5.00% - 6.00%, rounding -1, selection -0"""
+    row["curvature"] = 1234.5
+    assert lines(row).endswith("selection -0\n  curvature 1.23e+03")
+    s.threshold = 0
+    row.update(gap.count_gates(network, s), soft_accuracy=None, curvature=None)
+    assert row["gates_above"] is None and "above" not in lines(row)
+    assert lines(row).count("\n") == 1
+
+
+def test_lines_of_an_epoch_are_narrow():
+    """Whatever their numbers: 110 columns at most, also in S2 and with the run's own prefix."""
+    s = Namespace(**train_search.SCRIPT.parser().defaults())
+    row = dict(train_loss=10.12345, train_accuracy=100, valid_loss=10.12345, valid_accuracy=100,
+               penalty=-0.25, soft_accuracy=100, discrete_accuracy=100, gap_rounding=-99,
+               gap_edges=-99, gap_operations=0, curvature=-1.23e-10, gate_min=0, gate_max=1,
+               rho=1, gates_above=98, gates_below=98)
+    for skips in dict(skips_normal=14, skips_reduce=14), dict(skips_layers=19):
+        text = watch.Watch(SimpleNamespace(), s, None).lines({**row, **skips})
+        first, *others = text.split("\n")
+        assert len(f"epoch 600/600  99999.9 s  {first}") <= 110
+        assert len(others) == 3 and all(len(line) <= 110 for line in others)
 
 
 def test_search_over_a_few_operations(tmp_path, monkeypatch, capsys):
@@ -157,7 +189,7 @@ def test_search_over_a_few_operations(tmp_path, monkeypatch, capsys):
     gates = np.load(tmp_path / "a" / "gates.npz")
     assert (gates["primitives"].tolist() == ["skip_connect", "sep_conv_3x3"]
             and gates["normal"].shape == (1, 5, 2))
-    genotype = texts.load(str(tmp_path / "a" / "genotype.json"))
+    genotype = load_genotype(str(tmp_path / "a" / "genotype.json"))
     assert {edge.op for cell in genotype for edge in cell} <= {"skip_connect", "sep_conv_3x3"}
     call(train_search, monkeypatch, "--resume", tmp_path / "a",
          "--primitives", "skip_connect,sep_conv_3x3")
@@ -182,7 +214,7 @@ def test_own_operations_through_both_scripts(own_operations, tmp_path, monkeypat
     assert np.load(tmp_path / "a" / "gates.npz")["primitives"].tolist() == names.split(",")
     for name in FIGURES:
         assert_picture(tmp_path / "a" / "figures" / f"{name}.png")
-    found = texts.load(str(tmp_path / "a" / "genotype.json"))
+    found = load_genotype(str(tmp_path / "a" / "genotype.json"))
     assert {edge.op for cell in found for edge in cell} & {"none", "conv_7x1_1x7"}
     text = ("Genotype(normal=[('conv_7x1_1x7', 2, 0), ('none', 2, 1)], "
             "reduce=[('conv_7x1_1x7', 2, 0), ('none', 2, 1)])")
@@ -202,25 +234,29 @@ def test_own_penalty(tmp_path, monkeypatch, capsys):
 
 
 def test_plain_runs_and_goes_on_as_a_fast_one(tmp_path, monkeypatch):
-    kinds = []
-    forward = model_search.Cell.forward
+    kinds = set()
+    forwards = {kind: kind.forward for kind in (model_search.Cell, SearchedCell)}
 
-    def watched(self, state_0, state_1, gates, use_fast):
-        kinds.append((use_fast, kernels._stock))
-        return forward(self, state_0, state_1, gates, use_fast)
+    def watched(kind, self, *inputs):
+        kinds.add(type(self))
+        return forwards[kind](self, *inputs)
 
-    monkeypatch.setattr(model_search.Cell, "forward", watched)
+    for kind in forwards:
+        monkeypatch.setattr(kind, "forward", functools.partialmethod(
+            lambda self, *inputs, kind: watched(kind, self, *inputs), kind=kind))
     search = [*SMALL_SEARCH, "--runs", tmp_path, "--epochs", 1, "--threshold", 0, "--name"]
     assert call(train_search, monkeypatch, *search, "a", "--plain") == 0
-    assert set(kinds) == {(False, True)}
+    assert kinds == {model_search.Cell}
+    kinds.clear()
     assert call(train_search, monkeypatch, *search, "b") == 0
+    assert kinds == {SearchedCell}
     rows = [{key: float(value) for key, value in table(tmp_path / name)[0].items() if value}
             for name in "ab"]
     assert rows[0] == pytest.approx(rows[1], rel=0.02, abs=0.6)  # the same search, but for rounding
     kinds.clear()
     assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--epochs", 2,
                 "--no-plain") == 0
-    assert set(kinds) == {(True, False)}
+    assert kinds == {SearchedCell}
 
 
 def test_search_in_chains(pictures, tmp_path, monkeypatch, capsys):
@@ -239,7 +275,7 @@ def test_search_in_chains(pictures, tmp_path, monkeypatch, capsys):
     assert names == ["chain", "dominant", "gap", "gates", "heatmap", "penalty"]
     for name in names:
         assert_picture(tmp_path / "a" / "figures" / f"{name}.png")
-    chain = texts.load(str(tmp_path / "a" / "genotype.json"))
+    chain = load_genotype(str(tmp_path / "a" / "genotype.json"))
     assert (str(chain) in capsys.readouterr().out
             and chain == s2.discretize_chain(gates["layers"][-1]))
     assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--epochs", 2,
@@ -248,7 +284,7 @@ def test_search_in_chains(pictures, tmp_path, monkeypatch, capsys):
     assert (len(table(tmp_path / "a")) == 2
             and table(tmp_path / "a")[0]["skips_layers"].isdigit())
     assert {len(names) for names in
-            texts.load(str(tmp_path / "a" / "genotype.json")).layers} == {2}
+            load_genotype(str(tmp_path / "a" / "genotype.json")).layers} == {2}
     folder = ["--dataset", "folder", "--data", pictures, "--image_size", 16, "--batch_size", 16,
               "--figures_every", 0, "--gap_every", 0]
     assert call(train_search, monkeypatch, *common, "b", *folder, "--gate", "softmax") == 0
@@ -270,7 +306,9 @@ def test_empty_cell_is_not_written(tmp_path, monkeypatch, capsys):
                          gates_with(("sep_conv_3x3", 5, 4, 0.9))])
     run.rows = [{"epoch": 1, "valid_accuracy": 1.0}]
     monkeypatch.setattr(train_search, "write_report", lambda *_: None)
-    assert train_search.derive(run, s, network, Namespace(epochs=[gates])) == 1
+    watching = watch.Watch(run, s, network)
+    watching.epochs, watching.draw = [gates], lambda: None
+    assert train_search.derive(run, s, network, watching) == 1
     out = capsys.readouterr().out
     assert "reduce cell is empty" in out and "--threshold 0.75" in out
     assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
@@ -283,7 +321,7 @@ def test_softmax_and_unrolled_search(tmp_path, monkeypatch):
     assert (settings["learning_rate"], settings["arch_learning_rate"], settings["w01"]) == (
         0.025, 0.05, 0)  # digits's own rates, not DARTS's
     # argmax: two edges a node
-    assert len(texts.load(str(tmp_path / "a" / "genotype.json")).normal) == 4
+    assert len(load_genotype(str(tmp_path / "a" / "genotype.json")).normal) == 4
 
 
 def test_evaluation_runs_repeats_and_resumes(tmp_path, monkeypatch, capsys):

@@ -49,7 +49,7 @@ def test_resting_gate_is_where_a_long_descent_ends(penalty, w01, decay):
                                      ) == pytest.approx(w01, rel=1e-6)
 
 
-def test_published_gates_come_to_rest_as_computed():
+def test_published_gates_settle_as_computed():
     reduce = np.array(GATES_A_REDUCE)
     rest = resting.resting_gate(10, 196, 1e-3)
     assert rest == pytest.approx(0.93564, abs=5e-6)
@@ -192,7 +192,8 @@ def test_cures_are_the_same_in_both_forms(space, gate, shared):
 
 def test_only_skips_of_stride_1_are_disturbed():
     _, network = cured("s1", True)
-    found = {name for name, module in network.named_modules() if isinstance(module, cures.DisturbedSkip)}
+    found = {name for name, module in network.named_modules()
+             if isinstance(module, cures.DisturbedSkip)}
     column = PRIMITIVES.index("skip_connect")
     rows = range(9)  # of 3 nodes
     assert found == {

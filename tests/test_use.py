@@ -1,4 +1,4 @@
-"""TODO"""
+"""What was trained, in use: weights, prediction, export, fine-tuning, reports."""
 import copy
 import json
 import math
@@ -14,32 +14,32 @@ import torch
 from PIL import Image
 
 import train_eval
-from engine import report
 from engine import pictures as pictures_module
-from use import classifier, export, predict
+from engine import report
+from use import classifier, export, finetune, predict
 from tests.common import assert_picture, call, close, leaves, refused, sealed, table
 
 
 def test_weights_stand_alone(trained, tmp_path):
     folder, _, images, labels = trained
     shutil.copy(folder / "weights.pt", tmp_path / "some.pt")  # alone
-    classifier = classifier.load(str(tmp_path / "some.pt"))
-    assert classifier.classes == list("0123456789") and classifier.shape == [1, 8, 8]
-    assert not classifier.training and classifier.network.auxiliary is None
+    some = classifier.load(str(tmp_path / "some.pt"))
+    assert some.classes == list("0123456789") and some.shape == [1, 8, 8]
+    assert not some.training and some.network.auxiliary is None
     with torch.no_grad():
-        found = classifier(images)
+        found = some(images)
         assert found.shape == (360, 10) and close(found.sum(1), torch.ones(360), 1e-5)
         accuracy = 100 * (found.argmax(1) == labels).float().mean().item()
         assert accuracy == pytest.approx(float(table(folder)[-1]["test_accuracy"]))
-        assert close(classifier(images[:1]), found[:1], 1e-6)  # one picture, or many
-        assert close(classifier(images.float() / 255), found, 1e-5)
+        assert close(some(images[:1]), found[:1], 1e-6)  # one picture, or many
+        assert close(some(images.float() / 255), found, 1e-5)
     state = torch.load(folder / "best.pt", weights_only=True)
     assert state["epoch"] == 1 and state["torch"] == torch.__version__
     assert state["accuracy"] == pytest.approx(accuracy)
 
 
 def test_predict_gives_the_accuracy_of_the_training(trained, tmp_path, monkeypatch, capsys):
-    folder, classifier, images, labels = trained
+    folder, loaded, images, labels = trained
     shutil.copytree(folder, tmp_path / "run")
     for index, (image, label) in enumerate(zip(images, labels.tolist())):
         path = tmp_path / "test" / str(label) / f"{index}.png"
@@ -61,7 +61,7 @@ def test_predict_gives_the_accuracy_of_the_training(trained, tmp_path, monkeypat
     first, second = map(json.loads, out.splitlines())
     assert first == second and first["file"] == str(one) and len(first["classes"]) == 10
     with torch.no_grad():
-        expected = classifier(images[7:8])[0]
+        expected = loaded(images[7:8])[0]
     for name, probability in first["classes"]:
         assert probability == pytest.approx(expected[int(name)].item(), rel=1e-5)
     found = [probability for _, probability in first["classes"]]
@@ -124,7 +124,7 @@ def test_what_are_no_weights_is_refused(finished, tmp_path, monkeypatch, capsys)
         (("mean",), torch.tensor(1.0)), (("shape",), [1, 8, 9]), (("shape",), [2, 8, 8]),
         (("shape",), [1, 8, 8.0]), (("accuracy",), math.nan), (("settings",), {}),
         (("settings", "init_channels"), 10**6), (("settings", "arch"), "FairDARTS_z"),
-        (("version",), 2), (("script",), "train_search"))]
+        (("version",), 3), (("script",), "train_search"))]
     crafted += [b"", b"no weights", sealed(b"no weights"), sealed([whole]),
                 (finished / "d" / "weights.pt").read_bytes()[:-1],
                 (finished / "a" / "checkpoint.pt").read_bytes(),
@@ -154,15 +154,15 @@ def test_exported_networks_agree(arch, finished, tmp_path, monkeypatch, capsys):
     else:
         assert call(train_eval, monkeypatch, "--dataset", "digits", "--arch", arch, "--epochs", 1,
                     "--batch_size", 600, "--runs", tmp_path, "--name", "d") == 0
-    assert call(train_eval, monkeypatch, "--export", folder) == 0
+    assert call(export, monkeypatch, folder) == 0
     assert capsys.readouterr().out.count("uint8 pictures (batch, 1, 8, 8)") == 2
     program = torch.export.load(folder / "model.pt2").module()
     session = onnxruntime.InferenceSession(folder / "model.onnx")
-    classifier = classifier.load(str(folder))
+    loaded = classifier.load(str(folder))
     for count in (1, 2, 7, 30):
         images = torch.randint(256, (count, 1, 8, 8)).to(torch.uint8)
         with torch.no_grad():
-            expected = classifier(images)
+            expected = loaded(images)
         [found] = session.run(["probabilities"], {"pictures": images.numpy()})
         assert close(torch.from_numpy(found), expected, 1e-5)
         assert close(program(images), expected, 1e-5)
@@ -172,9 +172,9 @@ def test_what_was_not_exported_well_is_not_kept(finished, tmp_path, monkeypatch,
     shutil.copytree(finished / "d", tmp_path / "d")
     with monkeypatch.context() as patch:
         patch.setattr(export.importlib.util, "find_spec", lambda name: None)
-        assert call(train_eval, patch, "--export", tmp_path / "d") == 0
+        assert call(export, patch, tmp_path / "d") == 0
         out = capsys.readouterr().out
-        assert "no model.onnx: it takes onnx, onnxscript, onnxruntime; pip install" in out
+        assert "no model.onnx: it requires onnx, onnxscript, onnxruntime; pip install" in out
     (tmp_path / "d" / "model.pt2").unlink()
     monkeypatch.setattr(export, "random_pictures", lambda *_: torch.zeros(2, 1, 8, 8))
     whole = export.keep
@@ -183,10 +183,13 @@ def test_what_was_not_exported_well_is_not_kept(finished, tmp_path, monkeypatch,
         return whole(run, name, content, classifier, lambda images: restored(images) + 1e-4)
 
     monkeypatch.setattr(export, "keep", other)
-    assert "differ by 1" in refused(capsys, monkeypatch, train_eval, "--export", tmp_path / "d")
+    assert "differ by 1" in refused(capsys, monkeypatch, export, tmp_path / "d")
     assert not (tmp_path / "d" / "model.pt2").exists()
-    assert "--epochs does not go with --export" in refused(
-        capsys, monkeypatch, train_eval, "--export", tmp_path / "d", "--epochs", 3)
+    for words, message in ((["--epochs", 3], "unknown argument '--epochs'"), ([], "RUN"),
+                           ([tmp_path], "is not the folder of a run"),
+                           ([finished / "a"], "is a run of train_search.py")):
+        folder = [tmp_path / "d"] if message.startswith("unknown") else []
+        assert message in refused(capsys, monkeypatch, export, *folder, *words)
 
 
 def test_fine_tuning_starts_from_the_weights(trained, pictures, tmp_path, monkeypatch, capsys):
@@ -196,13 +199,13 @@ def test_fine_tuning_starts_from_the_weights(trained, pictures, tmp_path, monkey
         place = grey / path.relative_to(pictures)
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.open(path).convert("L").save(place)
-    start, begun = train_eval.start_from, []
+    start, begun = finetune.start_from, []
 
     def watched(path, network, run):
         start(path, network, run)
         begun.append(copy.deepcopy(network.state_dict()))
 
-    monkeypatch.setattr(train_eval, "start_from", watched)
+    monkeypatch.setattr(finetune, "start_from", watched)
     tune = ["--init", folder, "--dataset", "folder", "--data", grey, "--runs", tmp_path,
             "--epochs", "1"]
     assert call(train_eval, monkeypatch, *tune, "--name", "a") == 0
@@ -231,8 +234,8 @@ def test_every_run_ends_with_a_report(finished):
     training = (finished / "d" / "report.md").read_text()
     last = float(table(finished / "d")[-1]["test_accuracy"])
     config = json.loads((finished / "d" / "config.json").read_text())
-    for part in ("# d\n", "- command: `python train_eval.py --dataset digits", "- go on: `python "
-                 f"predict.py {finished}/d IMAGE`", f"torch {torch.__version__}", "- peak memory: ",
+    for part in ("# d\n", "- command: `python train_eval.py --dataset digits", "- go on: `python -m "
+                 f"use.predict {finished}/d IMAGE`", f"torch {torch.__version__}", "- peak memory: ",
                  f"{last:.2f}% in the last epoch; best {last:.2f}% in epoch 1", " M\n",
                  f"threads: {config['threads']}", config["fingerprint"], "without the auxiliary"):
         assert part in training, part
@@ -244,7 +247,7 @@ def test_every_run_ends_with_a_report(finished):
 
 
 def test_commit_of_the_code(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "HERE", str(tmp_path))
+    monkeypatch.setattr(report, "ROOT", str(tmp_path))
     assert report.commit() is None
     if shutil.which("git"):
         git = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b"]

@@ -111,7 +111,8 @@ def check_weights(state):
         and isinstance(classes, list) and classes and all(type(name) is str for name in classes)
         and isinstance(shape, list) and [*map(type, shape)] == [int] * 3
         and shape[0] in (1, 3) and 8 <= shape[1] == shape[2] <= 10**4
-        and all(is_finite(state[key]) and state[key].shape == (shape[0],) for key in ("mean", "std"))
+        and all(is_finite(state[key]) and state[key].shape == (shape[0],)
+                for key in ("mean", "std"))
         and (state["std"] > 0).all() and type(state["epoch"]) is int
         and type(state["accuracy"]) is float and 0 <= state["accuracy"] <= 100
         and all(type(settings[name]) is kind for name, kind in NETWORK.items())

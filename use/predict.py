@@ -9,6 +9,7 @@ RUN: the folder of a training, whose last weights are used, or a file of weights
 Pictures are brought to the network's size as in training. A file that cannot be used is named on
 stderr, and the exit code is 2.
 """
+import importlib.util
 import io
 import json
 import os
@@ -127,7 +128,10 @@ def predict_pictures():
         right, count = int(confusion.diagonal().sum()), int(confusion.sum())
         home = given["run"] if os.path.isdir(given["run"]) else os.path.dirname(given["run"])
         path = os.path.join(home, "figures", "confusion.png")
-        save_figure(draw_confusion(confusion, classes), path)
+        if importlib.util.find_spec("matplotlib") is None:
+            path = "no confusion matrix, for matplotlib is not installed"
+        else:
+            save_figure(draw_confusion(confusion, classes), path)
         print(f"accuracy {100 * right / count:.2f}%, {right} of {count}; {path}", file=out)
     return code
 
