@@ -75,8 +75,9 @@ def train(run, s, dataset):
         finetune.start_from(s.init, network, run)
     precision, (parameters, head, macs) = Precision(device, s.amp, network), count(network, shape)
     if not s.plain:
-        accelerate(network, s.recompute, run.keep("memory_format", fastest_format, network,
-                                                  (s.batch_size, *shape)))
+        batch = s.batch_size // processes.size(), *shape
+        accelerate(network, s.recompute, run.keep("memory_format", fastest_format, network, batch)
+                   if device.type == "cuda" else None)
     sgd = torch.optim.SGD(network.parameters(), s.learning_rate, s.momentum,
                           weight_decay=s.weight_decay, fused=True)
     cross_entropy = functools.partial(F.cross_entropy, label_smoothing=s.label_smooth)

@@ -3,7 +3,7 @@ import functools
 from collections import namedtuple
 
 from genotypes import PRIMITIVES
-from study import visualize
+from study import compare, figures
 from study.claims import (Claim, best_accuracy, best_over_random, correlation, counted_epoch,
                     curvature, decision_epoch, derived_skips, last_accuracy, last_over_random,
                     off_rest, rho, rounding, selection, skips_beyond_chance, suppression)
@@ -89,11 +89,11 @@ def claims_figures(results):
     return {
         "reproduction_dominant": (
             "Dominant skips, two operations",
-            lambda: visualize.compare_dominant(records(results, "softmax2", "sigmoid2"))),
+            lambda: compare.dominant(records(results, "softmax2", "sigmoid2"))),
         "reproduction_heatmap": (
-            "Final gates of the first seed", lambda: visualize.draw_heatmap(*first)),
+            "Final gates of the first seed", lambda: figures.draw_heatmap(*first)),
         "reproduction_gap": (
-            "Lost by rounding and by selection", lambda: visualize.compare_gap(
+            "Lost by rounding and by selection", lambda: compare.gap(
                 records(results, "softmax", "sigmoid", "l01", "l1")))}
 
 
@@ -149,7 +149,7 @@ def cures_figures(results):
     # without those whose searches are softmax's, up to where they end
     shown = [arm for arm in results if arm not in ("limit", "kept", "curvature")]
     figures = {"cures_dominant": (
-        "Dominant skips over epochs", lambda: visualize.compare_dominant(
+        "Dominant skips over epochs", lambda: compare.dominant(
             records(results, *shown), [names[arm] for arm in shown for _ in results[arm]]))}
     for measure, title in (
             (derived_skips, "Share of skips in the genotype's normal cell, less chance"),
@@ -160,7 +160,7 @@ def cures_figures(results):
             (last_over_random, "Test accuracy, less that of a random network (points)")):
         values = {names[arm]: [*map(measure, found)] for arm, found in results.items()}
         figures[f"cures_{measure.__name__}"] = (
-            title, functools.partial(visualize.compare_arms, title, values))
+            title, functools.partial(compare.arms, title, values))
     return figures
 
 

@@ -24,7 +24,7 @@ from genotypes import PRIMITIVES, Edge, Genotype
 from spaces import SPACES, s2
 from speed import accelerate
 from speed.accelerate import SearchedCell
-from study import gap, visualize, watch
+from study import gap, records, watch
 from tests.common import FIGURES, SMALL_EVAL, SMALL_SEARCH, assert_picture, call, gates_with, table
 
 load_genotype = functools.partial(texts.load, spaces=SPACES.values())
@@ -142,8 +142,8 @@ def test_discretisation_gap(monkeypatch):
         assert gap.gap(run, network, v, s) == {}
     # gates that are 0 and 1 already, and as a genotype has them: no gap at all
     with torch.no_grad():
-        for alpha, edges in zip(network.alphas, genotype):
-            alpha.copy_(2000 * fair_darts.discrete_gates(edges, alpha) - 1000)
+        for alpha, matrix in zip(network.alphas, discrete):
+            alpha.copy_(2000 * matrix - 1000)
     row = gap.gap(run, network, v, s)
     assert row["soft_accuracy"] == row["discrete_accuracy"]
 
@@ -229,7 +229,7 @@ def test_own_penalty(tmp_path, monkeypatch, capsys):
     assert call(train_search, monkeypatch, *search, "--zero_one_loss", "l4",
                 "--figures_every", 1) == 0
     assert "  l4 penalty -0.0" in capsys.readouterr().out
-    assert visualize.setting(visualize.read(str(tmp_path / "a"))) == "sigmoid, w01 10, l4"
+    assert records.setting(records.read(str(tmp_path / "a"))) == "sigmoid, w01 10, l4"
     assert_picture(tmp_path / "a" / "figures" / "penalty.png")
 
 
@@ -250,6 +250,8 @@ def test_plain_runs_and_goes_on_as_a_fast_one(tmp_path, monkeypatch):
     kinds.clear()
     assert call(train_search, monkeypatch, *search, "b") == 0
     assert kinds == {SearchedCell}
+    # timed on a GPU alone, and of no use elsewhere
+    assert "memory_format" not in json.loads((tmp_path / "b" / "config.json").read_text())
     rows = [{key: float(value) for key, value in table(tmp_path / name)[0].items() if value}
             for name in "ab"]
     assert rows[0] == pytest.approx(rows[1], rel=0.02, abs=0.6)  # the same search, but for rounding

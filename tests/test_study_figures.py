@@ -21,8 +21,8 @@ import train_search
 from engine import flags, loop, recipes, texts
 from genotypes import PRIMITIVES, Edge, Genotype
 from spaces import s1
-from study import (claims, cures, draw_cells, grids, interval, many_runs, random_genotypes,
-                   records, reproduce, resting, visualize)
+from study import (claims, compare, cures, draw_cells, figures, grids, interval, many_runs,
+                   random_genotypes, records, reproduce, resting, visualize)
 from tests.common import (CLAIMS, FIGURES, Malicious, SMALL_EVAL, SMALL_SEARCH, assert_picture,
                           call, ended, fork, recorded_run, refused, table)
 
@@ -51,9 +51,9 @@ def test_figures_of_several_runs_and_of_architectures(tmp_path, monkeypatch, cap
     assert [records.setting(record) for record in found] == [
         "sigmoid, w01 10, l2", "sigmoid, w01 10, l1", "softmax", "softmax"]
     assert records.names_of(found) == [records.setting(record) for record in found]
-    for axes in visualize.compare_gap(found).axes:  # rounding, selection
+    for axes in compare.gap(found).axes:  # rounding, selection
         assert len(axes.lines) == len(axes.collections) == 3 and axes.get_ylim()[0] <= 0
-    for axes in visualize.compare_dominant(found).axes:  # the mean of runs of one setting
+    for axes in compare.dominant(found).axes:  # the mean of runs of one setting
         skip = PRIMITIVES.index("skip_connect")
         part = "normal" if "normal" in axes.get_title() else "reduce"
         counts = [records.dominant_counts(record, part)[:, skip] for record in found[2:]]
@@ -121,7 +121,7 @@ def test_what_the_figures_show(tmp_path):
     record = records.read(str(recorded_run(
         tmp_path / "limited", ("skip_connect", "sep_conv_3x3"), gates=gates, keep_skips=0)))
     assert set(records.reasons(record, "reduce")[:, 0]) == {"", "p"}
-    assert visualize.edge_names(5) == [(2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]
+    assert figures.edge_names(5) == [(2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]
 
 
 def test_cells_are_drawn_without_overlap():
@@ -420,7 +420,7 @@ def test_page_of_the_cures(tmp_path):
 
 def test_one_picture_a_quantity():
     values = {"a": [1.0, 2.0, None], "b": [None], "c": [-3.0]}
-    [axes] = visualize.compare_arms("something", values).axes
+    [axes] = compare.arms("something", values).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
     dots = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "o"]
     assert dots == [[[1, 0], [2, 0]], [], [[-3, 2]]]

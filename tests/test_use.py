@@ -234,9 +234,10 @@ def test_every_run_ends_with_a_report(finished):
     training = (finished / "d" / "report.md").read_text()
     last = float(table(finished / "d")[-1]["test_accuracy"])
     config = json.loads((finished / "d" / "config.json").read_text())
-    for part in ("# d\n", "- command: `python train_eval.py --dataset digits", "- go on: `python -m "
-                 f"use.predict {finished}/d IMAGE`", f"torch {torch.__version__}", "- peak memory: ",
-                 f"{last:.2f}% in the last epoch; best {last:.2f}% in epoch 1", " M\n",
+    for part in ("# d\n", "- command: `python train_eval.py --dataset digits",
+                 f"- go on: `python -m use.predict {finished}/d IMAGE`",
+                 f"torch {torch.__version__}", "- peak memory: ", " M\n",
+                 f"{last:.2f}% in the last epoch; best {last:.2f}% in epoch 1",
                  f"threads: {config['threads']}", config["fingerprint"], "without the auxiliary"):
         assert part in training, part
     network = classifier.build(Namespace(**config["settings"]), 10, (1, 8, 8))

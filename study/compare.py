@@ -1,0 +1,81 @@
+"""Figures of several searches: the mean of each setting's runs, and how far they spread."""
+import numpy as np
+
+from study.figures import PARTS, Figure, over_epochs
+from study.interval import interval
+from study.records import dominant_counts, names_of
+
+
+def draw_bands(axes, records, curve, names=None):
+    """For the runs of each name the mean of their curves, {epoch: value}, and a band from the
+    least to the most, if it does not cover too many others, over the epochs that all of them
+    have. names: of each record."""
+    names = names or names_of(records)
+    for index, name in enumerate(dict.fromkeys(names)):
+        curves = [curve(record) for record, other in zip(records, names) if other == name]
+        epochs = sorted(set.intersection(*map(set, curves)))
+        values = np.array([[found[epoch] for epoch in epochs] for found in curves])
+        if epochs:
+            if len(set(names)) <= 4:
+                axes.fill_between(epochs, values.min(0), values.max(0), color=f"C{index}",
+                                  alpha=0.2, linewidth=0)
+            axes.plot(epochs, values.mean(0), "o-", color=f"C{index}", label=name, markersize=3)
+
+
+def dominant(records, names=None):
+    """Fig. 1: how many dominant operations are skip connections: mean, least and most. names: of
+    each record; by default what tells them apart."""
+    figure = Figure((9, 3.4))
+    parts = max((record.gates for record in records), key=len)
+    panels = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
+    for axes, part in zip(panels, parts):
+        def skips(record):
+            if part not in record.gates or "skip_connect" not in record.primitives:
+                return {}
+            counts = dominant_counts(record, part)
+            return dict(enumerate(counts[:, record.primitives.index("skip_connect")], 1))
+
+        over_epochs(axes, f"Dominant skip connections, {PARTS[part]}", whole_numbers="both")
+        draw_bands(axes, records, skips, names)
+        axes.set_ylim(bottom=0)
+    panels[0].set_ylabel("operations")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
+def gap(records):
+    """Insight 2: what rounding the gates costs, and what the choice of edges and operations:
+    mean, least and most."""
+    figure = Figure((9, 3.4))
+    panels = dict(zip(("rounding", "selection"), figure.subplots(1, 2, sharey=True)))
+    for name, axes in panels.items():
+        def lost(record):
+            return {row["epoch"]: row["gap_rounding"] if name == "rounding"
+                    else row["gap_edges"] + row["gap_operations"]
+                    for row in record.rows if row["gap_rounding"] is not None}
+
+        draw_bands(axes, records, lost)
+        epochs = sorted(set().union(*map(lost, records)))
+        over_epochs(axes, f"Lost by {name}", xticks=epochs)
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    panels["rounding"].set_ylabel("validation accuracy (points)")
+    figure.legend(*panels["rounding"].get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
+def arms(title, values):
+    """One measure for several settings: {name: [number or None, of each seed]}."""
+    figure = Figure((7, 1.2 + 0.28 * len(values)))
+    axes = figure.subplots()
+    for row, found in enumerate(values.values()):
+        found = [value for value in found if value is not None]
+        mean, half = interval(found)
+        axes.errorbar(mean, row, xerr=half if half < np.inf else 0, fmt="k|", markersize=12,
+                      ecolor="lightgrey", elinewidth=7)
+        axes.plot(found, [row] * len(found), "o", color="#0072B2", zorder=3)
+    if axes.get_xlim()[0] < 0:
+        axes.axvline(0, color="grey", linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(values)), values)
+    axes.set(title=title, ylim=(len(values) - 0.5, -0.5),
+             xlabel="dots: seeds, line and bar: their mean and its 95 % interval")
+    return figure

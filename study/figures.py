@@ -1,0 +1,206 @@
+"""The paper's figures of one search, or of the last gates of several."""
+import numpy as np
+import torch
+
+from engine.flags import leave
+
+try:
+    import matplotlib
+    from matplotlib.colors import to_rgba_array
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+except ModuleNotFoundError as error:
+    leave(error)
+
+from fair_darts import PENALTIES
+from study.draw_cells import CENTRED, colour
+from study.records import (all_gates, dominant_counts, dominant_names, gate_histogram,
+                           kept_gates, last_gates, names_of, reasons, setting)
+from study.resting import resting_gate
+
+LINE_COLOURS = ["#000000", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#D55E00"]
+matplotlib.rcParams.update({
+    "figure.constrained_layout.use": True, "figure.titlesize": 10, "savefig.dpi": 110,
+    "font.size": 8, "axes.titlesize": 10, "lines.linewidth": 1.4, "lines.markersize": 3,
+    "axes.prop_cycle": matplotlib.cycler(color=LINE_COLOURS)})
+MARKS = ("e: others of its node's edges are better  o: another operation of its edge is better\n"
+         "t: below the threshold  k: a skip more than --keep_skips  "
+         "p: pruned, since nothing enters the node that it leaves")
+PARTS = {"normal": "normal cell", "reduce": "reduction cell", "layers": "all layers"}
+
+
+def row_names(record, part):
+    """What the rows of a part's gates are called."""
+    count = record.gates[part].shape[1]
+    if part == "layers":
+        return [f"layer {layer}" for layer in range(count)]
+    return [f"{source} → {node}" for node, source in edge_names(count)]
+
+
+def edge_names(count):
+    """[(node, source)] of the rows of a matrix of `count` edges."""
+    return [(node, source) for node in range(2, count + 2) for source in range(node)][:count]
+
+
+def over_epochs(axes, title, whole_numbers="x", **settings):
+    axes.set(title=title, xlabel="epoch", **settings)
+    if "xticks" not in settings:
+        axes.locator_params(whole_numbers, integer=True, min_n_ticks=1)
+
+
+def draw_dominant(record):
+    """Fig. 1, 2: the dominant operations over epochs; in S2 also that of each layer."""
+    figure = Figure((9, 3.2))
+    panels = figure.subplots(1, 2, sharey="normal" in record.gates)
+    edges = np.arange(len(record.rows) + 1) + 0.5  # between the epochs
+    # the skip connections lowest, where heights are easy to compare
+    order = sorted(record.primitives, key=lambda op: op != "skip_connect")
+    for axes, part in zip(panels, record.gates):
+        counts = dominant_counts(record, part)
+        counts = np.concatenate([counts, counts[-1:]])  # to the end of the last epoch
+        axes.stackplot(edges, [counts[:, record.primitives.index(op)] for op in order],
+                       labels=order, colors=[colour(op) for op in order], step="post")
+        over_epochs(axes, f"Dominant operations, {PARTS[part]}", whole_numbers="both",
+                    xlim=(edges[0], edges[-1]), ylim=(0, counts[0].sum()))
+    panels[0].set_ylabel("operations")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", reverse=True)
+    if "layers" in record.gates:
+        pixels = [to_rgba_array([colour(op) for op in dominant_names(record, epoch)])
+                  for epoch in record.gates["layers"]]
+        panels[1].imshow(np.swapaxes(pixels, 0, 1), aspect="auto", interpolation="nearest",
+                         extent=(edges[0], edges[-1], len(pixels[0]) - 0.5, -0.5))
+        over_epochs(panels[1], "Dominant operation of each layer", whole_numbers="both",
+                    ylabel="layer")
+    return figure
+
+
+def draw_gates(record):
+    """Fig. 3: the gates over epochs, a panel for each edge or layer."""
+    count = next(iter(record.gates.values())).shape[1]
+    places = [(node - 2, source) for node, source in edge_names(count)]
+    if "layers" in record.gates:
+        places = [divmod(layer, 5) for layer in range(count)]
+    rows, columns = np.max(places, axis=0) + 1
+    figure = Figure((3 + 1.1 * columns * len(record.gates), 1.2 + 1.25 * rows))
+    halves = figure.subfigures(1, len(record.gates), squeeze=False)[0]
+    for half, (part, gates) in zip(halves, record.gates.items()):
+        half.suptitle(f"Gates over epochs, {PARTS[part]}")
+        half.supylabel("gate")
+        names = row_names(record, part)
+        for (row, column), name, paths in zip(places, names, gates.transpose(1, 2, 0)):
+            axes = half.add_subplot(rows, columns, row * columns + column + 1)
+            for op, path in zip(record.primitives, paths):
+                width = 2.4 if op == "skip_connect" else 1.1
+                axes.plot(range(1, len(path) + 1), path, "o-", color=colour(op), label=op,
+                          linewidth=width, markersize=width, zorder=width)
+            over_epochs(axes, name, ylim=(0, 1), yticks=(0, 0.5, 1))
+            axes.label_outer()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center",
+                  ncols=len(record.primitives))
+    return figure
+
+
+def draw_heatmap(*records):
+    """Fig. 4: the final gates, edges by operations; framed: kept by the genotype; marked: why a
+    high gate is not."""
+    names = names_of(records) if len(records) > 1 else [setting(records[0])]
+    parts = [(record, part, name) for record, name in zip(records, names)
+             for part in record.gates]
+    wide = max(len(record.gates) for record in records)  # a row for each record
+    rows, columns = np.max([record.gates[part].shape[1:] for record, part, _ in parts], axis=0)
+    figure = Figure((max(6.5, wide * (0.8 + 0.5 * columns)) + 1.2,
+                     0.6 + len(records) * (1.6 + 0.3 * rows)))
+    panels = figure.subplots(len(records), wide, squeeze=False)
+    places = [axes for line, record in zip(panels, records) for axes in line[:len(record.gates)]]
+    for axes in set(panels.flat) - set(places):
+        axes.axis("off")
+    for axes, (record, part, name) in zip(places, parts):
+        gates, kept = last_gates(record, part), kept_gates(record, part)
+        marks = reasons(record, part)
+        image = axes.imshow(gates, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+        for (row, column), gate in np.ndenumerate(gates):
+            if not np.isnan(gate):
+                ink = "white" if gate < 0.55 else "black"
+                axes.text(column, row, f"{gate:.2f} {marks[row, column]}".strip(), color=ink,
+                          fontsize=7, **CENTRED)
+            if kept[row, column]:
+                axes.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False,
+                                         edgecolor="#D55E00", linewidth=2))
+        axes.set_xticks(range(gates.shape[1]), record.primitives, rotation=40, ha="right")
+        axes.set_yticks(range(gates.shape[0]), row_names(record, part))
+        axes.set_title(f"{name}\n{PARTS[part]}", fontsize=9)
+    figure.colorbar(image, ax=panels, label="gate", fraction=0.03, pad=0.01, aspect=30)
+    figure.suptitle("Final gates; framed: kept by the genotype; marked: high, but not kept")
+    figure.supxlabel(MARKS, fontsize=8)
+    return figure
+
+
+def draw_penalty(record):
+    """Fig. 5: the penalties and their slopes, by the gate and by alpha, and what became of the
+    gates; dashed: where those settle that get no gradient from the data."""
+    figure = Figure((11, 5.4))
+    panels = figure.subplot_mosaic([["value", "slope", "push"], ["gates"] * 3])
+    z = torch.linspace(0, 1, 401, requires_grad=True)
+    for name, penalty in PENALTIES.items():
+        values = torch.stack([penalty(gate) for gate in z.split(1)])
+        [slopes] = torch.autograd.grad(values.sum(), z)
+        equation, colon, _ = (penalty.__doc__ or "").partition(":")
+        label = f"{name}, {equation}" if colon else name
+        panels["value"].plot(z.detach(), values.detach(), label=label)
+        panels["slope"].plot(z.detach(), slopes)
+        panels["push"].plot(z.detach(), (slopes * z * (1 - z)).detach())
+    panels["value"].set(title="Penalty of one gate", xlabel="gate z", ylabel="N × penalty")
+    panels["slope"].set(title="Its slope", xlabel="gate z", ylabel="N × d penalty / dz")
+    panels["push"].set(title="Its slope by alpha", xlabel="gate z",
+                       ylabel="N × d penalty / d alpha")
+    panels["value"].legend()
+    percent = np.ma.masked_equal(100 * gate_histogram(record), 0)
+    image = panels["gates"].imshow(
+        percent, origin="lower", aspect="auto", cmap="cividis", vmin=0, interpolation="nearest",
+        extent=(0.5, len(record.rows) + 0.5, 0, 1))
+    s = record.settings
+    if s["gate"] == "sigmoid":
+        rest = resting_gate(s["w01"], all_gates(record).shape[1],
+                                       s["arch_weight_decay"],
+                                       PENALTIES[s["zero_one_loss"]])
+        for height in {rest, 1 - rest}:
+            panels["gates"].axhline(height, color="#D55E00", linestyle="--", linewidth=1.5)
+    over_epochs(panels["gates"], f"All gates over epochs, {setting(record)}", ylabel="gate z")
+    figure.colorbar(image, ax=panels["gates"], label="% of gates")
+    return figure
+
+
+def draw_gap(record):
+    """Insight 2: the supernet's accuracy with its gates, and what cutting them to the genotype's
+    costs, in its parts."""
+    rows = [row for row in record.rows if row["soft_accuracy"] is not None]
+    if not rows:
+        return None
+    figure = Figure((7, 3.4))
+    axes, epochs = figure.subplots(), [row["epoch"] for row in rows]
+    level = np.array([row["discrete_accuracy"] for row in rows])
+    axes.plot(epochs, level, "s--", color="black", label="gates of the genotype, 0 and 1")
+    for name, label, shade in (("operations", "the choice of operations", "#E69F00"),
+                               ("edges", "the choice of edges", "#F0E442"),
+                               ("rounding", "rounding", "#56B4E9")):
+        above = level + [row["gap_" + name] for row in rows]
+        axes.fill_between(epochs, level, above, color=shade, label=f"lost by {label}")
+        level = above
+    axes.plot(epochs, level, "o-", color="black", label="gates as they are")
+    over_epochs(axes, f"Discretisation gap, {setting(record)}", ylim=(0, 102), xticks=epochs,
+                ylabel="validation accuracy (%)")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", reverse=True)
+    return figure
+
+
+def draw_curvature(record):
+    """The largest eigenvalue of the Hessian by alpha over epochs (RobustDARTS, Fig. 4)."""
+    rows = [row for row in record.rows if row["curvature"] is not None]
+    if not rows:
+        return None
+    figure = Figure((6, 3))
+    axes = figure.subplots()
+    axes.plot([row["epoch"] for row in rows], [row["curvature"] for row in rows], "o-")
+    over_epochs(axes, f"Curvature, {setting(record)}", ylabel="largest eigenvalue")
+    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    return figure
