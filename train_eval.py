@@ -25,7 +25,7 @@ from engine.precision import Precision
 from engine.report import write_report
 from engine.script import Script
 from spaces import SPACES, of_genotype
-from speed import accelerate, fastest_format
+from speed import accelerate, memory_format
 from use import classifier, finetune
 
 positive, rate, part = number(int, 1), number(float, 0), number(float, 0, 0.999)
@@ -75,9 +75,7 @@ def train(run, s, dataset):
         finetune.start_from(s.init, network, run)
     precision, (parameters, head, macs) = Precision(device, s.amp, network), count(network, shape)
     if not s.plain:
-        batch = s.batch_size // processes.size(), *shape
-        accelerate(network, s.recompute, run.keep("memory_format", fastest_format, network, batch)
-                   if device.type == "cuda" else None)
+        accelerate(network, s.recompute, memory_format(run, network, s))
     sgd = torch.optim.SGD(network.parameters(), s.learning_rate, s.momentum,
                           weight_decay=s.weight_decay, fused=True)
     cross_entropy = functools.partial(F.cross_entropy, label_smoothing=s.label_smooth)
@@ -182,14 +180,16 @@ def check(s, dataset):
 
 def evaluate(run, s, dataset):
     """Test the best weights of a run."""
-    device = choose_device(s.device)
+    device, best = choose_device(s.device), classifier.read_best(run)
     network = classifier.build(s, len(dataset.classes), run.config["shape"]).to(device)
-    epoch = classifier.load_best(run, network)
+    run.restore(network, "network", best)
+    if not s.plain:
+        accelerate(network)
     _, test_set = batches.training_set(s, dataset, device)
     loss, accuracy, top5 = test(network, batches.in_order(*test_set))
     if processes.rank() == 0:
-        print(f"{run.folder}: weights of epoch {epoch}  test loss {loss:.4f} acc {accuracy:.2f}% "
-              f"top-5 {top5:.2f}%")
+        print(f"{run.folder}: weights of epoch {best['epoch']}  test loss {loss:.4f} acc "
+              f"{accuracy:.2f}% top-5 {top5:.2f}%")
 
 
 SCRIPT = Script("train_eval", __doc__, FLAGS, "eval", prepare, check, train, evaluate=evaluate)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils import clip_grad_norm_
 
-from engine import batches, processes
+from engine import batches
 from engine.advice import training_command
 from engine.data import DATA_FLAGS
 from engine.devices import choose_device, set_learning_rate
@@ -29,7 +29,7 @@ from genotypes import PRIMITIVES
 from model_eval import LARGE
 from operations import OPS
 from spaces import SPACES
-from speed import accelerate, fastest_format
+from speed import accelerate, memory_format
 from study import cures
 from study.watch import WATCH_FLAGS, Watch
 
@@ -93,9 +93,7 @@ def search(run, s, dataset):
                           fused=True)
     cures.disturb(network, architect, s)
     if not s.plain:
-        shape = s.batch_size // processes.size(), *run.config["shape"]
-        accelerate(network, s.recompute, run.keep("memory_format", fastest_format, network, shape)
-                   if device.type == "cuda" else None)
+        accelerate(network, s.recompute, memory_format(run, network, s))
     train, validation = batches.halves(s, dataset, device)
     watch = Watch(run, s, network, sgd, validation)
     run.track(network=network, sgd=sgd, adam=architect.optimizer, train=train,

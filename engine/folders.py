@@ -179,7 +179,8 @@ class Folder:
         return self
 
     def resume_command(self):
-        launch = f"torchrun --nproc-per-node={processes.size()}" if processes.size() > 1 else "python"
+        size = processes.size()
+        launch = f"torchrun --nproc-per-node={size}" if size > 1 else "python"
         return f"{launch} {self.config['script']}.py --resume {shlex.quote(self.folder)}"
 
     def path(self, name):

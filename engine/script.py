@@ -77,7 +77,6 @@ class Script:
             say_what_is_left_out(run)
             return self.work(run, s, dataset)
 
-
     def test(self, parser, given):
         """What --evaluate asks for."""
         run = Run.open(given["evaluate"], self.name)

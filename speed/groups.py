@@ -266,7 +266,7 @@ class BatchNorms:
     def once(self, x):
         """While training: of x, which all of them take, without gates."""
         first = self.norms[0]
-        mean, var = torch.zeros_like(first.running_mean), torch.zeros_like(first.running_var)
+        mean, var = first.running_mean.new_zeros(2, first.num_features)
         y = F.batch_norm(x, mean, var, None, None, True, 1.0, first.eps)
         if first.momentum:
             count = len(self.norms)

@@ -11,9 +11,12 @@ from fair_darts import frozen
 def curvature(plain, half, batch_size, tolerance=1e-3):
     """On the first batch of `half`, by batch statistics. plain: the supernet, not accelerated, for
     only its operations have second gradients."""
-    images, labels = next(batches.in_order(half.images[:batch_size], half.labels[:batch_size],
-                                           half.mean, half.std, batch_size))
-    return processes.broadcast(hessian_eigenvalue(plain.train(), images, labels, tolerance))
+    value = None
+    if processes.rank() == 0:
+        images, labels = next(batches.in_order(
+            half.images[:batch_size], half.labels[:batch_size], half.mean, half.std, batch_size))
+        value = hessian_eigenvalue(plain.train(), images, labels, tolerance)
+    return processes.broadcast(value)
 
 
 def hessian_eigenvalue(network, images, labels, tolerance):

@@ -51,7 +51,7 @@ def read_search(run):
     for name, kind in READ.items():
         if kind is float and type(settings[name]) is int:
             settings[name] = float(settings[name])
-        if type(settings[name]) is not kind:
+        if type(settings[name]) is not kind or kind is int and abs(settings[name]) >= 2**63:
             raise ValueError(f"config.json: {name} is {settings[name]!r}")
     if settings["gate"] not in ("sigmoid", "softmax") or settings["zero_one_loss"] not in PENALTIES:
         raise ValueError("config.json: unknown gate or zero_one_loss")

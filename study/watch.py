@@ -79,8 +79,8 @@ class Watch:
         """What is printed of an epoch."""
         lines = ["train loss {train_loss:.4f} acc {train_accuracy:.2f}%  "
                  "valid loss {valid_loss:.4f} acc {valid_accuracy:.2f}%",
-                 self.s.zero_one_loss + " penalty {penalty:.4f}  gates {gate_min:.3f} to "
-                 "{gate_max:.3f}, rho {rho:.2f}"]
+                 self.s.zero_one_loss + " penalty {penalty:.4f}  gates {gate_min:.2f} to "
+                 "{gate_max:.2f}, rho {rho:.2f}"]
         if row["gates_above"] is not None:
             lines[1] += ", {gates_above} above, {gates_below} below"
         skips = [f"{name[6:]} {row[name]}" for name in row if name.startswith("skips_")]

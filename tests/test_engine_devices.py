@@ -15,9 +15,11 @@ import model_eval
 import model_search
 from engine import batches, devices, folders, loop
 from engine.flags import UserError
+from engine.precision import Precision, enter_autocast
+from fair_darts import Architect, frozen
 from spaces import s2
-from speed import accelerate, fastest_format, formats
-from tests.common import new_run
+from speed import accelerate, formats
+from tests.common import batch, new_run, small_network
 
 
 class CountWaits(TorchDispatchMode):
@@ -123,17 +125,16 @@ def test_the_faster_memory_format_is_taken_and_kept(tmp_path, monkeypatch):
     assert kinds == [type(m) for m in network.modules()]
     assert all(p.grad is None for p in network.parameters())
     assert torch.equal(torch.get_rng_state(), state)
-    monkeypatch.setattr(formats, "time_formats", lambda *_: {"channels_last": 2.0,
-                                                             "contiguous": 1.0})
-    zeros = torch.zeros
-    assert fastest_format(network, (2, 3, 8, 8)) != "contiguous"  # on the CPU it is not timed
-    monkeypatch.setattr(torch, "zeros", lambda *_, device: SimpleNamespace(is_cuda=True))
+    settings = SimpleNamespace(batch_size=2, recompute=False)
     run = new_run(tmp_path)
-    assert run.keep("memory_format", fastest_format, network, (2, 3, 8, 8)) == "contiguous"
-    assert folders.read_config(run.folder)["memory_format"] == "contiguous"
-    monkeypatch.setattr(formats, "time_formats", None)  # not timed a second time
-    assert run.keep("memory_format", fastest_format, network, (2, 3, 8, 8)) == "contiguous"
-    monkeypatch.setattr(torch, "zeros", zeros)
+    assert formats.memory_format(run, network, settings) is None  # on the CPU it is not timed
+    calls = []
+    monkeypatch.setattr(formats, "fastest_format", lambda *_: calls.append(_) or "contiguous")
+    gpu = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(
+        device=torch.device("cuda", 0))]))
+    for _ in range(2):  # and not timed a second time
+        assert formats.memory_format(run, gpu, settings) == "contiguous"
+    assert len(calls) == 1 and folders.read_config(run.folder)["memory_format"] == "contiguous"
     for name, form in formats.FORMATS.items():
         states = []
         fast = accelerate(copy.deepcopy(network), memory_format=name)
@@ -151,3 +152,63 @@ def test_a_device_that_is_unavailable_is_named(name):
         there = f"--device {name!r} is unavailable; this machine has: "
         assert str(error).startswith(there) and str(error).endswith("cpu")
     assert devices.choose_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_steps_stay_near_float32(dtype):
+    results = []
+    for amp in (False, True):
+        network = accelerate(small_network().float())
+        precision = Precision(torch.device("cpu"), amp and dtype == torch.bfloat16, network)
+        if amp and dtype == torch.float16:  # what a GPU without bfloat16 gets
+            enter_autocast(network, "cpu", dtype)
+            precision.scaler = torch.amp.GradScaler("cpu", init_scale=128.0)
+        sgd = torch.optim.SGD(network.weights(), 0.01, momentum=0.9)
+        architect = precision.guard(Architect(network, 0.02, gradients=precision.gradients))
+        inside, losses = [], []
+        network.stem.register_forward_hook(lambda *arguments: inside.append(arguments[2].dtype))
+        network.cells[0].preprocess_0[1].register_forward_hook(
+            lambda *arguments: inside.append(arguments[2].dtype))
+        for step in range(5):
+            images, labels = batch(8, 32, 1, 3, step)
+            loss, penalty = architect.step(images.float(), labels)
+            sgd.zero_grad()
+            with frozen(network.alphas):
+                logits, gates = network(images.float()), network.all_gates()
+                train_loss = F.cross_entropy(logits, labels)
+                precision.backward(train_loss, sgd)
+            nn.utils.clip_grad_norm_(network.weights(), 5.0)
+            precision.step(sgd)
+            assert {t.dtype for t in (loss, penalty, logits, gates, train_loss,
+                                      *network.parameters())} == {torch.float32}
+            losses += [loss, train_loss.detach()]
+        assert (dtype in inside) == amp and not torch.is_autocast_enabled("cpu")
+        results.append((torch.stack(losses), network.all_gates().detach()))
+    assert results[1][0].isfinite().all() and not torch.equal(results[0][0], results[1][0])
+    assert (results[0][0] - results[1][0]).abs().max() < 0.1
+    assert (results[0][1] - results[1][1]).abs().mean() < 0.01
+
+
+def test_a_step_that_overflows_is_left_out():
+    """float16: neither alpha nor the weights move where a gradient is not finite."""
+    network = small_network().float()
+    precision = Precision(torch.device("cpu"), False, network)
+    precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0 ** 127)
+    architect = precision.guard(Architect(network, 0.1, gradients=precision.gradients))
+    sgd = torch.optim.SGD(network.weights(), 0.1)
+    before = [w.detach().clone() for w in network.parameters()]
+    images, labels = batch(8, 4, 1, 3)
+    architect.step(1e4 * images.float(), labels)
+    sgd.zero_grad()
+    precision.backward(1e4 * F.cross_entropy(network(images.float()), labels), sgd)
+    precision.step(sgd)
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), before))
+    assert precision.scaler.get_scale() < 2.0 ** 127
+
+
+def test_an_error_in_a_forward_pass_leaves_autocast():
+    network = small_network()
+    enter_autocast(network, "cpu", torch.bfloat16)
+    with pytest.raises(RuntimeError):
+        network(torch.zeros(1, 2, 3))
+    assert not torch.is_autocast_enabled("cpu")

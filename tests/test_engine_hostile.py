@@ -228,6 +228,8 @@ BAD_RECORDS = [
     ("gates.npz", lambda run: zipped(run, npy((2, 14, -7), bytes(784)))),
     ("gates.npz", lambda run: zipped(run, npy((1 << 25,), bytes(1 << 27)))),
     ("gates.npz", lambda run: zipped(run, b"\x93NUMPY\x03\x00\xff\xff\xff\xff{")),
+    ("config.json", lambda run: (run / "config.json").read_bytes().replace(
+        b'"ops_per_edge": 1', b'"ops_per_edge": 1' + b"0" * 400)),
     ("gates.npz", lambda run: zipped(run, b"\x80\x04cos\nmkdir\n(S'owned'\ntR.")),
     ("metrics.csv", lambda run: b""),
     ("metrics.csv", lambda run: b"epoch,train_loss\n"),

@@ -157,7 +157,7 @@ def test_line_of_an_epoch():
                gap_operations=1.2, **gap.count_gates(network, s))
     lines = watch.Watch(SimpleNamespace(), s, network).lines
     assert lines(row) == """train loss 1.0000 acc 2.00%  valid loss 3.0000 acc 4.00%
-  l2 penalty -0.1000  gates 0.500 to 0.500, rho 1.00, 70 above, 70 below  dominant skips: \
+  l2 penalty -0.1000  gates 0.50 to 0.50, rho 1.00, 70 above, 70 below  dominant skips: \
 normal 0, reduce 0
   gap, by batch statistics: 5.00% - 6.00%, rounding -1, selection -0"""
     row["curvature"] = 1234.5

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import train_eval
+import fair_darts
 from spaces import s2
 from spaces.s2 import ChainGenotype
 from speed import accelerate
@@ -85,3 +86,36 @@ def test_derived_chain_equals_the_supernet_with_its_gates():
     assert not torch.equal(other(images)[0], other(images)[0])  # dropout
     other.eval()
     assert torch.equal(other(images)[0], other(images)[0])
+
+
+def test_absent_choices_count_nowhere():
+    network = s2.SupernetS2(10, 1, width=0.1, image_size=8)
+    assert (~network.present).sum() == 6 and (network.present[:, :6]).all()
+    assert network.all_gates().shape == (127,) and (network.all_gates() == 0.5).all()
+    assert (network.compute_gates()[0][~network.present] == 0).all()
+    architect = fair_darts.Architect(network, 0.1, w01=10.0)
+    with torch.no_grad():
+        network.alphas[0][network.present] = torch.linspace(-3, 3, 127)
+    images, labels = batch(8, 6, 1)
+    gates = network.all_gates().detach()
+    _, penalty = architect.step(images.float(), labels)
+    assert penalty.item() == pytest.approx(-((gates - 0.5) ** 2).sum().item() / 127,
+                                           abs=1e-6)
+    assert ((network.alphas[0][~network.present] == 0).all()
+            and network.alphas[0][network.present].abs().min() > 0)
+    softmax = s2.SupernetS2(10, 1, "softmax", 0.1, 8)
+    [gates] = softmax.compute_gates()
+    assert gates.sum(1).allclose(torch.ones(19)) and (gates[~softmax.present] == 0).all()
+
+
+def test_strides_of_chains_for_small_pictures():
+    for size, halvings in ((224, 5), (65, 5), (64, 3), (32, 2), (28, 1), (16, 1), (15, 0), (8, 0)):
+        strides = s2.chain_strides(size)
+        assert strides.count(2) == halvings
+        side = size
+        for stride in strides:
+            side = -(-side // stride)
+        assert side >= 8 or size > 64
+    assert s2.chain_strides(224)[1:] == [stride for _, stride in s2.CHAIN]
+    assert [i for i, stride in enumerate(s2.chain_strides(32))
+            if stride == 2] == [7, 15]  # the last two of five

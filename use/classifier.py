@@ -130,8 +130,8 @@ def is_finite(value):
                  or value.dtype == torch.int64 and value.ndim == 0))
 
 
-def load_best(run, network):
-    """Load RUN/best.pt into the network; returns its epoch. Raises UserError."""
+def read_best(run):
+    """What RUN/best.pt holds. Raises UserError."""
     try:
         best = run.load("best.pt", WEIGHTS)
     except FileNotFoundError:
@@ -139,5 +139,4 @@ def load_best(run, network):
                         "done") from None
     if type(best["epoch"]) is not int:
         raise UserError(f"{run.path('best.pt')} cannot be read: {best['epoch']!r} is no epoch")
-    run.restore(network, "network", best)
-    return best["epoch"]
+    return best
