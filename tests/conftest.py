@@ -1,4 +1,7 @@
-"""TODO"""
+"""Fixtures that several files use. Every worker has one thread: pytest-xdist starts one a core."""
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for child processes
 
 import numpy as np
 import pytest
