@@ -13,7 +13,7 @@ RECIPES = {
         search=dict(init_channels=8, layers=4, epochs=25, batch_size=64, learning_rate=0.025,
                     arch_learning_rate=0.05, width=0.1, threads=1),
         eval=dict(init_channels=16, layers=8, epochs=20, cutout_length=2, drop_path_prob=0.1,
-                  width=0.1)),
+                  width=0.1, threads=1)),
     "cifar10": Recipe(4, True, {}, {}),
     "cifar100": Recipe(4, True, {}, {}),
     "svhn": Recipe(4, False, {}, {}),

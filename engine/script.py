@@ -93,6 +93,9 @@ def use_threads(s):
 
 
 def say_what_is_left_out(run):
+    settings = run.config["settings"]
+    if settings["plain"] and settings["recompute"]:
+        run.log("left out, since --plain computes as the pages say: --recompute")
     missing = [f"{what} ({package})" for package, what in OPTIONAL.items()
                if importlib.util.find_spec(package) is None]
     if missing:

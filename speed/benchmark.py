@@ -141,6 +141,7 @@ def search_figures(repeats, plain, name, size, batch):
     recomputed = accelerate(copy.deepcopy(plain), recompute=True)
 
     def loss(network):
+        network.zero_grad()  # or gradients would be added up, an operator each
         return F.cross_entropy(network(images), labels)
 
     steps = [step_of(fast, images, labels), step_of(recomputed, images, labels),

@@ -9,16 +9,14 @@ import torch.nn as nn
 from PIL import Image
 
 import operations
-import train_eval
-import train_search
-from engine import data
-from use import classifier
-from tests.common import (LONG, Launched, TINY_EVAL, TINY_SEARCH, Zero, call, side_by_side)
+
+# Fixtures import what they use, so that test_fair_darts.py needs torch, torchvision and numpy alone
 
 
 @pytest.fixture
 def own_operations(monkeypatch):
     """Two operations of DARTS that the paper's space does not have, a line each."""
+    from tests.common import Zero
     monkeypatch.setitem(operations.OPS, "none", lambda channels, stride, affine: Zero(stride))
     monkeypatch.setitem(operations.OPS, "conv_7x1_1x7", lambda c, stride, affine: nn.Sequential(
         nn.ReLU(), nn.Conv2d(c, c, (1, 7), (1, stride), (0, 3), bias=False),
@@ -43,6 +41,7 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole_runs(tmp_path_factory):
     """A search and an evaluation that nothing interrupts."""
+    from tests.common import LONG, Launched, side_by_side
     root = tmp_path_factory.mktemp("whole")
 
     def run(kind):
@@ -57,6 +56,9 @@ def whole_runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Finished searches a, b (as a, another id), c (another seed); trainings d, e (as d)."""
+    import train_eval
+    import train_search
+    from tests.common import TINY_EVAL, TINY_SEARCH, call
     root = tmp_path_factory.mktemp("finished")
     for name, seed in ("a", 0), ("b", 0), ("c", 1), ("d", 0), ("e", 0):
         script, tiny = (train_eval, TINY_EVAL) if name in "de" else (train_search, TINY_SEARCH)
@@ -88,6 +90,8 @@ def imagenet(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(finished):
     """The folder of a training of cells, d, its Classifier, and what it was tested on."""
+    from engine import data
+    from use import classifier
     digits = data.load("digits")
     return (finished / "d", classifier.load(str(finished / "d")), digits.test_images,
             digits.test_labels)

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 
+import pytest
 import torch
 from PIL import Image
 
@@ -88,6 +89,7 @@ class Complete:
         return lambda: print(many_runs.complete(*self.arguments))
 
 
+@pytest.mark.slow
 def test_fuzz(finished, tmp_path):
     first, count = int(os.environ.get("FUZZ_SEED", 0)), int(os.environ.get("FUZZ", 24))
     codes, wrong, image = {}, [], tmp_path / "image.png"

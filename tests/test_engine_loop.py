@@ -1,7 +1,9 @@
 """The loop of a run: killed, stopped, out of disk, damaged, resumed bit for bit; its data."""
 import errno
+import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import random
@@ -19,8 +21,8 @@ import torch.nn.functional as F
 import train_eval
 import train_search
 from engine import data, flags, folders, loop
-from tests.common import (LONG, Launched, Malicious, SMALL_EVAL, SMALL_SEARCH, call, new_run, same,
-                          side_by_side, table)
+from tests.common import (LONG, Launched, Malicious, SMALL_EVAL, SMALL_SEARCH, call, ended, fork,
+                          new_run, same, side_by_side, table)
 
 
 def assert_same(kind, folder, whole):
@@ -39,6 +41,39 @@ def assert_same(kind, folder, whole):
         assert str(states[0].keys()) == str(states[1].keys()) and same(*states)
 
 
+def dies(owner, name, call, entry):
+    """In a child: `entry`, whose process is killed in that call of owner.name."""
+    former, calls = getattr(owner, name), itertools.count(1)
+
+    def counted(*arguments, **options):
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return former(*arguments, **options)
+
+    setattr(owner, name, counted)
+    return entry
+
+
+def test_killed_in_a_step_a_write_and_the_end_of_an_epoch(whole_runs, tmp_path):
+    """Resumed each time, it ends bit for bit like a run that nothing interrupts."""
+    kills = [(loop.Run, "add", 4), (os, "replace", 7), (loop.Run, "save_checkpoint", 9)]
+
+    def run(kind):
+        script, folder = LONG[kind][0], tmp_path / kind
+        start = [*LONG[kind][1:], "--runs", tmp_path, "--name", kind, "--checkpoint_minutes", 0]
+        for place in kills:
+            code, _, err = ended(*fork(tmp_path, script, *start,
+                                       setup=functools.partial(dies, *place)))
+            assert code == -signal.SIGKILL, err
+            start = ["--resume", folder]
+        code, _, err = ended(*fork(tmp_path, script, *start))
+        assert code == 0 and err == ""
+        assert_same(kind, folder, whole_runs / kind)
+
+    side_by_side(run)
+
+
+@pytest.mark.slow
 def test_killed_at_ten_random_moments(whole_runs, tmp_path):
     def run(kind):
         dice, folder, script = random.Random(kind), tmp_path / kind, LONG[kind][0]

@@ -207,6 +207,7 @@ def test_evaluation_over_ranks(tmp_path):
         assert found[1:] == expected[1:] and abs(found[0] - expected[0]) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_job_and_it_goes_on(tmp_path, monkeypatch, capsys):
     tiny = [*TINY_SEARCH, "--runs", tmp_path, "--name", "a", "--epochs", 500]
     children = start_ranks(tmp_path, 2, "train_search", *tiny)
@@ -234,6 +235,7 @@ def test_a_killed_rank_ends_the_job_and_it_goes_on(tmp_path, monkeypatch, capsys
         assert len(table(tmp_path / "a")) == done
 
 
+@pytest.mark.slow
 def test_errors_on_ranks(tmp_path):
     for arguments, message in ((["--batch_size", "301"], "give a multiple of 2"),
                                (["--w01", "x"], "--w01")):
@@ -245,6 +247,7 @@ def test_errors_on_ranks(tmp_path):
             assert ("rank 1: " in error) == (rank == 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_torchrun_is_stopped_and_goes_on(number, tmp_path):
     tiny = [*TINY_SEARCH, "--runs", tmp_path, "--name", "a", "--epochs", "500"]

@@ -430,6 +430,7 @@ def test_one_picture_a_quantity():
     assert np.allclose(bars[2], [[[-3, 2], [-3, 2]]])
 
 
+@pytest.mark.slow
 def test_reproduce_runs_the_grid_once(tmp_path, monkeypatch, capsys):
     """Real searches and trainings, the smallest there are; a run that was stopped goes on, one
     that is complete is kept."""

@@ -144,6 +144,7 @@ def test_what_are_no_weights_is_refused(finished, tmp_path, monkeypatch, capsys)
         assert "weights.pt" in refused(capsys, monkeypatch, predict, missing, image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["FairDARTS_a", "FairNAS_A"])
 def test_exported_networks_agree(arch, finished, tmp_path, monkeypatch, capsys):
     onnxruntime = pytest.importorskip("onnxruntime")

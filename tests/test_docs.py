@@ -1,0 +1,86 @@
+"""README and docs: every command line is one that the code takes, every link and name is there."""
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import train_eval
+import train_search
+from engine import flags
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCRIPTS = {"train_search.py": train_search.SCRIPT, "train_eval.py": train_eval.SCRIPT}
+COMMANDS = {"study.visualize": "visualize", "study.reproduce": "reproduce",
+            "speed.benchmark": "benchmark", "use.predict": "predict_pictures",
+            "use.export": "export_run"}
+
+
+def command_lines():
+    """(page, words) of every command in a block or between backquotes."""
+    for page in PAGES:
+        text = page.read_text()
+        pieces = re.findall(r"```\n(.*?)```", text, re.S) + re.findall(r"`([^`\n]+)`", text)
+        for line in "\n".join(pieces).split("\n"):
+            words = shlex.split(line.split(" # ")[0])
+            if "python" in words or "torchrun" in words:
+                yield page.name, words
+
+
+def parse(parser, words):
+    """Without what stands for the reader's own."""
+    words = [word for word in words if word != "..."]
+    if "--arch" in words:
+        words[words.index("--arch") + 1] = "FairDARTS_a"
+    parser.parse_args(words)
+
+
+LINES = [*command_lines()]
+
+
+@pytest.mark.parametrize("page, words", LINES, ids=[f"{page} {' '.join(w)}" for page, w in LINES])
+def test_command_lines_are_taken(page, words, monkeypatch):
+    scripts = [index for index, word in enumerate(words) if word in SCRIPTS]
+    if scripts:
+        script = SCRIPTS[words[scripts[0]]]
+        parser = script.parser()
+        for name in ("resume", "evaluate") if script.evaluate else ("resume",):
+            parser.add_argument("--" + name)
+        parse(parser, words[scripts[0] + 1:])
+    elif "-m" in words and words[words.index("-m") + 1] != "pytest":
+        place = words.index("-m") + 1
+        module = importlib.import_module(words[place])
+
+        class Parsed(Exception):
+            pass
+
+        def parse_args(self, arguments=None):
+            flags.Parser.parse_known_args(self, words[place + 1:])
+            known = {option for action in self._actions for option in action.option_strings}
+            assert {word for word in words[place + 1:] if word.startswith("--")} <= known
+            raise Parsed
+
+        monkeypatch.setattr(module.Parser, "parse_args", parse_args)
+        with pytest.raises(Parsed):
+            getattr(module, COMMANDS[words[place]])()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_names_are_there(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+    modules = r"(?:fair_darts|model_search|model_eval|operations|train_search|train_eval)"
+    for module, name in re.findall(rf"`({modules})\.(?!py\b)([\w.]+)`", text):
+        value = importlib.import_module(module)
+        for part in name.split("."):
+            value = getattr(value, part)
+
+
+def test_readme_is_of_two_screens():
+    lines = (ROOT / "README.md").read_text().split("\n")
+    assert len(lines) <= 171
+    longest = max(line for line in lines if not line.startswith("|"))
+    assert max(len(line) for line in lines if not line.startswith(("|", " "))) <= 110, longest
