@@ -323,9 +323,9 @@ def step(network, architect, sgd, images, labels, unrolled):
     sgd.step()
 
 
-@pytest.mark.parametrize("space", ["s1", "s2"])
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("unrolled", [False, True])
+@pytest.mark.parametrize("space, recompute, unrolled", [
+    ("s1", False, False), ("s1", False, True), ("s1", True, False), ("s1", True, True),
+    ("s2", False, False), ("s2", True, True)])
 def test_steps_of_a_search_are_the_same(space, recompute, unrolled):
     size = 8 if space == "s1" else 9
     plain = (supernet(2, 10, 3, 2) if space == "s1"
