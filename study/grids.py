@@ -1,4 +1,4 @@
-"""What reproduce.py compares: the settings of its grids, their claims, tables and figures."""
+"""What study.reproduce compares: the settings of its grids, their claims, tables and figures."""
 import functools
 from collections import namedtuple
 

@@ -372,8 +372,8 @@ CURED = dict(skip_dropout=0.3, skip_noise=1.0, noise_epochs=0, shared_softmax=""
 
 
 def cured(space, fast_form, gate="sigmoid", **others):
-    s = Namespace(**{**train_search.SCRIPT.parser().defaults(), **CURED, "space": space, "plain": not
-                     fast_form, "gate": gate, "init_channels": 4, "layers": 3, "nodes": 3,
+    s = Namespace(**{**train_search.SCRIPT.parser().defaults(), **CURED, "space": space,
+                     "plain": not fast_form, "gate": gate, "init_channels": 4, "layers": 3, "nodes": 3,
                      "width": 0.1, **others})
     torch.manual_seed(3)
     network = SPACES[space].supernet(s, 4, (3, 16, 16), cures.gate_of(s)).double()

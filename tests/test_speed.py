@@ -492,7 +492,8 @@ def test_less_is_kept_for_the_backward_pass(name, share, recomputed_share):
     (3, 1, 1, 0, 2, 1), (5, 1, 1, 6, 2, 1), (7, 1, 9, 0, 1, 1), (7, 2, 8, 0, 1, 1),
     (7, 1, 3, 0, 2, 1), (7, 2, 15, 0, 1, 1), (9, 1, 9, 0, 1, 1), (1, 1, 8, 0, 2, 1),
     (3, 1, 8, 0, 1, 2), (5, 1, 8, 0, 2, 2), (5, 1, 7, 0, 1, 2), (5, 2, 8, 0, 1, 2),
-    (3, 2, 7, 0, 1, 2), (3, 1, 9, 0, 1, 3), (3, 2, 9, 0, 2, 3), (7, 1, 8, 6, 2, 1), (7, 1, 1, 6, 2, 1), (7, 2, 2, 0, 1, 1), (7, 2, 1, 0, 2, 1)])
+    (3, 2, 7, 0, 1, 2), (3, 1, 9, 0, 1, 3), (3, 2, 9, 0, 2, 3), (7, 1, 8, 6, 2, 1),
+    (7, 1, 1, 6, 2, 1), (7, 2, 2, 0, 1, 1), (7, 2, 1, 0, 2, 1)])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_depthwise_equals_conv2d(kernel, stride, size, small, copies, dilation, memory_format):
     x = torch.randn(3, 6 if copies == 1 or small == 6 else 3, size, size, dtype=torch.float64)
@@ -587,7 +588,8 @@ def test_other_layers_stay():
     others = [
         OwnReLU(), nn.ReLU(inplace=True), nn.ReLU6(), hooked, own, nn.BatchNorm2d(3, momentum=None),
         nn.BatchNorm2d(3, track_running_stats=False), nn.SyncBatchNorm(3), nn.Conv2d(3, 3, 3),
-        nn.Conv2d(3, 3, 3, padding=1, groups=3), nn.Conv2d(3, 6, 3, padding=1, groups=3, bias=False),
+        nn.Conv2d(3, 3, 3, padding=1, groups=3),
+        nn.Conv2d(3, 6, 3, padding=1, groups=3, bias=False),
         nn.Conv2d(3, 3, 3, groups=3, bias=False), nn.Conv2d(3, 3, 9, 1, 4, groups=3, bias=False),
         nn.Conv2d(3, 3, 3, (1, 2), 1, groups=3, bias=False),
         nn.Conv2d(3, 3, 3, padding="same", groups=3, bias=False),
