@@ -34,8 +34,8 @@ def zero_one_loss(gates):
 
 
 def zero_one_loss_l1(gates):
-    """Eq. 9: -(1/N) * sum of |gate - 0.5|; its slope is 1 from the start, so gates go to
-    0 or 1 before the network has learnt which operations help."""
+    """Eq. 9: -(1/N) * sum of |gate - 0.5|; its slope is 1/N as soon as a gate leaves 0.5, so
+    gates go to 0 or 1 before the network has learnt which operations help."""
     return -(gates - 0.5).abs().mean()
 
 
@@ -145,7 +145,8 @@ class Architect:
 # ---------------------------------------------------------------- discretisation
 
 def strongest(gates, edges_per_node=2, ops_per_edge=1, primitives=PRIMITIVES):
-    """For each node, the `ops_per_edge` best operations of the edges whose best gate is highest.
+    """For each node its `edges_per_node` edges of the highest best gate, and on each of these the
+    `ops_per_edge` best operations.
 
     gates: (edges, operations) of one cell type. Returns [(Edge, gate)], by node, then source,
     then gate; among equals the lower index counts as better.
@@ -195,4 +196,4 @@ def prune(edges):
 
 def edge_row(node, source):
     """The row of alphas and gates that belongs to the edge from state `source` to node `node`."""
-    return node * (node - 1) // 2 - 1 + source  # 2 + ... + (node - 1) edges enter nodes before
+    return node * (node - 1) // 2 - 1 + source  # 2 + ... + (node - 1) edges before

@@ -5,7 +5,7 @@ before it), and the nodes 2 to 5. Each edge applies one operation to the state t
 and adds the result to the node that it enters. The cell's output is the concatenation of its
 nodes; a node that no edge enters is no part of the cell.
 
-To add an architecture, paste the line that a search prints.
+To add an architecture, paste what a search prints after `NAME = `; --arch NAME finds it.
 """
 from collections import namedtuple
 

@@ -75,9 +75,9 @@ class CellNetwork(nn.Module):
     """The stack of cells that NetworkCIFAR and NetworkImageNet share, after their stems.
 
     stem_1: halves what stem_0 made, or None. head: None, or the arguments of AuxiliaryHead
-    after its number of channels. .drop_path_prob: share of paths dropped while training, each
-    .drop_path_on "node", the sum of a node's edges, as published, or "edge", as in DARTS, where
-    identities are not dropped.
+    after its number of channels. .drop_path_prob: share of paths dropped while training.
+    .drop_path_on: what a path is, "node", the sum of a node's edges, as published, or "edge", as
+    in DARTS, where identities are not dropped.
     """
 
     def __init__(self, genotype, stem_0, stem_1, stem_channels, init_channels, num_classes,

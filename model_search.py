@@ -3,6 +3,8 @@
     MixedOperation  one edge:  x -> sum over operations o of gate[o] * o(x)
     Cell            state x_j = sum over the edges (i, j) of its mixed operation of x_i (Eq. 1)
     Network         the stack of cells, normal and reduction, and their alphas
+
+The scripts compute this by speed.accelerate, the same function; with --plain as it stands here.
 """
 import torch
 import torch.nn as nn

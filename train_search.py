@@ -3,7 +3,7 @@
     python train_search.py --w01 10                     # digits without a GPU, CIFAR-10 with one
     python train_search.py --gate softmax               # the DARTS baseline
     python train_search.py --space s2                   # a chain of inverted bottlenecks
-    python train_search.py --dataset folder --data DIR  # your pictures, see README
+    python train_search.py --dataset folder --data DIR  # docs/your-pictures.md
     python train_search.py --resume RUN                 # go on with a run that was stopped
     python train_search.py --resume RUN --threshold 0.8 # derive again, without searching
 
@@ -100,7 +100,7 @@ def search(run, s, dataset):
               validation=validation, scaler=precision.scaler, gates=watch)
     watch.begin(dataset.name, len(train.labels), len(validation.labels), device)
 
-    for epoch in run.epochs():
+    for epoch in run.epochs():  # until all are done, or a cure ends the search
         set_learning_rate(sgd, epoch, s.epochs, s.learning_rate, s.learning_rate_min)
         cures.set_rates(network, s, epoch)
         network.train()

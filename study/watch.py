@@ -46,7 +46,7 @@ class Watch:
     # ------------------------------------------------------------ an epoch
 
     def end_epoch(self, epoch):
-        """The row of metrics of an epoch, from 0."""
+        """Measure `epoch`, counted from 0, keep its gates, and return its row of metrics."""
         s, network, done = self.s, self.network, epoch + 1
         row = {"epoch": done, **self.run.means(),
                "valid_accuracy": accuracy(self.run, network.eval(), self.half),

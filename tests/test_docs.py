@@ -83,4 +83,4 @@ def test_readme_is_of_two_screens():
     lines = (ROOT / "README.md").read_text().split("\n")
     assert len(lines) <= 171
     longest = max(line for line in lines if not line.startswith("|"))
-    assert max(len(line) for line in lines if not line.startswith(("|", " "))) <= 110, longest
+    assert max(len(line) for line in lines if not line.startswith(("|", " "))) <= 100, longest
