@@ -22,7 +22,6 @@ import torch.nn as nn
 from PIL import Image
 
 import fair_darts
-import model_search
 import train_eval
 import train_search
 from engine import flags, folders, loop, texts
@@ -30,32 +29,13 @@ from genotypes import PRIMITIVES
 from spaces import SPACES
 from speed import accelerate
 from study import cures, grids, reproduce, visualize
+from test_fair_darts import close
 from use import export, predict
-
-
-def close(a, b, tolerance=1e-9):
-    """Whether every element of `a` is within `tolerance` of `b`, relative to the largest
-    of `b` (or to 1)."""
-    return (a - b).abs().max().item() <= tolerance * max(1, b.abs().max().item())
 
 
 def all_close(first, second, tolerance=1e-9):
     first, second = list(first), list(second)
     return len(first) == len(second) and all(close(a, b, tolerance) for a, b in zip(first, second))
-
-
-def batch(size, count=4, channels=3, classes=10, seed=0):
-    random = torch.Generator().manual_seed(seed)
-    return (torch.randn(count, channels, size, size, generator=random, dtype=torch.float64),
-            torch.randint(0, classes, (count,), generator=random))
-
-
-# ---------------------------------------------------------------- the literal form, by hand
-
-def normal(x):
-    """Batch norm without scale and shift."""
-    mean = x.mean((0, 2, 3), keepdim=True)
-    return (x - mean) / (((x - mean) ** 2).mean((0, 2, 3), keepdim=True) + 1e-5).sqrt()
 
 
 class Zero(nn.Module):
@@ -67,43 +47,6 @@ class Zero(nn.Module):
 
     def forward(self, x):
         return 0 * x[:, :, ::self.stride, ::self.stride]
-
-
-# ---------------------------------------------------------------- two-level optimisation: Eq. 4, 8
-
-def small_network(seed=0):
-    torch.manual_seed(seed)
-    network = model_search.Network(init_channels=2, num_classes=3, layers=3, nodes=2,
-                                   in_channels=1).double()
-    with torch.no_grad():
-        for alpha in network.alphas:
-            alpha.normal_()
-    return network
-
-
-GATES_A_REDUCE = [
-    [0.9408, 0.0725, 0.9339, 0.9339, 0.0632, 0.934, 0.9296],
-    [0.9357, 0.9363, 0.0676, 0.9341, 0.068, 0.0659, 0.0707],
-    [0.9395, 0.9411, 0.9351, 0.9329, 0.0614, 0.935, 0.9338],
-    [0.0639, 0.0641, 0.0657, 0.935, 0.9366, 0.936, 0.938],
-    [0.0584, 0.0604, 0.9332, 0.9356, 0.0625, 0.0618, 0.0623],
-    [0.9379, 0.9391, 0.9367, 0.0625, 0.9365, 0.9354, 0.935],
-    [0.0638, 0.0636, 0.9324, 0.9356, 0.9376, 0.0639, 0.934],
-    [0.0629, 0.0632, 0.935, 0.9352, 0.9353, 0.935, 0.0648],
-    [0.0621, 0.0633, 0.9356, 0.0651, 0.9366, 0.0634, 0.9368],
-    [0.0673, 0.0684, 0.9379, 0.0635, 0.9366, 0.0657, 0.9362],
-    [0.0629, 0.0635, 0.9372, 0.0629, 0.0625, 0.9338, 0.9361],
-    [0.061, 0.0627, 0.9322, 0.0624, 0.0629, 0.9349, 0.0649],
-    [0.0611, 0.0633, 0.9343, 0.0638, 0.9355, 0.0645, 0.9332],
-    [0.0614, 0.0635, 0.0581, 0.0638, 0.0668, 0.9354, 0.9331]]
-
-
-def gates_with(*entries, nodes=4):
-    """All gates 0.1, but for the entries (op, node, source, gate)."""
-    gates = torch.full((nodes * (nodes + 3) // 2, 7), 0.1)
-    for op, node, source, gate in entries:
-        gates[sum(range(2, node)) + source, PRIMITIVES.index(op)] = gate
-    return gates
 
 
 # ---------------------------------------------------------------- the scripts

@@ -16,7 +16,8 @@ import train_eval
 import train_search
 from engine import batches, data, flags, loop, recipes
 from engine import pictures as pictures_module
-from tests.common import TINY_EVAL, call, close, refused, table
+from test_fair_darts import close
+from tests.common import TINY_EVAL, call, refused, table
 
 
 # ---------------------------------------------------------------- data

@@ -19,7 +19,8 @@ from engine.precision import Precision, enter_autocast
 from fair_darts import Architect, frozen
 from spaces import s2
 from speed import accelerate, formats
-from tests.common import batch, new_run, small_network
+from test_fair_darts import batch, small_network
+from tests.common import new_run
 
 
 class CountWaits(TorchDispatchMode):

@@ -20,7 +20,8 @@ import train_eval
 from engine import batches, devices, loop, processes
 from engine.precision import Precision
 from speed import accelerate
-from tests.common import (ENTRIES, TINY_EVAL, TINY_SEARCH, batch, close, ended, fork, same, table)
+from test_fair_darts import batch, close
+from tests.common import ENTRIES, TINY_EVAL, TINY_SEARCH, ended, fork, same, table
 
 
 # ---------------------------------------------------------------- several processes

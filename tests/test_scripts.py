@@ -25,7 +25,8 @@ from spaces import SPACES, s2
 from speed import accelerate
 from speed.accelerate import SearchedCell
 from study import gap, records, watch
-from tests.common import FIGURES, SMALL_EVAL, SMALL_SEARCH, assert_picture, call, gates_with, table
+from test_fair_darts import gates_with
+from tests.common import FIGURES, SMALL_EVAL, SMALL_SEARCH, assert_picture, call, table
 
 load_genotype = functools.partial(texts.load, spaces=SPACES.values())
 

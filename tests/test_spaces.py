@@ -9,7 +9,7 @@ import fair_darts
 from spaces import s2
 from spaces.s2 import ChainGenotype
 from speed import accelerate
-from tests.common import batch, close, normal
+from test_fair_darts import batch, close, normal
 
 
 @pytest.mark.parametrize("expansion, kernel, residual", [(3, 3, True), (6, 7, False)])

@@ -19,8 +19,8 @@ from genotypes import PRIMITIVES
 from spaces import s1, s2
 from study import cures, curvature, gap, many_runs, records, resting
 from study.watch import Watch
-from tests.common import (GATES_A_REDUCE, SMALL_SEARCH, TINY_SEARCH, call, close, cured, refused,
-                          table)
+from test_fair_darts import GATES_A_REDUCE, close
+from tests.common import SMALL_SEARCH, TINY_SEARCH, call, cured, refused, table
 
 
 # ---------------------------------------------------- resting gates, the parts of the gap

@@ -17,7 +17,8 @@ import train_eval
 from engine import pictures as pictures_module
 from engine import report
 from use import classifier, export, finetune, predict
-from tests.common import assert_picture, call, close, leaves, refused, sealed, table
+from test_fair_darts import close
+from tests.common import assert_picture, call, leaves, refused, sealed, table
 
 
 def test_weights_stand_alone(trained, tmp_path):
