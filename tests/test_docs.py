@@ -22,8 +22,10 @@ def command_lines():
     """(page, words) of every command in a block or between backquotes."""
     for page in PAGES:
         text = page.read_text()
-        pieces = re.findall(r"```\n(.*?)```", text, re.S) + re.findall(r"`([^`\n]+)`", text)
-        for line in "\n".join(pieces).split("\n"):
+        blocks = re.findall(r"```\n(.*?)```", text, re.S)
+        prose = re.sub(r"```.*?```", "", text, flags=re.S)
+        inline = [" ".join(piece.split()) for piece in re.findall(r"`([^`]+)`", prose)]
+        for line in "\n".join(blocks + inline).split("\n"):
             words = shlex.split(line.split(" # ")[0])
             if "python" in words or "torchrun" in words:
                 yield page.name, words
