@@ -151,21 +151,33 @@ def strongest(gates, edges_per_node=2, ops_per_edge=1, primitives=PRIMITIVES):
     gates: (edges, operations) of one cell type. Returns [(Edge, gate)], by node, then source,
     then gate; among equals the lower index counts as better.
     """
-    gates = torch.as_tensor(gates)
-    pairs, first, node = [], 0, 2
-    while first < len(gates):  # node n is entered by n edges, one from each state before it
-        best, order = gates[first:first + node].sort(dim=1, descending=True, stable=True)
+    pairs = []
+    for node, rows in by_node(gates):
+        best, order = rows.sort(dim=1, descending=True, stable=True)
         kept = best[:, 0].sort(descending=True, stable=True).indices[:edges_per_node]
         for source in sorted(kept.tolist()):
             for gate, op in zip(best[source, :ops_per_edge].tolist(), order[source].tolist()):
                 pairs.append((Edge(primitives[op], node, source), gate))
-        first, node = first + node, node + 1
     return pairs
 
 
 def dominant_operations(gates, primitives=PRIMITIVES):
-    """The dominant operations of one cell type (Fig. 1, 2): a list of Edge, two a node."""
-    return [edge for edge, _ in strongest(gates, primitives=primitives)]
+    """The dominant operations of one cell type (Fig. 1, 2): a list of Edge. For each node the two
+    of the highest gates over all edges that enter it; both may be on one edge."""
+    edges = []
+    for node, rows in by_node(gates):
+        best = rows.flatten().sort(descending=True, stable=True).indices[:2]
+        places = [divmod(index, rows.shape[1]) for index in sorted(best.tolist())]
+        edges += [Edge(primitives[op], node, source) for source, op in places]
+    return edges
+
+
+def by_node(gates):
+    """(node, the rows of the edges that enter it): node n has n, one from each state before."""
+    gates, node = torch.as_tensor(gates), 2
+    while len(gates):
+        yield node, gates[:node]
+        gates, node = gates[node:], node + 1
 
 
 def discretize(normal, reduce, threshold=0.85, edges_per_node=2, ops_per_edge=1,

@@ -95,7 +95,7 @@ def search(run, s, dataset):
     if not s.plain:
         accelerate(network, s.recompute, memory_format(run, network, s))
     train, validation = batches.halves(s, dataset, device)
-    watch = Watch(run, s, network, sgd, validation)
+    watch = Watch(run, s, network, sgd, validation, train)
     run.track(network=network, sgd=sgd, adam=architect.optimizer, train=train,
               validation=validation, scaler=precision.scaler, gates=watch)
     watch.begin(dataset.name, len(train.labels), len(validation.labels), device)
@@ -165,7 +165,8 @@ def prepare(given):
     unused = set().union(*(other.SEARCH_FLAGS for other in SPACES.values()))
     unused -= SPACES[space].SEARCH_FLAGS
     refuse(given, unused, "is of the space s1" if space == "s2" else "is of --space s2")
-    return given, SOFTMAX if given.get("gate") == "softmax" else {}, unused
+    recipe = SOFTMAX if given.get("gate") == "softmax" else {}
+    return given, {**recipe, **cures.defaults(given)}, unused
 
 
 def check(s, dataset):

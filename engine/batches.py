@@ -47,8 +47,10 @@ def halves(s, dataset, device):
     """The training set in two: endless batches for the weights, and for alpha."""
     images, labels, mean, std = (t.to(device) for t in (dataset.images, dataset.labels,
                                                         dataset.mean, dataset.std))
-    augmentation = recipe(dataset)
-    for stream, half in enumerate(parts(s, dataset.labels), 2):
+    augmentation, (first, second) = recipe(dataset), parts(s, dataset.labels)
+    if s.single_level:  # there, weights and alpha have all of them
+        first = torch.cat([first, second])
+    for stream, half in enumerate((first, second), 2):
         half = half.to(device)
         yield Batches(images[half], labels[half], mean, std, s.batch_size, augmentation.padding,
                       augmentation.flip, 0, generator(s.seed, stream))
@@ -144,7 +146,7 @@ class Batches:
         self.batch_size, self.generator = batch_size, generator
         self.padding, self.flip, self.cutout_length = padding, flip, cutout_length
         self.before, self.position, self.parts = generator.get_state(), 0, []
-        self.pictures = iter(())
+        self.pictures, self.plan = iter(()), None
 
     def __len__(self):
         return len(self.images) // self.batch_size
@@ -156,9 +158,10 @@ class Batches:
         draws = [torch.randint(high, (count,), generator=self.generator)
                  for high in (crops, height, width, 2 ** 62)]
         order = torch.randperm(count, generator=self.generator)
-        plan = torch.stack([order, *draws], 1).to(self.labels.device)  # (N, 5)
+        self.plan = torch.stack([order, *draws], 1).to(self.labels.device)  # (N, 5)
         self.close()
-        self.parts = [processes.local_part(part) for part in plan[position:].split(self.batch_size)
+        self.parts = [processes.local_part(part)
+                      for part in self.plan[position:].split(self.batch_size)
                       if len(part) == self.batch_size]
         self.pictures = read(self.images, self.parts, random=True)
 
@@ -167,8 +170,16 @@ class Batches:
         if not self.parts:
             self.begin_pass()
         self.position += self.batch_size
-        chosen, crops, y, x, _ = self.parts.pop(0).unbind(1)
-        images = random_crop_flip(next(self.pictures), crops, self.padding, self.flip)
+        return self.augmented(next(self.pictures), self.parts.pop(0))
+
+    def last(self):
+        """The batch, of all processes, that `next` gave last."""
+        part = self.plan[self.position - self.batch_size:self.position]
+        return self.augmented(next(iter(read(self.images, [part], random=True))), part)
+
+    def augmented(self, pictures, part):
+        chosen, crops, y, x, _ = part.unbind(1)
+        images = random_crop_flip(pictures, crops, self.padding, self.flip)
         images = normalize(images, self.mean, self.std)
         if self.cutout_length:
             images = cutout(images, y, x, self.cutout_length)

@@ -16,26 +16,32 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
-from engine.flags import UserError, number, some_of
+from engine.flags import UserError, number, one_of, some_of
 from model_search import MixedOperation
 from operations import OPS
 from spaces import SPACES, s2
 
-WINDOW, DISTANCE, FIRST = 5, 4, 10  # of RobustDARTS's rule, see `outcome`
+WINDOW, DISTANCE, FIRST = 5, 4, 11  # of RobustDARTS's rule, see `outcome`
 CURE_FLAGS = {
-    "single_level": (False, bool, "alpha on the batches of the weights, too (DARTS's ablation)"),
-    "skip_dropout": (0.0, number(float, 0, 0.999), "dropout on skip connections, falling to 0"),
+    "single_level": (False, bool, "alpha and the weights on the same batches, of all training "
+                     "pictures (DARTS's ablation)"),
+    "arch_start": (0, number(int, 0), "epochs before the first step of alpha"),
+    "skip_dropout": (0.0, number(float, 0, 0.999), "dropout on skip connections, falling"),
+    "skip_dropout_schedule": ("linear", one_of(["linear", "pdarts"]), "to 0 in a line, or as in "
+                              "P-DARTS: in a line until --arch_start, from there anew, by exp"),
     "skip_noise": (0.0, number(float, 0), "deviation of Gaussian noise on skip connections, "
                    "falling to 0"),
     "noise_epochs": (0, number(int, 0), "epochs until the noise is 0; 0: all"),
     "shared_softmax": ("", some_of(dict.fromkeys(["", *OPS, *s2.CHOICES])),
                        "these operations share a softmax, the others have gates of their own"),
-    "max_skips": (0, number(int, 0), "stop when the normal cell has X dominant skips; 0: never"),
+    "max_skips": (0, number(int, 0), "stop when argmax would derive a normal cell of more than X "
+                  "skips; 0: never"),
     "keep_skips": (-1, number(int, -1), "derive a normal cell of at most X skips; -1: of any "
                    "number"),
     "curvature_every": (0, number(int, 0), "epochs between measurements of the curvature; 0: "
-                        "never"),
+                        "never, or with --max_curvature_ratio 2"),
     "max_curvature_ratio": (0.0, number(float, 0), "stop when the curvature has grown by this "
                             "factor; 0: never"),
 }
@@ -51,11 +57,19 @@ def check(s):
         raise UserError("--curvature_every requires scipy, which is not installed: pip install -r "
                         "requirements.txt")
     if s.max_curvature_ratio and not s.curvature_every:
-        raise UserError("--max_curvature_ratio requires --curvature_every: give it 1, for example")
-    if s.max_curvature_ratio and s.epochs // s.curvature_every < WINDOW + DISTANCE:
-        raise UserError(f"--curvature_every {s.curvature_every}: --max_curvature_ratio requires "
-                        f"{WINDOW + DISTANCE} measurements, more than there are in --epochs "
+        raise UserError("--max_curvature_ratio requires --curvature_every: leave it out, or give 2")
+    if s.max_curvature_ratio and s.epochs < first_stop(s.curvature_every):
+        raise UserError(f"--max_curvature_ratio could end no search of --epochs {s.epochs} with "
+                        f"--curvature_every {s.curvature_every}: it takes "
+                        f"{first_stop(s.curvature_every)} epochs")
+    if s.arch_start >= s.epochs:
+        raise UserError(f"--arch_start {s.arch_start}: alpha would have no step in --epochs "
                         f"{s.epochs}")
+
+
+def defaults(given):
+    """The defaults that the flags `given` change."""
+    return {"curvature_every": 2} if given.get("max_curvature_ratio") else {}
 
 
 # ---------------------------------------------------------------- a softmax shared by some
@@ -106,18 +120,28 @@ class DisturbedSkip(nn.Identity):
 
 
 def disturb(network, architect, s):
-    """Let the skips of a supernet be disturbed anew in each pass, if `s` asks for it; and in all
-    passes of a step of alpha alike, for finite differences compare them."""
-    network.skips, network.same_draws = [], False
-    if not (s.skip_dropout or s.skip_noise):
-        return
-    for mixed in network.modules():
-        if isinstance(mixed, MixedOperation):
-            network.skips += [op for op in mixed.operations if type(op) is nn.Identity]
-    for skip in network.skips:
-        skip.__class__ = DisturbedSkip
-    network.register_forward_pre_hook(draw_seeds)
-    architect.step = functools.partial(step_of_same_draws, network, architect.step)
+    """Let the skips of a supernet be disturbed anew in each pass, if `s` asks for it, and in all
+    passes of a step of alpha alike, for finite differences compare them; and let alpha wait."""
+    network.skips, network.same_draws, network.waits = [], False, False
+    if s.skip_dropout or s.skip_noise:
+        for mixed in network.modules():
+            if isinstance(mixed, MixedOperation):
+                network.skips += [op for op in mixed.operations if type(op) is nn.Identity]
+        for skip in network.skips:
+            skip.__class__ = DisturbedSkip
+        network.register_forward_pre_hook(draw_seeds)
+        architect.step = functools.partial(step_of_same_draws, network, architect.step)
+    if s.arch_start:
+        architect.step = functools.partial(step_or_wait, architect, architect.step)
+
+
+def step_or_wait(architect, step, images, labels, *unrolled):
+    """A step of alpha; before --arch_start only what it would have returned."""
+    if not architect.network.waits:
+        return step(images, labels, *unrolled)
+    with torch.no_grad():
+        loss = F.cross_entropy(architect.network(images), labels)
+        return loss, architect.penalty(architect.network.all_gates())
 
 
 def draw_seeds(network, inputs=None):
@@ -139,12 +163,24 @@ def step_of_same_draws(network, step, *batches):
 
 
 def set_rates(network, s, epoch):
-    """The skips' dropout falls to 0 in a line over all epochs, their noise by half a cosine over
-    --noise_epochs."""
+    """What is so in `epoch`, from 0: alpha waits; the skips' noise falls by half a cosine over
+    --noise_epochs, their dropout as `dropout_rate` says."""
+    network.waits = epoch < s.arch_start
     done = min(1.0, epoch / (s.noise_epochs or s.epochs))
     for skip in network.skips:
-        skip.dropout = s.skip_dropout * (1 - epoch / s.epochs)
+        skip.dropout = s.skip_dropout * dropout_rate(s, epoch)
         skip.noise = s.skip_noise * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def dropout_rate(s, epoch):
+    """The share of --skip_dropout that is left. "linear", of our own: 1 at first, 0 after the
+    last epoch. "pdarts", its scripts' rule: while alpha waits, a line that ends at 0 in the last
+    epoch; from --arch_start on exp(-0.2 * epochs since)."""
+    if s.skip_dropout_schedule == "linear":
+        return 1 - epoch / s.epochs
+    if epoch < s.arch_start:
+        return (s.epochs - epoch - 1) / s.epochs
+    return math.exp(-0.2 * (epoch - s.arch_start))
 
 
 @contextmanager
@@ -167,27 +203,49 @@ def outcome(s, rows):
     """(epoch, why): the epoch whose gates count, from 1, and why the search is over; None while it
     is not. rows: the metrics of each epoch.
 
-    --max_skips N (DARTS+): as soon as N operations that dominate the normal cell are skips; the
-    epoch before counts (the first, if there is none).
-    --max_curvature_ratio R (RobustDARTS): as soon as the curvature, the mean of five
-    measurements, is R times that four measurements before; the epoch in the middle of those
-    counts, from the 10th on.
+    --max_skips N (DARTS+, the first of its two criteria; the other, a ranking of alphas that stays
+    the same, is not here): as soon as argmax would derive more than N skips; the epoch before
+    counts (the first, if there is none).
+    --max_curvature_ratio R: see `stop_by_curvature`.
     """
     for index, row in enumerate(rows):
-        skips = row.get("skips_" + SPACES[s.space].PARTS[0]) or 0
-        if s.max_skips and skips >= s.max_skips:
-            return max(index, 1), (f"{skips:.0f} dominant skip connections after epoch "
+        skips = row.get("derived_skips") or 0
+        if s.max_skips and skips > s.max_skips:
+            return max(index, 1), (f"argmax would derive {skips:.0f} skip connections after epoch "
                                    f"{index + 1}, --max_skips {s.max_skips}")
-    measured = [(row["epoch"], row["curvature"]) for row in rows
-                if row.get("curvature") is not None]
-    for last in range(WINDOW + DISTANCE, len(measured) + 1):
-        now, before = (sum(value for _, value in measured[end - WINDOW:end]) / WINDOW
-                       for end in (last, last - DISTANCE))
-        epoch = int(measured[last - DISTANCE - WINDOW // 2 - 1][0])
-        if s.max_curvature_ratio and epoch >= FIRST and now > s.max_curvature_ratio * before > 0:
-            return epoch, (f"the curvature is {now / before:.2f} times that of epoch {epoch}, "
-                           f"--max_curvature_ratio {s.max_curvature_ratio:g}")
+    if s.max_curvature_ratio:
+        curvatures = {int(row["epoch"]): row["curvature"] for row in rows
+                      if row.get("curvature") is not None}
+        found = stop_by_curvature(curvatures, s.max_curvature_ratio, s.curvature_every, s.epochs)
+        if found:
+            return found
     return (len(rows), None) if len(rows) >= s.epochs else None
+
+
+def stop_by_curvature(curvatures, ratio, every, epochs):
+    """RobustDARTS's rule: (epoch that counts, why), or None. curvatures: {epoch, from 1: value}.
+
+    A measurement's local average is the mean of the five that it is the last of, and belongs to
+    the epoch of the third of them. As soon as it is above `ratio` times that of four measurements
+    before, whose epoch counts, if that is the 11th or later. The last epoch's ends nothing.
+    """
+    measured = sorted(epoch for epoch in curvatures if epoch < epochs)
+    values = [curvatures[epoch] for epoch in measured]
+    averages = [sum(values[max(0, end - WINDOW):end]) / len(values[max(0, end - WINDOW):end])
+                for end in range(1, len(values) + 1)]
+    for last in range(DISTANCE, len(averages)):
+        epoch = measured[last] - every * (WINDOW // 2 + DISTANCE)
+        now, before = averages[last], averages[last - DISTANCE]
+        if epoch >= FIRST and now > ratio * before > 0:
+            return epoch, (f"the curvature is {now / before:.2f} times that of epoch {epoch}, "
+                           f"--max_curvature_ratio {ratio:g}")
+    return None
+
+
+def first_stop(every):
+    """How many epochs a search must have that --max_curvature_ratio can end."""
+    measured = 1 + every * math.ceil((FIRST - 1) / every) + every * (WINDOW // 2 + DISTANCE)
+    return measured + 1
 
 
 # ---------------------------------------------------------------- the genotype
@@ -210,3 +268,14 @@ def genotype(network, s, gates, limit=None):
         if kept.sum() <= limit:
             return result
         skip[skip.masked_fill(~kept, torch.inf).argmin()] = -1  # no choice
+
+
+def derived_skips(network, s, gates):
+    """How many skips argmax (Eq. 3) would derive in the normal cell, in S2 in all layers."""
+    space = SPACES[s.space]
+    rules = {**{name: getattr(s, name) for name in space.RULES}, "threshold": 0}
+    if "skip_connect" not in network.primitives:
+        return 0
+    genotype = network.genotype(**rules, gates=gates)
+    kept = space.discrete_gates(genotype, gates, network.primitives)[0]
+    return int(kept[:, network.primitives.index("skip_connect")].sum())

@@ -4,18 +4,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from engine import batches, processes
+from engine import processes
 from fair_darts import frozen
 
 
-def curvature(plain, half, batch_size, tolerance=1e-3):
-    """On the first batch of `half`, by batch statistics. plain: the supernet, not accelerated, for
-    only its operations have second gradients."""
+def curvature(plain, images, labels, weight_decay, tolerance=1e-3):
+    """On a batch, by batch statistics, with the weight decay of alpha, as its authors' scripts
+    have it. plain: the supernet, not accelerated, for only its operations have second
+    gradients."""
     value = None
     if processes.rank() == 0:
-        images, labels = next(batches.in_order(
-            half.images[:batch_size], half.labels[:batch_size], half.mean, half.std, batch_size))
-        value = hessian_eigenvalue(plain.train(), images, labels, tolerance)
+        value = weight_decay + hessian_eigenvalue(plain.train(), images, labels, tolerance)
     return processes.broadcast(value)
 
 

@@ -102,7 +102,8 @@ def frozen_statistics(network):
 
 
 def count_gates(network, s):
-    """Columns of metrics.csv: how far the gates have come, and the dominant skips (Fig. 1)."""
+    """Columns of metrics.csv: how far the gates have come, skips that argmax would derive,
+    and dominant ones (Fig. 1)."""
     space, gates = SPACES[s.space], network.all_gates().detach()
     matrices = [matrix.detach() for matrix in network.compute_gates()]
     with torch.no_grad():
@@ -116,6 +117,7 @@ def count_gates(network, s):
     if s.threshold:  # argmax has none
         columns["gates_above"] = int((gates >= s.threshold).sum())
         columns["gates_below"] = int((gates <= 1 - s.threshold).sum())
+    columns["derived_skips"] = cures.derived_skips(network, s, matrices)
     return {**columns, **{
         "skips_" + part: space.dominant(matrix, network.primitives).count("skip_connect")
         for part, matrix in zip(network.parts, matrices)}}

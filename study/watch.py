@@ -24,11 +24,12 @@ class Watch:
     """Measures the supernet `network` at the end of each epoch, keeps all its gates, ends the
     search where a cure says so, and draws figures now and then.
 
-    sgd, validation: of a search that goes on; state_dict holds the gates of all epochs.
+    sgd, validation, train: of a search that goes on; state_dict holds the gates of all epochs.
     """
 
-    def __init__(self, run, s, network, sgd=None, validation=None):
+    def __init__(self, run, s, network, sgd=None, validation=None, train=None):
         self.run, self.s, self.network, self.sgd, self.half = run, s, network, sgd, validation
+        self.batches = train if s.single_level else validation  # of alpha
         self.epochs = []  # gates of each: (2, edges, operations) in S1, (1, layers, choices) in S2
         run.over = lambda: cures.outcome(s, run.rows) is not None
         run.between_epochs = self.draw_now_and_then
@@ -54,8 +55,8 @@ class Watch:
                "learning_rate": self.sgd.param_groups[0]["lr"]}
         if self.due(s.gap_every, done):
             row.update(gap(self.run, network, self.half, s))
-        if self.due(s.curvature_every, done):
-            row["curvature"] = curvature(self.plain(), self.half, s.batch_size)
+        if s.curvature_every and (done == s.epochs or epoch % s.curvature_every == 0):
+            row["curvature"] = curvature(self.plain(), *self.batches.last(), s.arch_weight_decay)
         self.epochs.append(self.gates())
         self.run.write("gates.npz", self.to_bytes())
         return row
