@@ -5,14 +5,16 @@ from collections import namedtuple
 import numpy as np
 
 from fair_darts import PENALTIES
-from study.interval import interval
+from study import ties
+from study.chance import skip_share
+from study.interval import holm, interval, sign_flip
 from study.records import all_gates, dominant_counts, last_gates
 from study.resting import resting_gate
 
 # Of a seed. record: of its search; trained, random: accuracies on the test set, epoch by epoch, of
-# the derived network and of a random one; None: not trained, or no genotype
-Result = namedtuple("Result", "record trained random")
-EQUAL = 1e-6  # means of gates that differ by less are equal but for rounding
+# the derived network and of a random one; size: millions of parameters and of MACs of the former;
+# held: see hold.py; None: not trained, no genotype, not measured
+Result = namedtuple("Result", "record trained random size held", defaults=(None,) * 4)
 
 
 # ---------------------------------------------------------------- what is measured
@@ -24,32 +26,6 @@ def of_skips(measure):
     def measured(result):
         return measure(result) if "skip_connect" in result.record.primitives else None
     return measured
-
-
-@of_skips
-def suppression(result):
-    """The mean gate of the others on the edges of the normal cell where the skip connection
-    leads, less that on those where it does not."""
-    skip, others = skip_and_others(result.record)
-    leads = skip > others.max(1)
-    if leads.all() or not leads.any() or np.ptp(others.mean(1)) < EQUAL:
-        return None
-    return float(others[leads].mean() - others[~leads].mean())
-
-
-@of_skips
-def correlation(result):
-    """Over the edges of the normal cell, of skip's gate with the mean of the others."""
-    skip, others = skip_and_others(result.record)
-    if np.ptp(others.mean(1)) < EQUAL:
-        return None
-    return float(np.corrcoef(skip, others.mean(1))[0, 1])
-
-
-def skip_and_others(record):
-    """The last gates of the normal cell: (edges,), (edges, operations - 1)"""
-    last, column = last_gates(record, "normal"), record.primitives.index("skip_connect")
-    return last[:, column], np.delete(last, column, axis=1)
 
 
 @of_skips
@@ -65,13 +41,18 @@ def skips_beyond_chance(result):
 
 @of_skips
 def derived_skips(result):
-    """The share of skips in the normal cell of the genotype, less that by chance: 1 / operations.
-    """
+    """The share of skips in the normal cell of the genotype, less that by chance, see chance.py."""
     genotype = result.record.genotype
     if genotype is None:
         return None
     names = [edge.op for edge in genotype.normal]
-    return names.count("skip_connect") / len(names) - 1 / len(result.record.primitives)
+    return names.count("skip_connect") / len(names) - skip_share(result.record)
+
+
+def skips_off_chance(result):
+    """How far it is from chance, whichever way: fewer skips are not fairer."""
+    share = derived_skips(result)
+    return share and abs(share)
 
 
 def counted_epoch(result):
@@ -82,11 +63,6 @@ def counted_epoch(result):
 def counted(result):
     """The metrics of the epoch that counts, see cures.outcome."""
     return result.record.rows[result.record.epoch - 1]
-
-
-def curvature(result):
-    """The largest eigenvalue of the Hessian by alpha, see study/curvature.py."""
-    return counted(result)["curvature"]
 
 
 def rho(result):
@@ -114,10 +90,39 @@ def selection(result):
     return None if row["gap_edges"] is None else row["gap_edges"] + row["gap_operations"]
 
 
+def whole_gap(result):
+    """Both together: what the supernet loses where its gates become those of the genotype."""
+    parts = rounding(result), selection(result)
+    return None if None in parts else sum(parts)
+
+
+def by_learning(result):
+    """How much lower the others' mean gate ends with skip held high than with skip held low, by
+    learning alone, see hold.py."""
+    return result.held and -result.held["learning"]
+
+
+def by_arithmetic(result):
+    """And what the gates' sum gives before anything is learnt."""
+    return result.held and -result.held["arithmetic"]
+
+
+def ties_of(part):
+    """A measure: the share of the `part`'s kept gates that have a rejected rival within 0.005,
+    see ties.py."""
+    def near_ties(result):
+        s = result.record.settings
+        near, kept = ties.near_ties(
+            last_gates(result.record, part), s["threshold"], s["edges_per_node"],
+            s["ops_per_edge"], result.record.primitives)
+        return near / kept if kept else None
+    return near_ties
+
+
 def off_rest(result):
     """The median of the open gates of the reduction cell, less study.resting.resting_gate."""
     gates, s = last_gates(result.record, "reduce"), result.record.settings
-    if not s["w01"]:
+    if not s["w01"] or not (gates > 0.5).any():
         return None
     rest = resting_gate(s["w01"], all_gates(result.record).shape[1], s["arch_weight_decay"],
                         PENALTIES[s["zero_one_loss"]])
@@ -141,32 +146,75 @@ def best_over_random(result):
     return result.trained and max(result.trained) - max(result.random)
 
 
+def parameters(result):
+    """Of the trained network, in millions, without its auxiliary head."""
+    return result.size and result.size[0]
+
+
+def macs(result):
+    """Its multiply-accumulates, in millions."""
+    return result.size and result.size[1]
+
+
+OF_NETWORKS = {last_accuracy, best_accuracy, last_over_random, best_over_random}
+
+
 # ---------------------------------------------------------------- the verdicts
 
-# The claim is that the measure, over all seeds of `arms`, is above 0; or that it is above that of
+# The claim is that the measure, over the seeds of `arm`, is above 0; or that it is above that of
 # the same seeds of the arm `against`; with a margin, that it is within it.
-Claim = namedtuple("Claim", "text measure arms against margin", defaults=(None, None))
+Claim = namedtuple("Claim", "text measure arm against margin", defaults=(None, None))
+# What the seeds say of a claim. values: of each seed, None where a side has no value; mean, half:
+# of the 95 % interval of those that there are; p: of the sign-flip test, corrected: by Holm
+Finding = namedtuple("Finding", "claim values mean half p corrected verdict")
+LEVEL = 0.05
 RULE = (
     "A claim *held* if the 95 % interval (Student's t over the seeds) of the difference lies above "
-    "0, and did *not hold* if it lies below; otherwise it is *undecided*. Both sides of a "
-    "difference have the same seed. A seed without a value (no genotype; no edge on which skip "
-    "leads) is counted: with one, a claim cannot have held")
+    "0 **and** the exact sign-flip test rejects at 5 % after Holm's correction for all claims of "
+    "this page; it did *not hold* if the same is so below 0; otherwise it is *undecided*. With a "
+    "margin, the interval has to lie within it, and the test to reject both ends of it. Both sides "
+    "of a difference have the same seed. A seed without a value (no genotype) is counted: with "
+    "one, a claim cannot have held")
+
+
+def find(claims, results):
+    """The Finding of each claim. results: {arm: [Result of each seed]}."""
+    values = [differences(claim, results) for claim in claims]
+    p_values = [p_value([v for v in found if v is not None], claim.margin)
+                for claim, found in zip(claims, values)]
+    findings = []
+    for claim, found, p, corrected in zip(claims, values, p_values, holm(p_values)):
+        mean, half = interval([value for value in found if value is not None])
+        findings.append(Finding(claim, found, mean, half, p, corrected,
+                                verdict(found, corrected, claim.margin)))
+    return findings
 
 
 def differences(claim, results):
     """The claim's difference for each seed, None where a side has no value."""
+    values = [claim.measure(result) for result in results[claim.arm]]
     if claim.against is None:
-        return [claim.measure(result) for arm in claim.arms for result in results[arm]]
-    [arm] = claim.arms
-    pairs = zip(map(claim.measure, results[arm]), map(claim.measure, results[claim.against]))
-    return [None if None in pair else pair[0] - pair[1] for pair in pairs]
+        return values
+    others = [claim.measure(result) for result in results[claim.against]]
+    return [None if None in pair else pair[0] - pair[1] for pair in zip(values, others)]
 
 
-def verdict(values, margin=None):
-    """'held', 'not held' or 'undecided', by RULE."""
+def p_value(values, margin=None):
+    """Of the sign-flip test; with a margin the larger one of two: that the mean is above -margin,
+    and below margin."""
+    if margin is None:
+        return sign_flip(values)
+    return max(sign_flip([margin + sign * value for value in values], "greater")
+               for sign in (1, -1))
+
+
+def verdict(values, corrected, margin=None):
+    """'held', 'not held' or 'undecided', by RULE. corrected: the p-value."""
     mean, half = interval([value for value in values if value is not None])
     low, high = mean - half, mean + half
-    if (low > 0 if margin is None else -margin < low and high < margin) and None not in values:
+    if margin is not None:
+        inside = -margin < low and high < margin and corrected < LEVEL and None not in values
+        return "held" if inside else "not held" if low > margin or high < -margin else "undecided"
+    if corrected < LEVEL and low > 0 and None not in values:
         return "held"
-    failed = high < 0 if margin is None else high < -margin or low > margin
-    return "not held" if failed else "undecided"
+    return "not held" if corrected < LEVEL and high < 0 else "undecided"

@@ -1,9 +1,11 @@
 """Figures of several searches: the mean of each setting's runs, and how far they spread."""
 import numpy as np
 
+from fair_darts import edge_row, strongest
 from study.figures import PARTS, Figure, over_epochs
 from study.interval import interval
-from study.records import dominant_counts, names_of
+from study.records import dominant_counts, last_gates, names_of
+from study.ties import published_gates
 
 
 def draw_bands(axes, records, curve, names=None):
@@ -44,23 +46,73 @@ def dominant(records, names=None):
 
 
 def gap(records):
-    """Insight 2: what rounding the gates costs, and what the choice of edges and operations:
+    """Insight 2: what rounding the gates costs, what the choice of edges and operations, and both:
     mean, least and most."""
-    figure = Figure((9, 3.4))
-    panels = dict(zip(("rounding", "selection"), figure.subplots(1, 2, sharey=True)))
-    for name, axes in panels.items():
+    figure = Figure((11, 3.4))
+    parts = {"rounding": ["rounding"], "selection": ["edges", "operations"],
+             "both": ["rounding", "edges", "operations"]}
+    panels = figure.subplots(1, len(parts), sharey=True)
+    for axes, (name, columns) in zip(panels, parts.items()):
         def lost(record):
-            return {row["epoch"]: row["gap_rounding"] if name == "rounding"
-                    else row["gap_edges"] + row["gap_operations"]
+            return {row["epoch"]: sum(row["gap_" + column] for column in columns)
                     for row in record.rows if row["gap_rounding"] is not None}
 
         draw_bands(axes, records, lost)
         epochs = sorted(set().union(*map(lost, records)))
         over_epochs(axes, f"Lost by {name}", xticks=epochs)
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-    panels["rounding"].set_ylabel("validation accuracy (points)")
-    figure.legend(*panels["rounding"].get_legend_handles_labels(), loc="outside right center")
+    panels[0].set_ylabel("validation accuracy (points)")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
     return figure
+
+
+def curvature(records):
+    """The largest eigenvalue of the Hessian by alpha, a line a run, and its mean."""
+    figure = Figure((7, 3))
+    axes = figure.subplots()
+    curves = [{row["epoch"]: row["curvature"] for row in record.rows
+               if row["curvature"] is not None} for record in records]
+    for curve in curves:
+        axes.plot(curve.keys(), curve.values(), color="#56B4E9", linewidth=0.8)
+    epochs = sorted(set.intersection(*map(set, curves)))
+    axes.plot(epochs, [np.mean([curve[epoch] for curve in curves]) for epoch in epochs], "ko-",
+              label="mean")
+    over_epochs(axes, "Curvature", ylabel="largest eigenvalue")
+    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    axes.legend()
+    return figure
+
+
+def ties(records):
+    """The gates of the authors' searches and of `records`, sorted, those that are kept marked."""
+    figure = Figure((10, 5))
+    panels = figure.subplots(2, 2, sharex="col", sharey=True)
+    for row, part in zip(panels, ("normal", "reduce")):
+        published = [(search[part].numpy(), 0.85) for search in published_gates()]
+        here = [(last_gates(record, part), record.settings["threshold"]) for record in records]
+        for axes, title, searches in zip(row, ("eight published searches",
+                                               f"{len(here)} searches here"), (published, here)):
+            for gates, threshold in searches:
+                kept = [edge_row(edge.node, edge.source) * gates.shape[1] + column
+                        for edge, column, gate in places(gates) if gate >= threshold]
+                order = np.argsort(gates.ravel(), kind="stable")
+                heights = gates.ravel()[order]
+                marked = np.isin(order, kept)
+                axes.plot(np.flatnonzero(~marked), heights[~marked], ".", color="#999999",
+                          markersize=2)
+                axes.plot(np.flatnonzero(marked), heights[marked], "o", color="#D55E00",
+                          markersize=3, alpha=0.6)
+            axes.set(title=f"{PARTS[part]}, {title}", ylim=(0, 1.02))
+        row[0].set_ylabel("gate")
+    for axes in panels[1]:
+        axes.set_xlabel("rank of the gate; orange: kept")
+    return figure
+
+
+def places(gates):
+    """(edge, column, gate) of the best operation on the two best edges of each node."""
+    columns = [str(column) for column in range(gates.shape[1])]
+    return [(edge, int(edge.op), gate) for edge, gate in strongest(gates, primitives=columns)]
 
 
 def arms(title, values):

@@ -13,7 +13,7 @@ import train_search
 from engine.flags import UserError, check_settings
 from engine.folders import read_metrics
 from engine.loop import Run
-from study import cures
+from study import cures, hold
 
 Task = namedtuple("Task", "folder script flags")
 SCRIPTS = {"train_search": train_search.SCRIPT, "train_eval": train_eval.SCRIPT}
@@ -23,6 +23,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 def complete(folder, script, flags):
     """Whether the run in `folder` has done all its epochs. Raises UserError if it has
     other flags."""
+    if script == "study.hold":
+        return hold.read(folder) is not None
     if not os.path.lexists(folder):
         return False
     parser = SCRIPTS[script].parser()
@@ -47,7 +49,10 @@ def execute(task, threads):
     """Start or resume a run, unless it is complete. Raises UserError where it fails."""
     folder, script, flags = task
     path = os.path.abspath(folder)
-    if os.path.exists(path):
+    command = [os.path.join(ROOT, script + ".py")]
+    if script == "study.hold":
+        command, arguments = ["-m", script], [path]
+    elif os.path.exists(path):
         arguments = ["--resume", path]
     else:
         runs, name = os.path.split(path)
@@ -55,11 +60,11 @@ def execute(task, threads):
     environment = dict(os.environ)
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
-    script_path = os.path.join(ROOT, script + ".py")
-    done = subprocess.run([sys.executable, script_path, *arguments], env=environment,
-                          capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *command, *arguments], env=environment,
+                          capture_output=True, text=True,
+                          cwd=ROOT if script == "study.hold" else None)
     if not complete(*task):  # a search without a genotype is complete as well
-        raise UserError(f"{script}.py {' '.join(arguments)} ended with {done.returncode}: "
+        raise UserError(f"{script} {' '.join(arguments)} ended with {done.returncode}: "
                         f"{done.stderr.strip() or done.stdout[-200:]}")
 
 

@@ -70,6 +70,23 @@ def read_search(run):
     return Record(settings, space, primitives, gates, rows, epoch, genotype, name)
 
 
+def read_again(record, mend):
+    """The Record as it would be if its search had had the settings `mend`, which end it earlier
+    or change its genotype alone."""
+    settings = {**record.settings, **mend}
+    s = argparse.Namespace(**settings)
+    epoch, _ = cures.outcome(s, record.rows) or (len(record.rows), None)
+    gates = [torch.as_tensor(part[epoch - 1]) for part in record.gates.values()]
+    with torch.device("meta"):
+        network = record.space.supernet(s, 2, (3, 8, 8), cures.gate_of(s))
+    genotype = cures.genotype(network, s, gates)
+    rows = record.rows
+    if genotype != cures.genotype(network, s, gates, limit=-1):  # its gap was not measured
+        rows = [*rows[:epoch - 1], {**rows[epoch - 1], **dict.fromkeys(GAP)}, *rows[epoch:]]
+    return record._replace(settings=settings, epoch=epoch, rows=rows,
+                           genotype=genotype if all(genotype) else None)
+
+
 def fits(genotype, s, primitives):
     """Whether the search could have found it: cells of its operations and nodes."""
     return not hasattr(genotype, "normal") or all(

@@ -1,0 +1,35 @@
+"""How many skips a genotype has by chance: where all operations are worth the same."""
+import argparse
+import functools
+
+import torch
+
+import fair_darts
+from fair_darts import discretize
+from study import cures
+
+DEVIATION = 0.1  # of alphas: near where they begin
+
+
+def skip_share(record):
+    """The share of skips in the normal cell that argmax derives where alphas are exchangeable:
+    independent, normal, the same for all operations. 1 / operations for softmax and sigmoid; for
+    a softmax that some operations share, by its rules."""
+    s = argparse.Namespace(**record.settings)
+    return simulate(tuple(record.primitives), s.gate, s.shared_softmax, s.nodes)
+
+
+@functools.cache
+def simulate(primitives, gate, shared_softmax, nodes, draws=2000, seed=0):
+    """The mean over so many `draws` of the alphas of a cell."""
+    names = shared_softmax.split(",") if shared_softmax else []
+    shared = torch.tensor([op in names for op in primitives])
+    generator, skips, edges = torch.Generator().manual_seed(seed), 0, 0
+    for _ in range(draws):
+        alphas = DEVIATION * torch.randn(nodes * (nodes + 3) // 2, len(primitives),
+                                         generator=generator)
+        found = cures.shared_gates(shared, alphas) if names else fair_darts.gates(alphas, gate)
+        cell = discretize(found, found, threshold=0, primitives=primitives).normal
+        skips += [edge.op for edge in cell].count("skip_connect")
+        edges += len(cell)
+    return skips / edges

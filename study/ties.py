@@ -1,0 +1,57 @@
+"""Gates that are kept by a hair: kept ones, and how near to them their rejected rivals are."""
+import json
+import math
+import os
+
+import torch
+
+from fair_darts import edge_row, strongest
+from genotypes import PRIMITIVES
+
+MARGIN = 0.005
+PUBLISHED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "published_gates.json")
+
+
+def published_gates():
+    """The gates of eight searches that the authors have published: [{"normal", "reduce"}], each
+    (14, 7)."""
+    with open(PUBLISHED, encoding="utf-8") as file:
+        return [{part: torch.tensor(rows) for part, rows in search.items()}
+                for search in json.load(file)["gates"]]
+
+
+def leads(gates, threshold=0.85, edges_per_node=2, ops_per_edge=1, primitives=PRIMITIVES):
+    """How far each gate that is kept is from the nearest of its rejected rivals: other operations
+    of its edge, and the best one of each edge into its node that is not among the best.
+
+    gates: (edges, operations) of one cell type. -> [number], in the order of `strongest`, those
+    below the threshold left out, those that are pruned afterwards not.
+    """
+    gates, found = torch.as_tensor(gates), []
+    pairs = strongest(gates, edges_per_node, ops_per_edge, primitives)
+    rows = {edge_row(edge.node, edge.source) for edge, _ in pairs}
+    for edge, gate in pairs:
+        row = edge_row(edge.node, edge.source)
+        of_edge = gates[row].sort(descending=True).values[ops_per_edge:].tolist()
+        of_node = [gates[other].max().item() for source in range(edge.node)
+                   if (other := edge_row(edge.node, source)) not in rows]
+        if gate >= threshold:
+            found.append(min((gate - rival for rival in of_edge + of_node), default=math.inf))
+    return found
+
+
+def near_ties(gates, *rules, margin=MARGIN):
+    """(kept gates with a rejected rival within `margin`, kept gates). rules: as `leads` has."""
+    found = leads(gates, *rules)
+    return sum(lead <= margin for lead in found), len(found)
+
+
+def published_ties():
+    """{part: (near ties, kept gates, open gates of one search, mean)} of the published gates."""
+    searches, totals = published_gates(), {}
+    for part in ("normal", "reduce"):
+        counts = [(*near_ties(search[part]), int((search[part] >= 0.5).sum()))
+                  for search in searches]
+        near, kept, opened = map(sum, zip(*counts))
+        totals[part] = near, kept, opened / len(searches)
+    return totals
