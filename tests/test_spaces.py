@@ -37,6 +37,8 @@ def test_discretize_chain():
         "mb6_k7", "skip_connect")
     assert s2.discretize_chain(gates, ops_per_layer=9).layers[3] == (
         "mb3_k3", "mb6_k7", "skip_connect")
+    gates[4, 2] = 0.75
+    assert s2.discretize_chain(gates, threshold=0.75).layers[4] == ("mb3_k7",)
     gates[2, 6] = 0.99  # no choice there
     assert s2.discretize_chain(gates, ops_per_layer=9).layers[2] == ("mb3_k3",)
     weights = torch.softmax(torch.randn(19, 7, generator=torch.Generator().manual_seed(0)), 1)
@@ -69,7 +71,7 @@ def test_derived_chain_equals_the_supernet_with_its_gates():
         for op, name in zip(layer.operations, names):
             other = searched.operations[s2.CHOICES.index(name)]
             op.load_state_dict(other.state_dict(), strict=False)  # without affine batch norm
-    images, labels = batch(16, 3)
+    images, labels = batch(8, 3)
     gates = s2.discrete_gates(genotype, supernet.compute_gates())
     assert close(network(images)[0], supernet(images, gates))
     accelerate(network, recompute=True)

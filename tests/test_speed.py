@@ -14,12 +14,10 @@ import model_eval
 import model_search
 import operations
 from fair_darts import Architect, frozen
-from genotypes import PRIMITIVES, PUBLISHED, Edge, Genotype
+from genotypes import PRIMITIVES as ALL, Edge, Genotype
 from operations import DilConv, SepConv
 from spaces import s2
 from speed import accelerate, formats, groups, kernels, layers
-
-ALL, FEW = PRIMITIVES, ("skip_connect", "sep_conv_3x3")
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +44,7 @@ def assert_close(values, expected, tolerance=1e-9):
         assert distance <= tolerance, f"{name}: {distance}"
 
 
-def results(network, images, labels, passes=2):
+def results(network, images, labels, passes=1):
     """Logits, gradients and statistics of training passes, then logits in eval mode, by name."""
     values = {}
     for index in range(passes):
@@ -67,13 +65,18 @@ def results(network, images, labels, passes=2):
     return values
 
 
+def with_statistics(network):
+    """`network`, every batch norm with other statistics."""
+    for buffer in network.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 2)
+    return network
+
+
 def assert_accelerated_equals(plain, images, labels, **options):
-    """Returns the last accelerated network."""
-    expected = results(copy.deepcopy(plain), images, labels)
-    for recompute in (False, True):
-        fast = accelerate(copy.deepcopy(plain), recompute, **options)
-        assert fast.state_dict().keys() == plain.state_dict().keys()
-        assert_close(results(fast, images, labels), expected)
+    """Returns the accelerated network."""
+    fast = accelerate(copy.deepcopy(with_statistics(plain)), **options)
+    assert_close(results(fast, images, labels), results(plain, images, labels))
     return fast
 
 
@@ -83,6 +86,23 @@ def supernet(*arguments, **options):
     with torch.no_grad():
         for alphas in network.alphas:
             alphas.normal_()
+    return network
+
+
+def shortened(network):
+    """Four of the 19 layers of a network of S2: other channels, same shape, stride 2, the last."""
+    kept = [0, 1, 14, 18]
+    network.layers = nn.ModuleList(network.layers[index] for index in kept)
+    if hasattr(network, "alphas"):
+        network.present = network.present[kept]
+        network.alphas[0].data = network.alphas[0].data[kept]
+    return network
+
+
+def supernet_s2():
+    torch.manual_seed(1)
+    network = shortened(s2.SupernetS2(10, 3, width=0.1, image_size=16)).double()
+    network.alphas[0].data.normal_()
     return network
 
 
@@ -96,10 +116,10 @@ def operations_of(network, kind):
 # ---------------------------------------------------------------- supernets
 
 @pytest.mark.parametrize("gate, size, nodes, layers, memory_format, primitives", [
-    ("sigmoid", 8, 4, 3, None, ALL), ("softmax", 8, 4, 3, "channels_last", ALL),
-    ("sigmoid", 7, 4, 3, None, ALL), ("softmax", 15, 2, 4, None, ALL),
+    ("sigmoid", 8, 4, 3, None, ALL), ("sigmoid", 7, 4, 3, None, ALL),
+    ("softmax", 8, 2, 3, "channels_last", ALL), ("softmax", 15, 2, 4, None, ALL),
     ("sigmoid", 7, 1, 2, "contiguous", ALL), ("sigmoid", 8, 2, 3, "contiguous", ALL),
-    ("sigmoid", 16, 3, 4, None, ALL), ("sigmoid", 7, 2, 3, None, FEW),
+    ("sigmoid", 7, 2, 3, None, ("skip_connect", "sep_conv_3x3")),
     ("softmax", 8, 2, 3, None, ("avg_pool_3x3", "dil_conv_5x5")),
     ("sigmoid", 8, 2, 3, None, ("max_pool_3x3", "sep_conv_5x5", "dil_conv_3x3")),
     ("sigmoid", 8, 2, 3, None, ("dil_conv_3x3",)), ("sigmoid", 8, 2, 3, None, ("skip_connect",)),
@@ -122,38 +142,28 @@ def test_gates_of_a_function_and_gates_that_are_given():
         return alphas.sigmoid() * 2
 
     plain, (images, labels) = supernet(2, 10, 3, 2, gate=gate), batch(8)
-    assert_accelerated_equals(plain, images, labels)
+    fast = assert_accelerated_equals(plain, images, labels)
     given = [torch.rand(5, 7, dtype=torch.float64) for _ in plain.alphas]
-    expected = copy.deepcopy(plain)(images, given)
-    assert torch.allclose(accelerate(plain)(images, given), expected, 1e-9, 1e-12)
+    assert torch.allclose(fast(images, given), plain(images, given), 1e-9, 1e-12)
 
 
-@pytest.mark.parametrize("size", [8, 7])
-def test_statistics_may_differ_between_copies(size):
-    plain = supernet(2, 10, 3, 2)
-    for buffer in plain.buffers():
-        if buffer.is_floating_point():
-            buffer.uniform_(0.5, 2)
-    assert_accelerated_equals(plain, *batch(size))
-    expected = copy.deepcopy(plain).eval()(batch(size)[0])
-    assert torch.allclose(accelerate(plain).eval()(batch(size)[0]), expected, 1e-9, 1e-12)
-
-
-@pytest.mark.parametrize("gate, size, width", [("sigmoid", 9, 0.1), ("softmax", 65, 0.1)])
-def test_accelerated_supernet_of_s2_equals_the_plain_one(gate, size, width):
+def test_accelerated_supernet_of_s2_equals_the_plain_one():
+    """All layers, each size halved but the last, odd and even ones; then a few, all even."""
     torch.manual_seed(1)
-    plain = s2.SupernetS2(10, 3, gate, width, size).double()
+    plain = s2.SupernetS2(10, 3, "softmax", 0.1, 65).double()
     with torch.no_grad():
         plain.alphas[0].normal_()
-    fast = assert_accelerated_equals(plain, *batch(size, 4))
+    fast = assert_accelerated_equals(plain, *batch(35, 4))
     assert all(len(layer.groups) == 3 for layer in fast.layers)
+    assert_accelerated_equals(supernet_s2(), *batch(8, 4), memory_format="contiguous")
 
 
 # ---------------------------------------------------------------- operations of one's own
 
-class HalvedSepConv(SepConv):
-    def forward(self, x):
-        return super().forward(x) / 2
+def halved(kind):
+    """A class whose forward gives half of what that of `kind` does."""
+    return type("Halved", (kind,), {
+        "forward": lambda self, *inputs: kind.forward(self, *inputs) / 2})
 
 
 class Doubled(nn.Identity):
@@ -185,97 +195,93 @@ def cumulative(channels, stride, affine):
     return op
 
 
-OWN = {  # name: (operation, whether it is computed in groups)
-    "sep_conv_7x7": (lambda c, stride, affine: SepConv(c, 7, stride, affine), True),
-    "sep_conv_9x9": (lambda c, stride, affine: SepConv(c, 9, stride, affine), True),
-    "sep_conv_1x1": (lambda c, stride, affine: SepConv(c, 1, stride, affine), True),
-    "dil_conv_7x7": (lambda c, stride, affine: DilConv(c, 7, stride, affine), True),
-    "dilation_3": (lambda c, stride, affine: DilConv(c, 3, stride, affine, dilation=3), True),
-    "dilation_1": (lambda c, stride, affine: DilConv(c, 5, stride, affine, dilation=1), True),
-    "max_pool_5x5": (lambda c, stride, affine: nn.MaxPool2d(5, stride, 2), True),
-    "halved": (lambda c, stride, affine: HalvedSepConv(c, 3, stride, affine), False),
-    "hooked": (halved_by_a_hook, False), "own_forward": (with_own_forward, False),
-    "cumulative": (cumulative, False),
-    "doubled": (lambda c, stride, affine: Doubled() if stride == 1 else
-                operations.FactorizedReduce(c, c, affine), False),
-    "affine": (lambda c, stride, affine: SepConv(c, 3, stride, True), False),
-    "plain_relu": (lambda c, stride, affine: nn.Sequential(
-        nn.ReLU(), nn.AvgPool2d(1, stride), nn.Conv2d(c, c, 3, padding=1)), False)}
+GROUPED = {
+    "sep_conv_7x7": lambda c, stride, affine: SepConv(c, 7, stride, affine),
+    "sep_conv_9x9": lambda c, stride, affine: SepConv(c, 9, stride, affine),
+    "sep_conv_1x1": lambda c, stride, affine: SepConv(c, 1, stride, affine),
+    "dil_conv_7x7": lambda c, stride, affine: DilConv(c, 7, stride, affine),
+    "dilation_3": lambda c, stride, affine: DilConv(c, 3, stride, affine, dilation=3),
+    "dilation_1": lambda c, stride, affine: DilConv(c, 5, stride, affine, dilation=1),
+    "max_pool_5x5": lambda c, stride, affine: nn.MaxPool2d(5, stride, 2)}
+
+SEPARATE = {
+    "halved": lambda c, stride, affine: halved(SepConv)(c, 3, stride, affine),
+    "hooked": halved_by_a_hook, "own_forward": with_own_forward, "cumulative": cumulative,
+    "doubled": lambda c, stride, affine: Doubled() if stride == 1 else
+    operations.FactorizedReduce(c, c, affine),
+    "affine": lambda c, stride, affine: SepConv(c, 3, stride, True),
+    "plain_relu": lambda c, stride, affine: nn.Sequential(
+        nn.ReLU(), nn.AvgPool2d(1, stride), nn.Conv2d(c, c, 3, padding=1))}
 
 
-@pytest.mark.parametrize("name", OWN)
-@pytest.mark.parametrize("others", [("sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3"), ()])
-def test_own_operation_is_computed_as_it_is(name, others, monkeypatch):
-    operation, is_grouped = OWN[name]
-    # the supernet puts a batch norm after what has "pool" in its name
-    monkeypatch.setitem(operations.OPS, name, operation)
-    plain = supernet(2, 10, 3, 2, primitives=(*others, name))
+@pytest.fixture
+def own(monkeypatch):
+    """A supernet puts a batch norm after what has "pool" in its name."""
+    for name, operation in {**GROUPED, **SEPARATE}.items():
+        monkeypatch.setitem(operations.OPS, name, operation)
+
+
+@pytest.mark.parametrize("names, count", [
+    (("sep_conv_7x7", "sep_conv_3x3", "sep_conv_5x5"), 1),
+    (("dil_conv_7x7", "dil_conv_3x3", "dilation_3", "dilation_1", "max_pool_5x5"), 3),
+    (("sep_conv_9x9", "sep_conv_3x3", "dil_conv_3x3"), 2), (("sep_conv_5x5", "sep_conv_1x1"), 1),
+    (("sep_conv_7x7",), 1), (("sep_conv_9x9",), 1), (("sep_conv_1x1",), 1),
+    (("dil_conv_7x7",), 1), (("dilation_3",), 1), (("dilation_1",), 1), (("max_pool_5x5",), 0)])
+def test_own_operations_are_computed_in_groups(names, count, own):
+    """Separable ones in as many groups as differ in more than the size of their kernels."""
+    plain = supernet(2, 10, 3, 2, primitives=names)
     for size in (8, 7):
         fast = assert_accelerated_equals(plain, *batch(size))
-    separate = operations_of(fast, groups.Separate)
-    assert bool(separate) != is_grouped
+    assert not operations_of(fast, groups.Separate)
+    assert len(fast.cells[0].groups[2].different) == count
     for sizes in [op.halves[0].depthwise for op in operations_of(fast, groups.Separables)]:
         kernel_sizes = [copies[0].kernel_size[0] for copies in sizes]
         assert kernel_sizes == sorted(kernel_sizes)
 
 
-def test_kernels_of_three_sizes_in_one_group(monkeypatch):
-    monkeypatch.setitem(operations.OPS, "sep_conv_7x7", OWN["sep_conv_7x7"][0])
-    names = ("sep_conv_7x7", "sep_conv_3x3", "sep_conv_5x5")
-    plain, (images, labels) = supernet(2, 10, 3, 2, primitives=names), batch(8)
-    fast = assert_accelerated_equals(plain, images, labels)
-    assert all(op.count == 3 for op in operations_of(fast, groups.Separables))
-    fast.zero_grad()
-    F.cross_entropy(fast.train()(images), labels).backward()
-    for op in fast.cells[0].edges[0].operations:  # no border is without a gradient
-        outer = op[0][1].weight.grad[:, 0]
-        assert outer[:, 0].abs().min() > 0 and outer[:, :, -1].abs().min() > 0
+@pytest.mark.parametrize("names", [
+    (*SEPARATE, "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3"), ("halved",)])
+def test_own_operations_that_are_not_known_are_computed_as_they_are(names, own):
+    plain = supernet(2, 10, 3, 2, primitives=names)
+    for size in (8, 7):
+        fast = assert_accelerated_equals(plain, *batch(size))
+    known = {"sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3"}
+    for group in fast.cells[0].groups:
+        assert [names[column] for columns, op in group.different for column in columns
+                if type(op) is groups.Separate] == [name for name in names if name not in known]
 
 
-def test_edges_of_which_one_has_another_operation():
+def test_cells_of_which_one_edge_is_another():
+    """With another operation the others stay in groups; an edited edge makes its cell plain."""
     plain = supernet(2, 10, 3, 2)
-    plain.cells[0].edges[1].operations[3] = HalvedSepConv(2, 3, 1, False).double()
+    plain.cells[0].edges[1].operations[3] = halved(SepConv)(2, 3, 1, False).double()
+    plain.cells[1].edges[1].__class__ = halved(model_search.MixedOperation)
     plain.cells[2].edges[0].operations[0][0].register_forward_hook(halve)
     fast = assert_accelerated_equals(plain, *batch(8))
     assert len(operations_of(fast, groups.Separate)) == 2
-
-
-class HalvedEdge(model_search.MixedOperation):
-    def forward(self, x, gates):
-        return super().forward(x, gates) / 2
-
-
-def test_cell_with_an_edited_edge_is_plain():
-    plain = supernet(2, 10, 3, 2)
-    plain.cells[0].edges[1].__class__ = HalvedEdge
-    fast = assert_accelerated_equals(plain, *batch(8))
-    assert not fast.cells[0].groups and fast.cells[1].groups
-
-
-class HalvedBottleneck(s2.InvertedBottleneck):
-    def forward(self, x):
-        return super().forward(x) / 2
+    assert [bool(cell.groups) for cell in fast.cells] == [True, False, True]
 
 
 def test_own_choice_in_s2_is_computed_as_it_is():
-    torch.manual_seed(1)
-    plain = s2.SupernetS2(10, 3, width=0.1, image_size=8).double()
-    plain.layers[0].operations[2].__class__ = HalvedBottleneck
+    plain = supernet_s2()
+    plain.layers[0].operations[2].__class__ = halved(s2.InvertedBottleneck)
     plain.layers[1].operations[0].depthwise[0].register_forward_hook(halve)
     plain.layers[1].operations[6] = Doubled()
-    plain.layers[4].operations[1].expand[1].eps = 0.1
+    plain.layers[3].operations[1].expand[1].eps = 0.1
     fast = assert_accelerated_equals(plain, *batch(8, 4))
-    assert [len(layer.groups) for layer in fast.layers][:5] == [4, 5, 3, 3, 4]
+    assert [len(layer.groups) for layer in fast.layers] == [4, 5, 3, 4]
 
 
 # ---------------------------------------------------------------- derived networks
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_accelerated_derived_network_equals_the_plain_one(name):
-    plain = model_eval.NetworkCIFAR(PUBLISHED[name], 4, 10, 4).double()
-    plain.drop_path_prob = 0.3
-    plain.drop_path_on = "edge" if name.endswith(("a", "V1")) else "node"
-    assert_accelerated_equals(plain, *batch(8 + (name == "FairDARTS_b")))
+@pytest.mark.parametrize("genotype, size, drop_path_on", [
+    (genotypes.FairDARTS_a, 8, "edge"), (genotypes.FairDARTS_b, 7, "node"),
+    (genotypes.PC_DARTS, 9, "edge"),  # and nodes without edges:
+    (Genotype([Edge("sep_conv_3x3", 3, 1)], [Edge("skip_connect", 2, 0)]), 8, "node")])
+def test_accelerated_derived_network_equals_the_plain_one(genotype, size, drop_path_on):
+    plain = model_eval.NetworkCIFAR(genotype, 4, 10, 4).double()
+    plain.drop_path_prob, plain.drop_path_on = 0.3, drop_path_on
+    assert_accelerated_equals(plain, *batch(size))
 
 
 def test_accelerated_network_for_large_pictures():
@@ -290,12 +296,7 @@ def test_accelerated_chain_equals_the_plain_one(h_swish):
                                  ("skip_connect",), *s2.FairNAS_A.layers[5:]])
     plain = s2.NetworkS2(genotype, 10, 0.2, 0.1, squeeze=h_swish, h_swish=h_swish,
                          image_size=16).double()
-    assert_accelerated_equals(plain, *batch(16, 4))
-
-
-def test_nodes_may_have_no_edges_that_are_left():
-    genotype = Genotype([Edge("sep_conv_3x3", 3, 1)], [Edge("skip_connect", 2, 0)])
-    assert_accelerated_equals(model_eval.NetworkCIFAR(genotype, 2, 10, 3).double(), *batch(8))
+    assert_accelerated_equals(plain, *batch(9 if h_swish else 8, 4))
 
 
 def test_recompute_repeats_dropped_paths():
@@ -323,40 +324,38 @@ def step(network, architect, sgd, images, labels, unrolled):
     sgd.step()
 
 
-@pytest.mark.parametrize("space, recompute, unrolled", [
-    ("s1", False, False), ("s1", False, True), ("s1", True, False), ("s1", True, True),
-    ("s2", False, False), ("s2", True, True)])
-def test_steps_of_a_search_are_the_same(space, recompute, unrolled):
-    size = 8 if space == "s1" else 9
-    plain = (supernet(2, 10, 3, 2) if space == "s1"
-             else s2.SupernetS2(10, 3, width=0.1, image_size=size).double())
-    networks = plain, accelerate(copy.deepcopy(plain), recompute)
-    images, labels = batch(size)
+@pytest.mark.parametrize("space", ["s1", "s2"])
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_steps_of_a_search_are_the_same(space, unrolled):
+    """With and without recompute; of the second step SGD has a velocity."""
+    plain = supernet(2, 10, 3, 2) if space == "s1" else supernet_s2()
+    networks = [plain, *(accelerate(copy.deepcopy(plain), again) for again in (False, True))]
+    images, labels = batch(8, 4)
+    values = []
     for network in networks:
         architect, sgd = Architect(network, 0.01), torch.optim.SGD(network.weights(), 0.01, 0.9)
-        for _ in range(3):
+        for _ in range(2):
             step(network, architect, sgd, images, labels, unrolled)
-    values = [{name: value.detach() for name, value in network.state_dict().items()
-               if value.is_floating_point()} for network in networks]
-    # finite differences divide rounding by eps
-    assert_close(values[1], values[0], 1e-7 if unrolled else 1e-9)
+        values.append({name: value.detach() for name, value in network.state_dict().items()
+                       if value.is_floating_point()})
+    for found in values[1:]:  # finite differences divide rounding by eps
+        assert_close(found, values[0], 1e-7 if unrolled else 1e-9)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_functional_call_computes_with_the_weights_that_are_given(recompute):
+def test_functional_call_computes_with_the_weights_that_are_given():
     plain, (images, labels) = supernet(2, 10, 3, 2), batch(8)
-    fast = accelerate(copy.deepcopy(plain), recompute)
     given = {name: torch.randn_like(w).requires_grad_() for name, w in plain.named_parameters()}
     gradients = []
-    for network in (plain, fast):
+    for network in (plain, *(accelerate(copy.deepcopy(plain), again) for again in (False, True))):
         before = {name: b.clone() for name, b in network.named_buffers()}
         tensors = {**given, **{name: b.clone() for name, b in before.items()}}
         loss = F.cross_entropy(functional_call(network, tensors, (images,)), labels)
         assert all(torch.equal(b, before[name]) for name, b in network.named_buffers())
-        gradients.append(torch.autograd.grad(loss, list(given.values())))
+        gradients.append(dict(zip(given, torch.autograd.grad(loss, list(given.values())))))
         assert all(torch.equal(b, before[name]) for name, b in network.named_buffers())
         assert not all(torch.equal(tensors[name], b) for name, b in before.items())
-    assert_close(*[dict(zip(given, values)) for values in reversed(gradients)])
+    for found in gradients[1:]:
+        assert_close(found, gradients[0])
 
 
 def test_modules_in_eval_mode_of_a_network_that_trains():
@@ -377,85 +376,74 @@ def test_modules_in_eval_mode_of_a_network_that_trains():
 # ---------------------------------------------------------------- an accelerated network is one
 
 NETWORKS = {
-    "supernet": lambda: (supernet(2, 10, 3, 2), 8),
-    "derived": lambda: (model_eval.NetworkCIFAR(genotypes.FairDARTS_a, 2, 10, 3).double(), 8),
-    "supernet_s2": lambda: (s2.SupernetS2(10, 3, width=0.1, image_size=8).double(), 8),
-    "chain": lambda: (s2.NetworkS2(s2.FairNAS_A, 10, 0, 0.1, image_size=8).double(), 8)}
-
-
-def pickled(network):
-    return pickle.loads(pickle.dumps(network))
-
-
-def saved(network):
-    file = io.BytesIO()
-    torch.save(network, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
+    "supernet": lambda: supernet(2, 10, 3, 2),
+    "derived": lambda: model_eval.NetworkCIFAR(genotypes.FairDARTS_a, 2, 10, 3).double(),
+    "supernet_s2": supernet_s2,
+    "chain": lambda: shortened(
+        s2.NetworkS2(s2.FairNAS_A, 10, 0, 0.1, image_size=16)).double()}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled, saved])
-def test_a_copy_computes_with_its_own_weights(name, duplicate):
-    plain, size = NETWORKS[name]()
-    images, labels = batch(size, 4)
+def test_a_copy_computes_with_its_own_weights(name):
+    plain, (images, labels) = NETWORKS[name](), batch(8, 4)
     fast = accelerate(copy.deepcopy(plain))
-    other = duplicate(fast)
+    file = io.BytesIO()
+    torch.save(fast, file)
+    others = [copy.deepcopy(fast), pickle.loads(pickle.dumps(fast)),
+              torch.load(io.BytesIO(file.getvalue()), weights_only=False)]
     before = {key: value.clone() for key, value in fast.state_dict().items()}
     with torch.no_grad():
-        for one, two in zip(plain.parameters(), other.parameters()):
-            two.copy_(one.normal_())
-    assert_close(results(other, images, labels), results(plain, images, labels))
+        for one, *copies in zip(*(network.parameters() for network in (plain, *others))):
+            one.normal_()
+            for two in copies:
+                two.copy_(one)
+    expected = results(plain, images, labels)
+    for other in others:
+        assert [type(module) for module in other.modules()] == [
+            type(module) for module in fast.modules()]
+        assert_close(results(other, images, labels), expected)
     assert all(torch.equal(value, before[key]) for key, value in fast.state_dict().items())
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_state_dicts_load_each_way(name):
-    (plain, size), (other, _) = NETWORKS[name](), NETWORKS[name]()
-    images, labels = batch(size, 4)
+    """No parameter, buffer or module is new, and all keep their names and order."""
+    plain, other, (images, labels) = NETWORKS[name](), NETWORKS[name](), batch(8, 4)
     parameters = list(other.parameters())
     fast = accelerate(other)
     assert fast is other and all(a is b for a, b in zip(parameters, fast.parameters()))
     assert list(fast.state_dict()) == list(plain.state_dict())
+    for kind in (nn.Module.named_modules, nn.Module.named_buffers):
+        assert [name for name, _ in kind(fast)] == [name for name, _ in kind(plain)]
     with torch.no_grad():
         for w in fast.parameters():
             w.normal_()
     results(fast, images, labels)
     plain.load_state_dict(fast.state_dict())
     assert_close(results(fast, images, labels), results(plain, images, labels))
-    fast.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        for w in plain.parameters():
+            w.normal_()
+    fast.load_state_dict(with_statistics(plain).state_dict())
     assert_close(results(fast, images, labels), results(plain, images, labels))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_accelerate_again(name):
-    plain, size = NETWORKS[name]()
-    images, labels = batch(size, 4)
-    fast = accelerate(accelerate(copy.deepcopy(plain)), recompute=True, memory_format="contiguous")
+    """To recompute, which changes no result, and back; hooks of one's own stay."""
+    plain, (images, labels), seen = NETWORKS[name](), batch(7, 4), []
+    fast = copy.deepcopy(plain)
     stem = fast.stem_0 if hasattr(fast, "stem_0") else fast.stem
-    assert len(stem._forward_hooks) == 1
+    stem.register_forward_hook(lambda *_: seen.append(0))
+    accelerate(accelerate(fast), recompute=True, memory_format="contiguous")
     sections = fast.cells if hasattr(fast, "cells") else fast.layers
     assert all(section.recompute for section in sections)
-    assert_close(results(fast, images, labels), results(copy.deepcopy(plain), images, labels))
+    assert_close(results(fast, images, labels, 2), results(plain, images, labels, 2))
+    assert len(stem._forward_hooks) == 2 and seen == [0] * 3
     assert stem(images).is_contiguous()
-    fast = accelerate(fast)
-    assert len(stem._forward_hooks) == 1 and not stem(images).is_contiguous()
+    accelerate(fast)
+    assert len(stem._forward_hooks) == 2 and not stem(images).is_contiguous()
     assert not any(section.recompute for section in sections)
-
-
-def test_own_hooks_of_a_stem_stay():
-    network, seen = supernet(2, 10, 3, 2), []
-    network.stem.register_forward_hook(lambda *_: seen.append(0))
-    accelerate(accelerate(network))(batch(8)[0])
-    assert seen == [0]
-
-
-def test_no_parameter_or_module_is_new():
-    plain, _ = NETWORKS["supernet"]()
-    names = [name for name, _ in plain.named_modules()]
-    fast = accelerate(copy.deepcopy(plain))
-    assert [name for name, _ in fast.named_modules()] == names
-    assert [name for name, _ in fast.named_buffers()] == [n for n, _ in plain.named_buffers()]
 
 
 def saved_bytes(forward):
@@ -473,10 +461,10 @@ def saved_bytes(forward):
 
 @pytest.mark.parametrize("name, share, recomputed_share", [
     ("supernet", 0.75, 0.1), ("derived", 0.95, 0.7), ("supernet_s2", 1.0, 0.1),
-    ("chain", 1.01, 0.1)])
+    ("chain", 1.01, 0.21)])
 def test_less_is_kept_for_the_backward_pass(name, share, recomputed_share):
-    plain, size = NETWORKS[name]()
-    images, _ = batch(size, 32)
+    plain = NETWORKS[name]()
+    images, _ = batch(8, 32)
     fast = accelerate(copy.deepcopy(plain))
     again = accelerate(copy.deepcopy(plain), recompute=True)
     kept, fast_kept, again_kept = [
@@ -585,7 +573,7 @@ def test_other_layers_stay():
     hooked, own = nn.ReLU(), nn.ReLU()
     hooked.register_forward_hook(halve)
     own.forward = torch.sin
-    others = [
+    for layer in [
         OwnReLU(), nn.ReLU(inplace=True), nn.ReLU6(), hooked, own, nn.BatchNorm2d(3, momentum=None),
         nn.BatchNorm2d(3, track_running_stats=False), nn.SyncBatchNorm(3), nn.Conv2d(3, 3, 3),
         nn.Conv2d(3, 3, 3, padding=1, groups=3),
@@ -594,8 +582,7 @@ def test_other_layers_stay():
         nn.Conv2d(3, 3, 3, (1, 2), 1, groups=3, bias=False),
         nn.Conv2d(3, 3, 3, padding="same", groups=3, bias=False),
         nn.Conv2d(3, 3, (3, 5), padding=(1, 2), groups=3, bias=False),
-        nn.Conv2d(3, 3, 3, 1, 1, groups=3, bias=False, padding_mode="reflect")]
-    for layer in others:
+        nn.Conv2d(3, 3, 3, 1, 1, groups=3, bias=False, padding_mode="reflect")]:
         before = type(layer)
         layers.replace(layer)
         assert type(layer) is before, layer
@@ -645,20 +632,17 @@ def test_formats_are_timed(accelerated):
     assert all(w.grad is None for w in network.parameters())
 
 
-def test_gate_gradient_with_channels_last_input():
+def test_gate_gradient_in_channels_last():
     """A strided scale makes batch norm's channels_last gradient wrong on the CPU; the
     gates come from a column.
     """
-    torch.manual_seed(0)
     gates = torch.rand(3, 7, dtype=torch.float64, requires_grad=True)
-    x = torch.randn(4, 6, 5, 5, dtype=torch.float64).contiguous(
-        memory_format=torch.channels_last).requires_grad_()
-    norms = [nn.BatchNorm2d(2, affine=False).double() for _ in range(3)]
-    target = torch.randn(4, 6, 5, 5, dtype=torch.float64)
-    y = groups.BatchNorms(norms)(x, gates[:, 2])
-    got = torch.autograd.grad((y * target).sum(), (x, gates))
-    y = (x - x.mean((0, 2, 3), keepdim=True)) / (
-        x.var((0, 2, 3), unbiased=False, keepdim=True) + norms[0].eps).sqrt()
-    scale = gates[:, 2].repeat_interleave(2)[:, None, None]
-    for a, b in zip(got, torch.autograd.grad((y * scale * target).sum(), (x, gates))):
-        assert_close({"": a}, {"": b})
+    x, target = (torch.randn(4, 6, 5, 5, dtype=torch.float64).contiguous(
+        memory_format=torch.channels_last) for _ in range(2))
+    x.requires_grad_()
+    y = torch.cat([gate * F.batch_norm(part.contiguous(), None, None, training=True)
+                   for gate, part in zip(gates[:, 2], x.chunk(3, 1))], 1)
+    norms = groups.BatchNorms([nn.BatchNorm2d(2, affine=False).double() for _ in range(3)])
+    values = norms(x, gates[:, 2]), y
+    assert_close(*[dict(zip("xg", torch.autograd.grad((value * target).sum(), (x, gates))))
+                   for value in values])

@@ -14,11 +14,24 @@ import torch
 from PIL import Image
 
 import train_eval
+import train_search
 from engine import pictures as pictures_module
 from engine import report
+from engine.flags import UserError
 from use import classifier, export, finetune, predict
 from test_fair_darts import close
-from tests.common import assert_picture, call, leaves, refused, sealed, table
+from tests.common import (TINY_EVAL, TINY_SEARCH, assert_picture, call, leaves, refused, sealed,
+                          table)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Of those of conftest.py what is read here: the search a, the training d."""
+    root = tmp_path_factory.mktemp("finished")
+    for name, script, tiny in ("a", train_search, TINY_SEARCH), ("d", train_eval, TINY_EVAL):
+        with pytest.MonkeyPatch.context() as patch:
+            assert call(script, patch, *tiny, "--runs", root, "--name", name, "--seed", 0) == 0
+    return root
 
 
 def test_weights_stand_alone(trained, tmp_path):
@@ -172,21 +185,21 @@ def test_exported_networks_agree(arch, finished, tmp_path, monkeypatch, capsys):
 
 def test_what_was_not_exported_well_is_not_kept(finished, tmp_path, monkeypatch, capsys):
     shutil.copytree(finished / "d", tmp_path / "d")
-    with monkeypatch.context() as patch:
-        patch.setattr(export.importlib.util, "find_spec", lambda name: None)
-        assert call(export, patch, tmp_path / "d") == 0
-        out = capsys.readouterr().out
-        assert "no model.onnx: it requires onnx, onnxscript, onnxruntime; pip install" in out
-    (tmp_path / "d" / "model.pt2").unlink()
-    monkeypatch.setattr(export, "random_pictures", lambda *_: torch.zeros(2, 1, 8, 8))
-    whole = export.keep
+    keep, written, seen = export.keep, tmp_path / "d" / "model.pt2", []
 
-    def other(run, name, content, classifier, restored):
-        return whole(run, name, content, classifier, lambda images: restored(images) + 1e-4)
+    def watched(run, name, content, whole, restored):
+        with pytest.raises(UserError, match="differ by 1.0e-04"):
+            keep(run, name, content, whole, lambda images: restored(images) + 1e-4)
+        assert not written.exists()
+        keep(run, name, content, whole, restored)
+        seen.append(name)
 
-    monkeypatch.setattr(export, "keep", other)
-    assert "differ by 1" in refused(capsys, monkeypatch, export, tmp_path / "d")
-    assert not (tmp_path / "d" / "model.pt2").exists()
+    monkeypatch.setattr(export, "keep", watched)
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    assert call(export, monkeypatch, tmp_path / "d") == 0
+    assert seen == ["model.pt2"] and written.exists()
+    out = capsys.readouterr().out
+    assert "no model.onnx: it requires onnx, onnxscript, onnxruntime; pip install" in out
     for words, message in ((["--epochs", 3], "unknown argument '--epochs'"), ([], "RUN"),
                            ([tmp_path], "is not the folder of a run"),
                            ([finished / "a"], "is a run of train_search.py")):
