@@ -383,13 +383,27 @@ GATES_A_REDUCE = [
 
 
 def test_published_gates_give_the_published_genotype():
-    """Sec. 4.2: the published gates, cut at sigma_threshold = 0.85, are FairDARTS_a. Fig.
-    1, 2: two dominant operations a node."""
+    """Sec. 4.2: the published gates, cut at sigma_threshold = 0.85, are FairDARTS_a."""
     assert fair_darts.discretize(GATES_A_NORMAL, GATES_A_REDUCE) == genotypes.FairDARTS_a
+
+
+def test_dominant_operations():
+    """Fig. 1, 2: an operation dominates that is among the top two of all incoming edges of a
+    node; both may be on one edge."""
     dominant = fair_darts.dominant_operations(GATES_A_NORMAL)
-    assert len(dominant) == 8 and [e.node for e in dominant] == [2, 2, 3, 3, 4, 4, 5, 5]
-    assert dominant[2:4] == [Edge("max_pool_3x3", 3, 0),
-                             Edge("dil_conv_3x3", 3, 2)]  # below any threshold
+    expected, first = [], 0
+    for node in range(2, 6):
+        every = [(gate, source, op) for source in range(node)
+                 for gate, op in zip(GATES_A_NORMAL[first + source], PRIMITIVES)]
+        first += node
+        expected += [Edge(op, node, source) for _, source, op in sorted(every)[-2:]]
+    assert sorted(dominant) == sorted(expected) and [e.node for e in dominant] == [
+        2, 2, 3, 3, 4, 4, 5, 5]
+    assert dominant[2:4] == [Edge("max_pool_3x3", 3, 0), Edge("skip_connect", 3, 0)]
+    assert [edge.op for edge in dominant].count("skip_connect") == 2
+    equal = fair_darts.dominant_operations([[0.5] * 7] * 5)  # among equals the lower index
+    assert [(edge.op, edge.source) for edge in equal] == [
+        ("max_pool_3x3", 0), ("avg_pool_3x3", 0)] * 2
 
 
 def test_discretize_cases():

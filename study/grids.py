@@ -206,7 +206,8 @@ skips alone where the other operations share a softmax. Fewer skips are not bett
 fair, so what is claimed is a share *nearer to chance*.
 
 Chance: the share of skips that argmax derives where alphas are exchangeable (independent, normal,
-alike for all operations), by simulation: {chance}. Where the others share a softmax, a sigmoid's
+alike for all operations); by symmetry 1 / operations, and by simulation where some of them share
+a softmax: {chance}. Where the others share a softmax, a sigmoid's
 1/2 meets shares of 1/2 of two operations, or 1/6 of six: such a space is biased from the start.
 
 Three rows are not searches of their own: they read softmax's again, ended earlier or with its

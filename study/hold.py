@@ -100,7 +100,7 @@ def hold_run():
     parser.add_argument("run", metavar="RUN", help="folder of a search of s1 that has ended")
     folder = parser.parse_args()["run"]
     with Run.open(folder, "train_search") as run:
-        found = effect(folder)
+        found = effect(folder, HEIGHT, STEPS)
         run.write("held.json", json.dumps({"id": run.config["id"], "height": HEIGHT,
                                            "steps": STEPS, **found}))
     print(f"the others' mean gate, skip held high less low: by arithmetic "

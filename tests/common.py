@@ -28,7 +28,7 @@ from engine import flags, folders, loop, texts
 from genotypes import PRIMITIVES
 from spaces import SPACES
 from speed import accelerate
-from study import cures, grids, reproduce, visualize
+from study import cures, grids, hold, reproduce, visualize
 from test_fair_darts import close
 from use import export, predict
 
@@ -62,7 +62,8 @@ SMALL_EVAL = ["--dataset", "digits", "--init_channels", "4", "--layers", "3",
 # What main calls of each, by the attribute of its module, which a test may replace
 ENTRIES = {"train_search": (train_search, "SCRIPT"), "train_eval": (train_eval, "SCRIPT"),
            "visualize": (visualize, "visualize"), "reproduce": (reproduce, "reproduce"),
-           "predict": (predict, "predict_pictures"), "export": (export, "export_run")}
+           "predict": (predict, "predict_pictures"), "export": (export, "export_run"),
+           "hold": (hold, "hold_run")}
 
 
 def name_of(script):
