@@ -139,12 +139,6 @@ CLAIMS = grids.GRIDS["claims"]
 
 # ---------------------------------------------------------------- runs that cannot be lost
 
-LONG = {"search": ["train_search", *SMALL_SEARCH, "--arch_learning_rate", "0.2",
-                   "--epochs", "6"],
-        "eval": ["train_eval", *SMALL_EVAL, "--arch", "FairDARTS_a", "--epochs", "4",
-                 "--drop_path_prob", "0.3"]}
-
-
 class Launched:
     """A script in a child of the fork server, see `fork`, handled like a subprocess.Popen."""
 
@@ -204,6 +198,12 @@ TINY_SEARCH = [*SMALL_SEARCH, "--nodes", "1", "--batch_size", "300", "--threshol
 
 TINY_EVAL = [*SMALL_EVAL, "--arch", "FairDARTS_a", "--init_channels", "2", "--layers", "3",
              "--batch_size", "600", "--epochs", "1", "--device", "cpu"]
+
+
+# three epochs of four steps
+LONG = {"search": ["train_search", *TINY_SEARCH, "--batch_size", "170", "--epochs", "3"],
+        "eval": ["train_eval", *TINY_EVAL, "--batch_size", "350", "--epochs", "3",
+                 "--drop_path_prob", "0.3"]}
 
 
 def content(folder):
@@ -317,8 +317,8 @@ CURED = dict(skip_dropout=0.3, skip_noise=1.0, noise_epochs=0, shared_softmax=""
 
 def cured(space, fast_form, gate="sigmoid", **others):
     s = Namespace(**{**train_search.SCRIPT.parser().defaults(), **CURED, "space": space,
-                     "plain": not fast_form, "gate": gate, "init_channels": 4, "layers": 3, "nodes": 3,
-                     "width": 0.1, **others})
+                     "plain": not fast_form, "gate": gate, "init_channels": 4, "layers": 3,
+                     "nodes": 3, "width": 0.1, **others})
     torch.manual_seed(3)
     network = SPACES[space].supernet(s, 4, (3, 16, 16), cures.gate_of(s)).double()
     cures.disturb(network, fair_darts.Architect(network), s)

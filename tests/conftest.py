@@ -23,7 +23,7 @@ def own_operations(monkeypatch):
         nn.Conv2d(c, c, (7, 1), (stride, 1), (3, 0), bias=False), nn.BatchNorm2d(c, affine=affine)))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
     """A small picture folder: two classes, red and blue, of several sizes."""
     root = tmp_path_factory.mktemp("pictures")
@@ -38,22 +38,7 @@ def pictures(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module")
-def whole_runs(tmp_path_factory):
-    """A search and an evaluation that nothing interrupts."""
-    from tests.common import LONG, Launched, side_by_side
-    root = tmp_path_factory.mktemp("whole")
-
-    def run(kind):
-        process = Launched(root, *LONG[kind], "--runs", root, "--name", kind)
-        process.wait()
-        assert process.poll() == 0
-
-    side_by_side(run)
-    return root
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """Finished searches a, b (as a, another id), c (another seed); trainings d, e (as d)."""
     import train_eval
@@ -69,12 +54,12 @@ def finished(tmp_path_factory):
 
 # ---------------------------------------------------------------- pictures read from files
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def imagenet(tmp_path_factory):
-    """Ten classes of pictures of odd sizes, grey, in CMYK, with a palette."""
+    """Six classes of pictures of odd sizes, grey, in CMYK, with a palette."""
     root, dice = tmp_path_factory.mktemp("imagenet"), np.random.default_rng(0)
     for part, count in (("train", 8), ("val", 3)):
-        for label in range(10):
+        for label in range(6):
             folder = root / part / f"class {label}"
             folder.mkdir(parents=True)
             for i in range(count):
@@ -87,7 +72,7 @@ def imagenet(tmp_path_factory):
 
 # ---------------------------------------------------------------- what was trained, in use
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(finished):
     """The folder of a training of cells, d, its Classifier, and what it was tested on."""
     from engine import data

@@ -117,18 +117,21 @@ STREAMED = ["--dataset", "imagenet", "--image_size", 72, "--epochs", 2, "--batch
             "--device", "cpu", "--checkpoint_minutes", 0]
 
 
-@pytest.mark.parametrize("script, flags_of", [
-    (train_eval, ["--arch", "FairDARTS_a", "--init_channels", 4, "--layers", 3]),
-    (train_eval, ["--arch", "FairNAS_A", "--width", 0.1, "--accumulate", 2]),
+@pytest.mark.parametrize("script, flags_of, workers, stop_at", [
+    (train_eval, ["--arch", "FairDARTS_a", "--init_channels", 4, "--layers", 3], (2, 0, 1), 2),
+    (train_eval, ["--arch", "FairNAS_A", "--width", 0.1, "--accumulate", 2, "--batch_size", 8],
+     (0, 0, 1), 2),
     (train_search, ["--space", "s2", "--width", 0.1, "--threshold", 0, "--figures_every", 0,
                     "--gap_every", 0, "--train_fraction", 0.3, "--valid_fraction", 0.2,
-                    "--batch_size", 8])])
-def test_scripts_on_imagenet(script, flags_of, imagenet, tmp_path, monkeypatch, capsys):
+                    "--batch_size", 6], (1, 0, 0), 3)])  # in the second epoch
+def test_scripts_on_imagenet(script, flags_of, workers, stop_at, imagenet, tmp_path, monkeypatch,
+                             capsys):
+    """Stopped in the middle of an epoch; whatever the workers."""
     common = [*STREAMED, *flags_of, "--data", imagenet, "--runs", tmp_path]
-    stop_at = 3  # in the second epoch of the search, in the first of the trainings
-    assert call(script, monkeypatch, *common, "--name", "whole") == 0
+    whole, stopped, resumed = (["--workers", number] for number in workers)
+    assert call(script, monkeypatch, *common, "--name", "whole", *whole) == 0
     config = json.loads((tmp_path / "whole" / "config.json").read_text())
-    assert config["shape"] == [3, 72, 72] and len(config["classes"]) == 10
+    assert config["shape"] == [3, 72, 72] and len(config["classes"]) == 6
     with monkeypatch.context() as patch:
         add, calls = loop.Run.add, []
 
@@ -139,10 +142,10 @@ def test_scripts_on_imagenet(script, flags_of, imagenet, tmp_path, monkeypatch, 
                 os.kill(os.getpid(), signal.SIGTERM)
 
         patch.setattr(loop.Run, "add", stop)
-        assert call(script, patch, *common, "--name", "a", "--workers", 0) == 143
-    assert call(script, monkeypatch, "--resume", tmp_path / "a", "--workers", 1) == 0
+        assert call(script, patch, *common, "--name", "a", *stopped) == 143
+    assert call(script, monkeypatch, "--resume", tmp_path / "a", *resumed) == 0
     assert not multiprocessing.active_children()
-    assert table(tmp_path / "a") == table(tmp_path / "whole")  # whatever the workers
+    assert table(tmp_path / "a") == table(tmp_path / "whole")
     states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["network"]
               for name in ("a", "whole")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
@@ -200,11 +203,20 @@ def test_a_broken_file_of_a_stream_is_named(workers, imagenet, tmp_path, monkeyp
     shutil.copytree(imagenet, tmp_path / "data")
     broken = tmp_path / "data" / "train" / "class 3" / "0.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
-    common = [*STREAMED, "--arch", "FairNAS_A", "--width", 0.1, "--data", tmp_path / "data",
-              "--runs", tmp_path, "--workers", workers, "--epochs", 1]
-    error = refused(capsys, monkeypatch, train_eval, *common, "--name", "a")
-    assert str(broken) in error and "--skip_bad_images" in error
-    assert call(train_eval, monkeypatch, *common, "--name", "b", "--skip_bad_images") == 0
+    if workers:
+        error = refused(capsys, monkeypatch, train_eval, *STREAMED, "--arch", "FairNAS_A", "--data",
+                        tmp_path / "data", "--runs", tmp_path, "--width", 0.1)
+        assert str(broken) in error and "--skip_bad_images" in error
+    for skip in False, True:
+        files = data.load("imagenet", str(tmp_path / "data"), 72, skip, workers=workers).images
+        index = files.paths.index(str(broken))
+        part = torch.tensor([[index, 1], [index + 1, 2]])
+        if skip:  # the next one is used instead
+            [(first, second)] = files.read([part], random=False)
+            assert torch.equal(first, second)
+        else:
+            with pytest.raises(flags.UserError, match="class 3/0.jpg cannot be used"):
+                list(files.read([part], random=False))
 
 
 def test_a_folder_that_does_not_fit_is_refused(pictures, tmp_path, monkeypatch, capsys):
@@ -235,7 +247,7 @@ def test_accumulated_steps_equal_whole_ones(tmp_path, monkeypatch):
     train = model_eval.NetworkCIFAR.train
     monkeypatch.setattr(model_eval.NetworkCIFAR, "train", lambda net, mode=True: train(net, False))
     common = [*TINY_EVAL, "--no-auxiliary", "--drop_path_prob", 0, "--runs", tmp_path,
-              "--epochs", 2]
+              "--epochs", 1]
     weights = []
     for name, size, times in (("a", 600, 1), ("b", 300, 2), ("c", 200, 3)):
         assert call(train_eval, monkeypatch, *common, "--name", name, "--batch_size", size,

@@ -14,24 +14,12 @@ import torch
 from PIL import Image
 
 import train_eval
-import train_search
 from engine import pictures as pictures_module
 from engine import report
 from engine.flags import UserError
 from use import classifier, export, finetune, predict
 from test_fair_darts import close
-from tests.common import (TINY_EVAL, TINY_SEARCH, assert_picture, call, leaves, refused, sealed,
-                          table)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """Of those of conftest.py what is read here: the search a, the training d."""
-    root = tmp_path_factory.mktemp("finished")
-    for name, script, tiny in ("a", train_search, TINY_SEARCH), ("d", train_eval, TINY_EVAL):
-        with pytest.MonkeyPatch.context() as patch:
-            assert call(script, patch, *tiny, "--runs", root, "--name", name, "--seed", 0) == 0
-    return root
+from tests.common import assert_picture, call, leaves, refused, sealed, table
 
 
 def test_weights_stand_alone(trained, tmp_path):
