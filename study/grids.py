@@ -106,7 +106,8 @@ CLAIMS_NOTES = """\
 (b) and (c) are nearly so by construction: L01 pushes gates to 0 and 1 whatever is learnt, and the
 slope of L'01 is larger at the start. Under softmax skip held high lowers the others by arithmetic,
 for the weights of an edge sum to 1; (a) is about what learning adds, and with sigmoid there is
-nothing else. Never counts as one epoch more than there were in (c).
+nothing else. Never counts as one epoch more than there were in (c). At `--scale paper` softmax has
+Fair DARTS's rates; DARTS's own recipe is an arm of its own, with a claim of its own.
 
 **Ties.** All open gates come to rest at one value (f). So the penalty decides which gates are
 open, and noise which of them are kept: what Fair DARTS takes out of the gap by rounding comes back
@@ -120,7 +121,7 @@ then posed otherwise: with two operations (2.2 ± 1.8 beyond chance under softma
 sigmoid, no difference) and by the others' gates where skip leads (0.04 ± 0.04, undecided). The
 latter was ill-posed: where skip leads the others are weak even if alphas know nothing of each
 other, by 0.28 of their deviation. So here the counts are claims again, and skip's effect is an
-intervention: the finished search goes on for {steps} steps with skip's alpha held at {height} in
+intervention (`python -m study.hold RUN`): the finished search goes on for {steps} steps with skip's alpha held at {height} in
 the normal cell, and again at -{height}. Rounding alone was asked, and held; the whole gap, 81.0
 points under softmax and 82.6 with L01, was not asked. Trained networks were asked: L01's against
 random ones (-0.1 ± 1.4 points), against softmax's (-0.2 ± 1.2), against those without

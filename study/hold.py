@@ -25,8 +25,8 @@ STEPS = 110  # ten epochs of the digits
 
 def hold(folder, height, steps):
     """The normal cell's gates after so many `steps` of the search in `folder` from its end, at
-    its last rates, with skip's alpha held at `height`, and the gates before the first step.
-    Raises UserError."""
+    its last rates, with skip's alpha held at `height`, and the gates before the first step. By
+    first-order steps, whatever its own were, and without its cures. Raises UserError."""
     run = Run.open(folder, "train_search")
     s = argparse.Namespace(**run.config["settings"])
     dataset, device = data.load_again(run, run.config["settings"], choose_device("cpu")), "cpu"

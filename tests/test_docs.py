@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = {"train_search.py": train_search.SCRIPT, "train_eval.py": train_eval.SCRIPT}
 COMMANDS = {"study.visualize": "visualize", "study.reproduce": "reproduce",
             "speed.benchmark": "benchmark", "use.predict": "predict_pictures",
-            "use.export": "export_run"}
+            "use.export": "export_run", "study.hold": "hold_run"}
 
 
 def command_lines():
@@ -79,6 +79,30 @@ def test_links_and_names_are_there(page):
         value = importlib.import_module(module)
         for part in name.split("."):
             value = getattr(value, part)
+
+
+def results(page, heading):
+    """[(difference, interval, verdict)] of the first table after `heading`, a line of `page`."""
+    lines = page.read_text().split("\n")
+    table = lines[lines.index(heading):]
+    first = next(index for index, line in enumerate(table) if line.startswith("| claim |"))
+    names = [name.strip() for name in table[first].strip("|").split("|")]
+    columns = [names.index(name) for name in ("difference", "95 % interval", "verdict")]
+    found = []
+    for line in table[first + 2:]:
+        if not line.startswith("|"):
+            return found
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        found.append(tuple(cells[column] for column in columns))
+
+
+@pytest.mark.parametrize("page, heading, source", [
+    ("README.md", "## Results", "reproduction.md"),
+    ("docs/other-cures.md", "## What was found", "cures.md")])
+def test_what_is_quoted_is_on_the_page_of_results(page, heading, source):
+    quoted = results(ROOT / page, heading)
+    written = ROOT / "docs" / source
+    assert quoted == results(written, written.read_text().split("\n")[0]) and len(quoted) > 4
 
 
 def test_readme_is_of_two_screens():
