@@ -117,7 +117,7 @@ def places(gates):
 
 def arms(title, values):
     """One measure for several settings: {name: [number or None, of each seed]}."""
-    figure = Figure((7, 1.2 + 0.28 * len(values)))
+    figure = Figure((8.5, 1.2 + 0.28 * len(values)))
     axes = figure.subplots()
     for row, found in enumerate(values.values()):
         found = [value for value in found if value is not None]

@@ -29,12 +29,13 @@ def hold(folder, height, steps):
     first-order steps, whatever its own were, and without its cures. Raises UserError."""
     run = Run.open(folder, "train_search")
     s = argparse.Namespace(**run.config["settings"])
-    dataset, device = data.load_again(run, run.config["settings"], choose_device("cpu")), "cpu"
+    if s.space != "s1" or "skip_connect" not in s.primitives.split(","):
+        raise UserError(f"{folder!r}: its cells have no skip_connect to hold")
+    device = choose_device("cpu")
+    dataset = data.load_again(run, run.config["settings"], device)
     torch.manual_seed(s.seed)
     network = SPACES[s.space].supernet(s, len(dataset.classes), run.config["shape"],
                                        cures.gate_of(s))
-    if "skip_connect" not in network.primitives or s.space != "s1":
-        raise UserError(f"{folder!r}: its cells have no skip_connect to hold")
     weights, column = network.weights(), network.primitives.index("skip_connect")
     architect = Architect(network, s.arch_learning_rate, (s.arch_beta1, 0.999),
                           s.arch_weight_decay, s.w01, PENALTIES[s.zero_one_loss])
