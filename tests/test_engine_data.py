@@ -40,6 +40,10 @@ def test_digits():
     from sklearn.datasets import load_digits
     original = {bytes(np.round(i * 255 / 16).astype("uint8")) for i in load_digits().images}
     assert {bytes(i.numpy()) for i in torch.cat([d.images, d.test_images])} == original
+    others = [d._replace(**{part: getattr(d, part).flip(0)})
+              for part in ("images", "labels", "test_images", "test_labels")]
+    others += [d, d._replace(classes=d.classes[::-1])]
+    assert len({data.fingerprint(other) for other in others}) == 6
 
 
 def test_random_crop_flip():
@@ -185,7 +189,9 @@ def test_streamed_pictures_are_those_in_memory(pictures):
 
 
 def test_large_pictures_are_cropped_at_random(imagenet):
-    files = data.load("imagenet", str(imagenet), 72).images
+    d = data.load("imagenet", str(imagenet), 72)
+    files, figures = d.images, torch.stack([d.mean, d.std]) / 255
+    assert close(figures, torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]), 1e-6)
     rows = torch.tensor([[4, 1], [4, 2], [4, 1]])
     [drawn], [still] = files.read([rows], random=True), files.read([rows], random=False)
     assert drawn.shape == (3, 3, 72, 72) and drawn.dtype == torch.uint8

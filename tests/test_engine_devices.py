@@ -122,6 +122,9 @@ def test_the_faster_memory_format_is_taken_and_kept(tmp_path, monkeypatch):
     settings = SimpleNamespace(batch_size=2, recompute=False)
     run = new_run(tmp_path)
     assert formats.memory_format(run, network, settings) is None  # on the CPU it is not timed
+    for seconds in (dict(channels_last=2.0, contiguous=1.0), dict(channels_last=1, contiguous=2)):
+        monkeypatch.setattr(formats, "time_formats", lambda *_: seconds)
+        assert seconds[formats.fastest_format(network, (2, 3, 8, 8))] == 1
     calls = []
     monkeypatch.setattr(formats, "fastest_format", lambda *_: calls.append(_) or "contiguous")
     gpu = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(

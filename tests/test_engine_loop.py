@@ -171,6 +171,26 @@ def test_signals_wait_for_the_end_of_a_step_or_a_batch(tmp_path, capsys):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == former
 
 
+def test_a_checkpoint_when_its_minutes_are_over_and_after_the_row_of_an_epoch(tmp_path,
+                                                                              monkeypatch):
+    run, now, written = new_run(tmp_path, checkpoint_minutes=1), [0], []
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    run.write = lambda name, content: written.append((run.done, name))
+    for _ in run.steps(7):
+        now[0] += 25
+    run.end_epoch({"epoch": 1}, "")
+    assert written == [(3, "checkpoint.pt"), (6, "checkpoint.pt"), (0, "metrics.csv"),
+                       (0, "checkpoint.pt"), (0, "log.txt")]
+
+
+def test_flags_that_resume_may_change():
+    """None that changes what is computed, but for rounding, the number of epochs and the cut."""
+    assert flags.MAY_CHANGE == {
+        "epochs", "threshold", "edges_per_node", "ops_per_edge", "ops_per_layer", "keep_skips",
+        "device", "threads", "data", "plain", "checkpoint_minutes", "log_every", "workers",
+        "gap_every", "figures_every"}
+
+
 def test_two_new_runs_of_one_name(tmp_path):
     def create(seed):
         try:

@@ -2,6 +2,7 @@
 import copy
 import functools
 import json
+import math
 import re
 import runpy
 import shutil
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
 
@@ -21,12 +23,13 @@ import model_search
 import train_eval
 import train_search
 from engine import batches, data, loop, recipes, texts
+from engine.precision import Precision
 from genotypes import PRIMITIVES, Edge, Genotype
 from spaces import SPACES, s2
 from speed import accelerate
 from speed.accelerate import SearchedCell
 from study import gap, records, visualize, watch
-from test_fair_darts import gates_with
+from test_fair_darts import close, gates_with
 from tests.common import (FIGURES, SMALL_SEARCH, TINY_EVAL, TINY_SEARCH, assert_picture, call,
                           refused, table)
 from use import classifier
@@ -107,6 +110,37 @@ def small_search():
     run = SimpleNamespace(config=data.facts(dataset))
     network = train_search.supernet(run, s)
     return s, network, list(batches.halves(s, dataset, torch.device("cpu")))[1]
+
+
+def test_steps_of_a_search(tmp_path, monkeypatch):
+    """Eq. 4: alpha's are on the validation half, those of the weights on the training half, with
+    gradients no longer than --grad_clip."""
+    names = torch.arange(1, 61, dtype=torch.uint8)  # each picture is of one grey, its name
+    images, labels = names.view(60, 1, 1, 1).repeat(1, 1, 8, 8), torch.arange(60) % 3
+    made = data.Dataset("digits", images, labels, images, labels, [*"abc"], torch.zeros(1),
+                        torch.ones(1))
+    forward, step = model_search.Network.forward, Precision.step
+    seen, norms = {"alpha": set(), "weights": set()}, []
+
+    def seeing(network, images, *gates):
+        if torch.is_grad_enabled():
+            whose = "alpha" if network.alphas[0].requires_grad else "weights"
+            seen[whose] |= set(images.amax((1, 2, 3)).tolist())
+        return forward(network, images, *gates)
+
+    def measuring(self, sgd):
+        slopes = [w.grad for w in sgd.param_groups[0]["params"] if w.grad is not None]
+        norms.append(torch.nn.utils.get_total_norm(slopes).item())
+        step(self, sgd)
+
+    monkeypatch.setattr(data, "load", lambda *_, **__: made)
+    monkeypatch.setattr(model_search.Network, "forward", seeing)
+    monkeypatch.setattr(Precision, "step", measuring)
+    assert call(train_search, monkeypatch, *TINY_SEARCH, "--batch_size", 10, "--grad_clip", 0.01,
+                "--gap_every", 0, "--runs", tmp_path) == 0
+    first, second = (set(names[part].tolist()) for part in batches.split(60, 0.5, seed=0))
+    assert seen == {"weights": first, "alpha": second}
+    assert norms == pytest.approx([0.01] * 3, rel=1e-3)
 
 
 def test_discretisation_gap(monkeypatch):
@@ -338,7 +372,71 @@ def test_softmax_and_unrolled_search(tmp_path, monkeypatch):
     assert len(load_genotype(str(tmp_path / "a" / "genotype.json")).normal) == 4
 
 
+class OneLayer(nn.Module):
+    """A network of one layer, and a head of one, in float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.classifier, self.auxiliary = (nn.Linear(64, 10, dtype=torch.double) for _ in range(2))
+
+    def forward(self, images):
+        x = images.double().flatten(1)
+        return self.classifier(x), self.auxiliary(x) if self.training else None
+
+
+def test_steps_of_a_training_by_hand(tmp_path, monkeypatch):
+    """Smoothed labels, the weighted head, clipped gradients, SGD, a cosine; two steps, an epoch
+    each."""
+    torch.manual_seed(0)
+    network, given, following = OneLayer(), [], batches.Batches.next
+    weights = [w.detach().clone().requires_grad_() for w in network.parameters()]
+    monkeypatch.setattr(classifier, "build", lambda *_: network)
+    monkeypatch.setattr(batches.Batches, "next",
+                        lambda stream: given.append(following(stream)) or given[-1])
+    assert call(train_eval, monkeypatch, *TINY_EVAL, "--plain", "--epochs", 2, "--batch_size", 1437,
+                "--label_smooth", 0.2, "--auxiliary_weight", 0.7, "--grad_clip", 0.1,
+                "--learning_rate", 0.5, "--momentum", 0.8, "--weight_decay", 0.03,
+                "--drop_path_prob", 0.3, "--runs", tmp_path, "--name", "a") == 0
+    velocities = [0] * 4
+    for rate, (images, labels) in zip((0.5, 0.25), given, strict=True):
+        total = 0
+        for share, matrix, offset in ((1, *weights[:2]), (0.7, *weights[2:])):
+            logs = (images.double().flatten(1) @ matrix.T + offset).log_softmax(1)
+            targets = 0.8 * F.one_hot(labels, 10) + 0.2 / 10
+            total = total - share * (targets * logs).sum(1).mean()
+        slopes = torch.autograd.grad(total, weights)
+        norm = sum((slope ** 2).sum() for slope in slopes).sqrt()
+        assert norm > 0.2
+        velocities = [0.8 * v + 0.1 / norm * slope + 0.03 * w.detach()
+                      for v, slope, w in zip(velocities, slopes, weights)]
+        weights = [(w.detach() - rate * v).requires_grad_() for w, v in zip(weights, velocities)]
+    assert all(close(w, expected, 1e-6) for w, expected in zip(network.parameters(), weights))
+    assert [float(row["drop_path_prob"]) for row in table(tmp_path / "a")] == [0, 0.15]
+
+
+def test_figures_of_a_test():
+    """The loss, the share of pictures whose label is the first, and among the first five."""
+    network = OneLayer()
+    network.forward = lambda images: (images, None)
+    logits = torch.arange(7.0).flip(0).repeat(8, 1)
+    labels = torch.tensor([0, 0, 1, 3, 4, 5, 6, 6])
+    loss, first, five = train_eval.test(network, [(logits[:5], labels[:5]), (logits, labels)])
+    logs = [math.log(math.exp(6 - label) / sum(map(math.exp, range(7))))
+            for label in [*labels[:5].tolist(), *labels.tolist()]]
+    assert loss == pytest.approx(-sum(logs) / 13)
+    assert (first, five) == pytest.approx((100 * 4 / 13, 100 * 10 / 13))
+
+
 def test_evaluation_runs_and_resumes(finished, tmp_path, monkeypatch, capsys):
+    """Of accuracies that fall and rise again, best.pt has the first."""
+    test, found, less = train_eval.test, [], iter([0, 2, 1])
+
+    def falling(network, pairs):
+        found.append(test(network, pairs))
+        loss, accuracy, top5 = found[0]
+        return loss, accuracy - next(less), top5
+
+    monkeypatch.setattr(train_eval, "test", falling)
     assert call(train_eval, monkeypatch, *TINY_EVAL, "--epochs", 2, "--runs", tmp_path,
                 "--arch", "FairDARTS_e", "--name", "a", "--seed", 1) == 0
     out = capsys.readouterr().out
@@ -347,11 +445,15 @@ def test_evaluation_runs_and_resumes(finished, tmp_path, monkeypatch, capsys):
     assert not torch.equal(weights(tmp_path / "a")[name], weights(finished / "d")[name])
     rows = table(tmp_path / "a")
     assert [row["epoch"] for row in rows] == ["1", "2"]
-    assert call(train_eval, monkeypatch, "--evaluate", tmp_path / "a") == 0
-    best = max(float(row["test_accuracy"]) for row in rows)
-    assert f"acc {best:.2f}%" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr(train_eval, "test", test)
+        assert call(train_eval, patch, "--evaluate", tmp_path / "a") == 0
+    assert (f"epoch 1  test loss {found[0][0]:.4f} acc {found[0][1]:.2f}%"
+            in capsys.readouterr().out)
     assert call(train_eval, monkeypatch, "--resume", tmp_path / "a", "--epochs", 3) == 0
     assert len(table(tmp_path / "a")) == 3 and table(tmp_path / "a")[:2] == rows
+    assert [torch.load(tmp_path / "a" / name, weights_only=True)["epoch"]
+            for name in ("weights.pt", "best.pt")] == [3, 1]
 
 
 def test_scripts_on_a_picture_folder(pictures, tmp_path, monkeypatch, capsys):

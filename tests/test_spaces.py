@@ -1,15 +1,64 @@
-"""The space S2: its blocks by hand, its shapes, its discretisation, the published model."""
+"""The spaces: what is published of them; S1 by its interface; S2: its blocks by hand, its shapes,
+its discretisation."""
+import hashlib
+from argparse import Namespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-import train_eval
 import fair_darts
-from spaces import s2
+import genotypes
+import model_eval
+import train_eval
+from spaces import SPACES, s1, s2
 from spaces.s2 import ChainGenotype
 from speed import accelerate
 from test_fair_darts import batch, close, normal
+
+# of the repr of each, taken when it was equal to the published one, but for what genotypes.py says
+DIGESTS = {
+    "FairDARTS_a": "3a0dfc3c5b71ba1a",
+    "FairDARTS_b": "2308130890f01ca6",
+    "FairDARTS_c": "504afe1887a9e62f",
+    "FairDARTS_d": "38b41e949f2e970b",
+    "FairDARTS_e": "d1c2197b78bcd461",
+    "FairDARTS_f": "090e035d22058e6d",
+    "FairDARTS_g": "79912049ccc90e18",
+    "DARTS_V1": "36baa5dd841b7aaa",
+    "DARTS_V2": "012db98f2f76d1bd",
+    "P_DARTS": "b3ce39265b165bd0",
+    "PC_DARTS": "9e43ad9bc8e92e4d",
+    "SNAS": "25968c822a593c91",
+    "GDAS": "f619fc9a947c7b46",
+    "FairNAS_A": "6290258a8e156314"}
+
+
+def test_published_genotypes_are_as_published():
+    assert DIGESTS == {name: hashlib.sha256(repr(genotype).encode()).hexdigest()[:16]
+                       for space in SPACES.values() for name, genotype in space.PUBLISHED.items()}
+
+
+def test_pictures_of_more_than_64_pixels_have_the_network_for_imagenet():
+    s = Namespace(init_channels=4, layers=3, auxiliary=False)
+    with torch.device("meta"):
+        kinds = [type(s1.derived(s, genotypes.FairDARTS_a, 10, (3, size, size)))
+                 for size in (63, 64, 65)]
+    assert kinds == [model_eval.NetworkCIFAR, model_eval.NetworkCIFAR, model_eval.NetworkImageNet]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_edges_that_are_kept_have_the_best_gates_of_their_node(count):
+    gates = torch.rand(9, 7, generator=torch.Generator().manual_seed(0))
+    expected = [float(row in sorted(rows, key=lambda row: -max(gates[row]))[:count])
+                for rows in ((0, 1), (2, 3, 4), (5, 6, 7, 8)) for row in rows]
+    assert s1.kept_edges(gates, count, genotypes.PRIMITIVES).flatten().tolist() == expected
+
+
+def test_channels_are_scaled_to_the_nearest_multiple_of_8():
+    """From the middle up, and not below 8."""
+    assert [s2.scaled(channels, 0.5) for channels in (2, 16, 22, 24, 38, 40, 56, 1280)] == [
+        8, 8, 8, 16, 16, 24, 32, 640]
 
 
 @pytest.mark.parametrize("expansion, kernel, residual", [(3, 3, True), (6, 7, False)])

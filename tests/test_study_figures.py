@@ -93,6 +93,9 @@ def test_what_the_figures_show(tmp_path):
     assert (kept.sum() == 8 and kept[-1, skip] and kept[0, sep] and kept[1, sep]
             and not kept[-1, sep])
     assert records.kept_gates(record, "reduce").nonzero() == (np.array([0]), np.array([sep]))
+    for axes, part in zip(figures.draw_heatmap(record).axes, record.gates):
+        framed = [[round(frame.get_y()), round(frame.get_x())] for frame in axes.patches]
+        assert sorted(framed) == np.argwhere(records.kept_gates(record, part)).tolist()
     # rounding makes 14 + 1 gates 1, of which the best edges of each node and operations are kept
     marks = records.reasons(record, "normal")
     best = s1.kept_edges(torch.from_numpy(gates[1, 0]), 2, PRIMITIVES).flatten().bool().tolist()

@@ -11,9 +11,11 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
+import torch.nn as nn
 from PIL import Image
 
 import train_eval
+from engine import data
 from engine import pictures as pictures_module
 from engine import report
 from engine.flags import UserError
@@ -22,10 +24,18 @@ from test_fair_darts import close
 from tests.common import assert_picture, call, leaves, refused, sealed, table
 
 
+class Pixels(nn.Module):
+    """Gives the squares of 10 pixels as logits; a softmax of the pixels would not see the mean."""
+
+    def forward(self, images):
+        return images.flatten(1)[:, :10] ** 2, None
+
+
 def test_weights_stand_alone(trained, tmp_path):
+    """They need no other file; a folder means its weights.pt."""
     folder, _, images, labels = trained
-    shutil.copy(folder / "weights.pt", tmp_path / "some.pt")  # alone
-    some = classifier.load(str(tmp_path / "some.pt"))
+    shutil.copy(folder / "weights.pt", tmp_path)
+    some = classifier.load(str(tmp_path))
     assert some.classes == list("0123456789") and some.shape == [1, 8, 8]
     assert not some.training and some.network.auxiliary is None
     with torch.no_grad():
@@ -35,6 +45,10 @@ def test_weights_stand_alone(trained, tmp_path):
         assert accuracy == pytest.approx(float(table(folder)[-1]["test_accuracy"]))
         assert close(some(images[:1]), found[:1], 1e-6)  # one picture, or many
         assert close(some(images.float() / 255), found, 1e-5)
+    pixels = data.load("digits").images.double()
+    values = (images - pixels.mean()) / pixels.std(correction=0)
+    some.network = Pixels()
+    assert close(some(images), (values.flatten(1)[:, :10] ** 2).softmax(1), 1e-5)
     state = torch.load(folder / "best.pt", weights_only=True)
     assert state["epoch"] == 1 and state["torch"] == torch.__version__
     assert state["accuracy"] == pytest.approx(accuracy)
@@ -47,7 +61,11 @@ def test_predict_gives_the_accuracy_of_the_training(trained, tmp_path, monkeypat
         path = tmp_path / "test" / str(label) / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[0].numpy()).save(path)
+    draw, drawn = predict.draw_confusion, []
+    monkeypatch.setattr(predict, "draw_confusion", lambda confusion, classes: (
+        drawn.append(confusion) or draw(confusion, classes)))
     assert call(predict, monkeypatch, tmp_path / "run", tmp_path / "test", "--device", "cpu") == 0
+    assert drawn[0].sum(1).tolist() == labels.bincount().tolist()
     *lines, last = capsys.readouterr().out.splitlines()
     accuracy = float(table(folder)[-1]["test_accuracy"])
     assert len(lines) == 360 and last.startswith(f"accuracy {accuracy:.2f}%, ")
