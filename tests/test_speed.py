@@ -473,6 +473,21 @@ def test_less_is_kept_for_the_backward_pass(name, share, recomputed_share):
     assert fast_kept < share * kept and again_kept < recomputed_share * kept
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_depthwise_convolutions_heed_autocast(dtype):
+    """Outputs of 16 bits, gradients of float32, near those without."""
+    g = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(shape, generator=g, requires_grad=True)
+                 for shape in ((4, 6, 8, 8), (6, 1, 3, 3)))
+    exact = torch.autograd.grad(kernels.depthwise(x, weight).square().sum(), (x, weight))
+    with torch.autocast("cpu", dtype):
+        y = kernels.depthwise(x, weight)
+    found = torch.autograd.grad(y.float().square().sum(), (x, weight))
+    assert y.dtype == dtype
+    for one, other in zip(found, exact):
+        assert one.dtype == torch.float32 and (one - other).norm() < 0.02 * other.norm()
+
+
 # ---------------------------------------------------------------- kernels and layers
 
 @pytest.mark.parametrize("kernel, stride, size, small, copies, dilation", [
