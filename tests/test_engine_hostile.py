@@ -189,7 +189,8 @@ def test_a_log_of_other_bytes(finished, tmp_path, monkeypatch, capsys):
     shutil.copytree(finished / "a", folder)
     (folder / "log.txt").write_bytes(b"\xff\xfe\x00 \xe9\n")
     assert call(train_search, monkeypatch, "--resume", folder) == 0  # derives again
-    assert capsys.readouterr().err == "" and "Genotype(" in (folder / "log.txt").read_text()
+    text = (folder / "log.txt").read_text()
+    assert capsys.readouterr().err == "" and "Genotype(" in text and text.startswith("\\xff")
 
 
 # ---- 7: what visualize.py reads
