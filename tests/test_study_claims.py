@@ -455,26 +455,28 @@ def assert_picture_of(tmp_path, figure):
     assert sum(kept[:8]) == 31 and sum(kept[8:]) == 64  # of the published gates
 
 
+def forked_runs(tmp_path, monkeypatch):
+    """Runs of a grid, in children of this process."""
+    def forked(command, **_):
+        words = command[2:] if command[1] == "-m" else command[1:]
+        name = os.path.basename(words[0]).removesuffix(".py").rpartition(".")[2]
+        code, out, err = ended(*fork(tmp_path, name, *words[1:], memory=8 << 30))
+        return Namespace(returncode=code, stdout=out, stderr=err)
+
+    monkeypatch.setattr(many_runs, "subprocess", Namespace(run=forked))
+
+
 @pytest.mark.slow
 def test_reproduce_runs_the_grid_once(tmp_path, monkeypatch, capsys):
     """Real searches and trainings, the smallest there are; a run that was stopped goes on, one
-    that is complete is kept."""
+    that is complete is kept, and the page comes out the same, byte for byte."""
     small = CLAIMS.scales["laptop"]._replace(
         search=[*SMALL_SEARCH, "--nodes", "1", "--batch_size", "300", "--arch_learning_rate", "1",
-                "--epochs", "1"], more={"softmax2": grids.TWO, "sigmoid2": grids.TWO},
-        train=[*SMALL_EVAL, "--epochs", "1"])
+                "--epochs", "1"], train=[*SMALL_EVAL, "--epochs", "1"], networks=True)
     monkeypatch.setitem(CLAIMS.scales, "laptop", small)
-
-    def forked(command, **_):
-        name, *arguments = command[1:]  # without that of Python
-        code, out, err = ended(*fork(tmp_path, os.path.basename(name)[:-3], *arguments,
-                                     memory=8 << 30))
-        return Namespace(returncode=code, stdout=out, stderr=err)
-
-    monkeypatch.setattr(many_runs.subprocess, "run", forked)
+    forked_runs(tmp_path, monkeypatch)
     tasks = reproduce.searches(CLAIMS, "laptop", str(tmp_path), 1)
-    assert len(tasks) == 9
-    assert len(reproduce.searches(CLAIMS, "laptop", "", 5)) == 6 * 5 + 2 + 2 + 3
+    assert len(tasks) == 4 and len(reproduce.searches(CLAIMS, "laptop", "", 5)) == 20
     first, add = tasks["softmax", CLAIMS.first], loop.Run.add
 
     def add_and_stop(self, *others, **figures):
@@ -489,36 +491,41 @@ def test_reproduce_runs_the_grid_once(tmp_path, monkeypatch, capsys):
     command = ["--runs", tmp_path, "--output", tmp_path / "out", "--jobs", 2, "--seeds", 1]
     assert call(reproduce, monkeypatch, *command) == 0
     out = capsys.readouterr().out
-    assert "9 of 9 runs to do, then at most 10 others" in out and "0 of these left" in out
-    text = (tmp_path / "out" / "reproduction.md").read_text()
-    assert text.count("| undecided |") == len(CLAIMS.claims) - 1  # (f) has three runs
-    assert "seeds 11 to 11" in text and "L01, w01 = 15" in text
-    assert f"torch {torch.__version__}" in text
-    for name in ("dominant", "heatmap", "gap"):
+    assert "4 of 4 runs to do, then at most 10 others" in out and "0 of these left" in out
+    assert "2 of 2 runs to do, then at most 8 others" in out  # skip is held
+    page = tmp_path / "out" / "reproduction.md"
+    text = page.read_text()
+    assert text.count("| undecided |") + text.count("| not held |") == len(
+        grids.claims_of(CLAIMS, "laptop"))  # of one seed
+    assert "seeds 31 to 31" in text and f"torch {torch.__version__}" in text
+    for name in ("dominant", "heatmap", "gap", "ties"):
         assert f"figures/reproduction_{name}.png" in text
         assert_picture(tmp_path / "out" / "figures" / f"reproduction_{name}.png")
     others = [folder for folder in os.listdir(tmp_path) if "-random-" in folder]
     for folder in others:
         config = json.loads((tmp_path / folder / "config.json").read_text())
-        assert len(texts.get(config["settings"]["arch"]).normal) == int(folder.split("-")[3])
+        genotype = texts.get(config["settings"]["arch"])
+        assert len(genotype.normal) == int(folder.split("-")[4])
     assert others
     (tmp_path / os.path.basename(first.folder) / "report.md").unlink()  # killed before its end
     assert not many_runs.complete(*first)
     assert call(reproduce, monkeypatch, *command) == 0 and many_runs.complete(*first)
     with monkeypatch.context() as patch:
-        patch.setattr(many_runs.subprocess, "run", None)  # all is complete: nothing runs again
+        patch.setattr(many_runs, "subprocess", None)  # all is complete: nothing runs again
+        page.unlink()
         assert call(reproduce, patch, *command) == 0
-    assert (tmp_path / "out" / "reproduction.md").read_text() == text
-    trained = reproduce.trainings(CLAIMS, "laptop", tasks)["l01", CLAIMS.first]
-    other = tmp_path / "other.json"  # the search was done again, and has found another one
-    other.write_text(texts.to_json(texts.get("FairDARTS_a")))
-    with pytest.raises(flags.UserError, match="has --arch Genotype"):
-        many_runs.complete(*trained._replace(flags=[*trained.flags, "--arch", str(other)]))
+    assert page.read_text() == text
+    found = records.read(tasks["l01", CLAIMS.first].folder).genotype
+    if found:  # the search was done again, and has found another one
+        trained = reproduce.training(CLAIMS, "laptop", tasks["l01", CLAIMS.first].folder,
+                                     CLAIMS.first, "FairDARTS_a")
+        with pytest.raises(flags.UserError, match="has --arch Genotype"):
+            many_runs.complete(*trained)
     monkeypatch.setitem(CLAIMS.scales, "laptop", small._replace(
         search=[*small.search, "--seed", "5", "--init_channels", "4"]))
     capsys.readouterr()
     assert call(reproduce, monkeypatch, *command) == 2
-    assert ("laptop-softmax-11' has --init_channels 2, not 4: remove it, or give other --runs"
+    assert ("laptop-softmax-31' has --init_channels 2, not 4: remove it, or give other --runs"
             in capsys.readouterr().err)
 
 
@@ -526,12 +533,7 @@ def test_random_search_ranks_what_it_draws(tmp_path, monkeypatch, capsys):
     small = CLAIMS.scales["laptop"]._replace(train=[*SMALL_EVAL, "--epochs", "1"])
     monkeypatch.setitem(CLAIMS.scales, "laptop", small)
 
-    def forked(command, **_):
-        code, out, err = ended(*fork(tmp_path, os.path.basename(command[1])[:-3], *command[2:],
-                                     memory=8 << 30))
-        return Namespace(returncode=code, stdout=out, stderr=err)
-
-    monkeypatch.setattr(many_runs.subprocess, "run", forked)
+    forked_runs(tmp_path, monkeypatch)
     command = ["--random", 3, "--skips", 2, "--runs", tmp_path, "--output", tmp_path]
     assert call(reproduce, monkeypatch, *command) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "MACs" in line]
@@ -549,7 +551,7 @@ def test_random_search_ranks_what_it_draws(tmp_path, monkeypatch, capsys):
         assert reproduce.size_of(CLAIMS, "laptop", genotype)[1] == pytest.approx(sizes[-1], abs=0.006)
     assert len(sizes) == 3
     with monkeypatch.context() as patch:
-        patch.setattr(many_runs.subprocess, "run", None)
+        patch.setattr(many_runs, "subprocess", None)
         assert call(reproduce, patch, *command) == 0  # all is there
     for wrong, message in ((["--skips", 2], "--skips is of --random"),
                            (["--random", 1, "--grid", "cures"], "--grid is not of --random"),
