@@ -144,7 +144,8 @@ def claim_row(finding):
     """A line of the table of claims."""
     found = [value for value in finding.values if value is not None]
     if not found:
-        return f"| {finding.claim.text} | 0 of {len(finding.values)} | – | – | – | – | undecided |"
+        return (f"| {finding.claim.text} | 0 of {len(finding.values)} | – | – | – | – | "
+                "undecided |")
     low, high = finding.mean - finding.half, finding.mean + finding.half
     return (f"| {finding.claim.text} | {len(found)} of {len(finding.values)} | "
             f"{finding.mean:.3f} | {low:.3f} to {high:.3f} | {finding.p:.4f} | "
@@ -153,8 +154,9 @@ def claim_row(finding):
 
 def facts(results):
     """What the notes of a page quote: measures that are computed for it."""
-    near = {part: (f"{near} of the {kept} gates kept in the {name} of the authors' eight published "
-                   f"searches have a rejected rival within 0.005, where {opened:.0f} of 98 are open")
+    near = {part: (f"{near} of the {kept} gates kept in the {name} of the authors' eight "
+                   "published searches have a rejected rival within 0.005, where "
+                   f"{opened:.0f} of 98 are open")
             for (part, (near, kept, opened)), name in zip(ties.published_ties().items(), (
                 "normal cells", "reduction cells"))}
     chance = {}
@@ -256,7 +258,8 @@ def random_search(grid, scale, root, output, count, skips, macs, jobs):
     rows = []
     for task, genotype in zip(tasks, drawn):
         found = [row["test_accuracy"] for row in read_metrics(task.folder)]
-        rows.append((found[-1], max(found), size_of(grid, scale, genotype)[1], task.folder, genotype))
+        _, macs = size_of(grid, scale, genotype)
+        rows.append((found[-1], max(found), macs, task.folder, genotype))
     rows.sort(key=lambda row: -row[0])
     lines = ["| last epoch, % | best, % | MACs (M) | run | genotype |", "|---" * 5 + "|"]
     lines += [f"| {last:.2f} | {best:.2f} | {size:.2f} | {folder} | `{genotype}` |"

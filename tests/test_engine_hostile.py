@@ -821,7 +821,8 @@ def test_bad_checkpoints_are_refused(finished, tmp_path, monkeypatch, capsys):
             (sealed({**state, "settings": "x"}), "expected a dictionary"),
             (sealed(leaves(state, (("rows",), ...))), "it lacks rows"),
             (sealed({**state, "version": 0}),
-             f"it is of train_search.py, version 0, not of train_search.py, version {folders.VERSION}"),
+             "it is of train_search.py, version 0, not of train_search.py, version "
+             f"{folders.VERSION}"),
             ((finished / "d" / "checkpoint.pt").read_bytes(), "it is of train_eval.py")]
     for number, (damaged, message) in enumerate(bad):
         path.write_bytes(damaged)

@@ -350,8 +350,8 @@ def test_ratios_that_could_end_no_search_are_known():
 def test_dropout_on_skips_falls_as_its_schedule_says():
     """P-DARTS: 25 epochs, of which alpha waits for 10; by hand."""
     s = settings_of_cures(epochs=25, arch_start=10, skip_dropout_schedule="pdarts")
-    for epoch, share in ((0, 0.96), (4, 0.8), (9, 0.6), (10, 1), (11, 0.818730753), (15, 0.367879441),
-                         (24, 0.060810063)):
+    for epoch, share in ((0, 0.96), (4, 0.8), (9, 0.6), (10, 1), (11, 0.818730753),
+                         (15, 0.367879441), (24, 0.060810063)):
         assert cures.dropout_rate(s, epoch) == pytest.approx(share, abs=1e-9)
     s = settings_of_cures(epochs=25)
     assert [cures.dropout_rate(s, epoch) for epoch in (0, 5, 24)] == pytest.approx([1, 0.8, 0.04])
