@@ -122,11 +122,11 @@ sigmoid, no difference) and by the others' gates where skip leads (0.04 ± 0.04,
 latter was ill-posed: where skip leads the others are weak even if alphas know nothing of each
 other, by 0.28 of their deviation. So here the counts are claims again, and skip's effect is an
 intervention (`python -m study.hold RUN`): the finished search goes on for {steps} steps with skip's
-alpha held at {height} in the normal cell, and again at -{height}. Rounding alone was asked, and held; the whole gap, 81.0
-points under softmax and 82.6 with L01, was not asked. Trained networks were asked: L01's against
-random ones (-0.1 ± 1.4 points), against softmax's (-0.2 ± 1.2), against those without
-skip_connect (-0.1 ± 1.4), all undecided, for on digits every network is right on 98 to 99 %. They
-are left to `--scale paper`."""
+alpha held at {height} in the normal cell, and again at -{height}. Rounding alone was asked, and
+held; the whole gap, 81.0 points under softmax and 82.6 with L01, was not asked. Trained networks
+were asked: L01's against random ones (-0.1 ± 1.4 points), against softmax's (-0.2 ± 1.2), against
+those without skip_connect (-0.1 ± 1.4), all undecided, for on digits every network is right on 98
+to 99 %. They are left to `--scale paper`."""
 
 
 # ---------------------------------------------------------------- the cures
