@@ -39,7 +39,7 @@ def dominant(records, names=None):
 
         over_epochs(axes, f"Dominant skip connections, {PARTS[part]}", whole_numbers="both")
         draw_bands(axes, records, skips, names)
-        axes.set_ylim(bottom=0)
+    panels[0].set_ylim(bottom=0)
     panels[0].set_ylabel("operations")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
     return figure
@@ -60,7 +60,7 @@ def gap(records):
         draw_bands(axes, records, lost)
         epochs = sorted(set().union(*map(lost, records)))
         over_epochs(axes, f"Lost by {name}", xticks=epochs)
-        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    panels[0].set_ylim(bottom=min(0, panels[0].get_ylim()[0]))  # of all; last, for it ends scaling
     panels[0].set_ylabel("validation accuracy (points)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
     return figure

@@ -38,7 +38,9 @@ def test_figures_of_several_runs_and_of_architectures(tmp_path, monkeypatch, cap
         "sigmoid, w01 10, l2", "sigmoid, w01 10, l1", "softmax", "softmax"]
     assert records.names_of(found) == [records.setting(record) for record in found]
     for axes in compare.gap(found).axes:  # rounding, selection, both
-        assert len(axes.lines) == len(axes.collections) == 3 and axes.get_ylim()[0] <= 0
+        assert len(axes.lines) == len(axes.collections) == 3
+        low, high = axes.get_ylim()
+        assert low <= 0 and all(low <= y <= high for line in axes.lines for y in line.get_ydata())
     for axes in compare.dominant(found).axes:  # the mean of runs of one setting
         skip = PRIMITIVES.index("skip_connect")
         part = "normal" if "normal" in axes.get_title() else "reduce"
