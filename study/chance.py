@@ -6,6 +6,7 @@ import torch
 
 import fair_darts
 from fair_darts import discretize
+from spaces import s1
 from study import cures
 
 DEVIATION = 0.1  # of alphas: near where they begin
@@ -24,13 +25,13 @@ def skip_share(record):
 @functools.cache
 def simulate(primitives, gate, shared_softmax, nodes, draws=2000, seed=0):
     """The mean over so many `draws` of the alphas of a cell."""
-    names = shared_softmax.split(",") if shared_softmax else []
-    shared = torch.tensor([op in names for op in primitives])
-    generator, skips, edges = torch.Generator().manual_seed(seed), 0, 0
+    s = argparse.Namespace(gate=gate, shared_softmax=shared_softmax, space="s1", nodes=nodes,
+                           primitives=",".join(primitives))
+    gate, generator = cures.gate_of(s), torch.Generator().manual_seed(seed)
+    skips = edges = 0
     for _ in range(draws):
-        alphas = DEVIATION * torch.randn(nodes * (nodes + 3) // 2, len(primitives),
-                                         generator=generator)
-        found = cures.shared_gates(shared, alphas) if names else fair_darts.gates(alphas, gate)
+        alphas = DEVIATION * torch.randn(s1.rows(s), len(primitives), generator=generator)
+        found = gate(alphas) if callable(gate) else fair_darts.gates(alphas, gate)
         cell = discretize(found, found, threshold=0, primitives=primitives).normal
         skips += [edge.op for edge in cell].count("skip_connect")
         edges += len(cell)

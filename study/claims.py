@@ -113,8 +113,7 @@ def ties_of(part):
     def near_ties(result):
         s = result.record.settings
         near, kept = ties.near_ties(
-            last_gates(result.record, part), s["threshold"], s["edges_per_node"],
-            s["ops_per_edge"], result.record.primitives)
+            last_gates(result.record, part), *(s[rule] for rule in result.record.space.RULES))
         return near / kept if kept else None
     return near_ties
 

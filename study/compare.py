@@ -1,11 +1,11 @@
 """Figures of several searches: the mean of each setting's runs, and how far they spread."""
 import numpy as np
 
-from fair_darts import edge_row, strongest
+from fair_darts import edge_row
 from study.figures import PARTS, Figure, over_epochs
 from study.interval import interval
 from study.records import dominant_counts, last_gates, names_of
-from study.ties import published_gates
+from study.ties import kept_unpruned, published_gates
 
 
 def draw_bands(axes, records, curve, names=None):
@@ -67,52 +67,43 @@ def gap(records):
 
 
 def curvature(records):
-    """The largest eigenvalue of the Hessian by alpha, a line a run, and its mean."""
+    """The largest eigenvalue of the Hessian by alpha: mean, least and most."""
     figure = Figure((7, 3))
     axes = figure.subplots()
-    curves = [{row["epoch"]: row["curvature"] for row in record.rows
-               if row["curvature"] is not None} for record in records]
-    for curve in curves:
-        axes.plot(curve.keys(), curve.values(), color="#56B4E9", linewidth=0.8)
-    epochs = sorted(set.intersection(*map(set, curves)))
-    axes.plot(epochs, [np.mean([curve[epoch] for curve in curves]) for epoch in epochs], "ko-",
-              label="mean")
+    draw_bands(axes, records, lambda record: {
+        row["epoch"]: row["curvature"] for row in record.rows if row["curvature"] is not None})
     over_epochs(axes, "Curvature", ylabel="largest eigenvalue")
     axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-    axes.legend()
     return figure
 
 
 def ties(records):
     """The gates of the authors' searches and of `records`, sorted, those that are kept marked."""
-    figure = Figure((10, 5))
+    figure, published = Figure((10, 5)), published_gates()
     panels = figure.subplots(2, 2, sharex="col", sharey=True)
     for row, part in zip(panels, ("normal", "reduce")):
-        published = [(search[part].numpy(), 0.85) for search in published_gates()]
-        here = [(last_gates(record, part), record.settings["threshold"]) for record in records]
-        for axes, title, searches in zip(row, ("eight published searches",
-                                               f"{len(here)} searches here"), (published, here)):
-            for gates, threshold in searches:
-                kept = [edge_row(edge.node, edge.source) * gates.shape[1] + column
-                        for edge, column, gate in places(gates) if gate >= threshold]
-                order = np.argsort(gates.ravel(), kind="stable")
-                heights = gates.ravel()[order]
-                marked = np.isin(order, kept)
-                axes.plot(np.flatnonzero(~marked), heights[~marked], ".", color="#999999",
-                          markersize=2)
-                axes.plot(np.flatnonzero(marked), heights[marked], "o", color="#D55E00",
-                          markersize=3, alpha=0.6)
-            axes.set(title=f"{PARTS[part]}, {title}", ylim=(0, 1.02))
-        row[0].set_ylabel("gate")
+        draw_sorted(row[0], [(search[part].numpy(), ()) for search in published])
+        draw_sorted(row[1], [(last_gates(record, part),
+                              [record.settings[rule] for rule in record.space.RULES])
+                             for record in records])
+        row[0].set(title=f"{PARTS[part]}, {len(published)} published searches", ylabel="gate")
+        row[1].set(title=f"{PARTS[part]}, {len(records)} searches here")
     for axes in panels[1]:
         axes.set_xlabel("rank of the gate; orange: kept")
+    panels[0, 0].set_ylim(0, 1.02)
     return figure
 
 
-def places(gates):
-    """(edge, column, gate) of the best operation on the two best edges of each node."""
-    columns = [str(column) for column in range(gates.shape[1])]
-    return [(edge, int(edge.op), gate) for edge, gate in strongest(gates, primitives=columns)]
+def draw_sorted(axes, searches):
+    """searches: [(gates of one cell type, the rules of ties.kept_unpruned)]"""
+    for gates, rules in searches:
+        kept = [edge_row(edge.node, edge.source) * gates.shape[1] + edge.op
+                for edge, _ in kept_unpruned(gates, *rules)]
+        order = np.argsort(gates.ravel(), kind="stable")
+        heights, marked = gates.ravel()[order], np.isin(order, kept)
+        axes.plot(np.flatnonzero(~marked), heights[~marked], ".", color="#999999", markersize=2)
+        axes.plot(np.flatnonzero(marked), heights[marked], "o", color="#D55E00", markersize=3,
+                  alpha=0.6)
 
 
 def arms(title, values):

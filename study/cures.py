@@ -9,9 +9,11 @@ in time, or its genotype is repaired.
 
 All of them are off by default.
 """
+import argparse
 import functools
 import importlib.util
 import math
+import statistics
 from contextlib import contextmanager
 
 import torch
@@ -231,7 +233,7 @@ def stop_by_curvature(curvatures, ratio, every, epochs):
     """
     measured = sorted(epoch for epoch in curvatures if epoch < epochs)
     values = [curvatures[epoch] for epoch in measured]
-    averages = [sum(values[max(0, end - WINDOW):end]) / len(values[max(0, end - WINDOW):end])
+    averages = [statistics.fmean(values[max(0, end - WINDOW):end])
                 for end in range(1, len(values) + 1)]
     for last in range(DISTANCE, len(averages)):
         epoch = measured[last] - every * (WINDOW // 2 + DISTANCE)
@@ -264,7 +266,7 @@ def genotype(network, s, gates, limit=None):
     skip = gates[0][:, column]  # a view
     while True:
         result = network.genotype(**rules, gates=gates)
-        kept = space.discrete_gates(result, gates, network.primitives)[0][:, column] > 0
+        kept = kept_skips(network, s, result, gates)
         if kept.sum() <= limit:
             return result
         skip[skip.masked_fill(~kept, torch.inf).argmin()] = -1  # no choice
@@ -272,10 +274,14 @@ def genotype(network, s, gates, limit=None):
 
 def derived_skips(network, s, gates):
     """How many skips argmax (Eq. 3) would derive in the normal cell, in S2 in all layers."""
-    space = SPACES[s.space]
-    rules = {**{name: getattr(s, name) for name in space.RULES}, "threshold": 0}
     if "skip_connect" not in network.primitives:
         return 0
-    genotype = network.genotype(**rules, gates=gates)
-    kept = space.discrete_gates(genotype, gates, network.primitives)[0]
-    return int(kept[:, network.primitives.index("skip_connect")].sum())
+    argmax = argparse.Namespace(**{**vars(s), "threshold": 0})
+    found = genotype(network, argmax, gates, limit=-1)
+    return int(kept_skips(network, s, found, gates).sum())
+
+
+def kept_skips(network, s, genotype, gates):
+    """On which rows of the first matrix of gates the genotype keeps the skip: bool, (rows,)"""
+    kept = SPACES[s.space].discrete_gates(genotype, gates, network.primitives)[0]
+    return kept[:, network.primitives.index("skip_connect")] > 0

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch.nn.utils import clip_grad_norm_
 
 from engine import batches, data
-from engine.devices import choose_device
 from engine.flags import Parser, UserError, main
 from engine.loop import LOOP, Run
 from fair_darts import PENALTIES, Architect, frozen
@@ -31,7 +30,7 @@ def hold(folder, height, steps):
     s = argparse.Namespace(**run.config["settings"])
     if s.space != "s1" or "skip_connect" not in s.primitives.split(","):
         raise UserError(f"{folder!r}: its cells have no skip_connect to hold")
-    device = choose_device("cpu")
+    device = torch.device("cpu")
     dataset = data.load_again(run, run.config["settings"], device)
     torch.manual_seed(s.seed)
     network = SPACES[s.space].supernet(s, len(dataset.classes), run.config["shape"],
@@ -70,10 +69,10 @@ def effect(folder, height=HEIGHT, steps=STEPS):
     """How the mean gate of the other operations differs, with skip high less with skip low:
     {"arithmetic": before the first step, "learning": what the steps add}."""
     def others(gates):
-        column = run.config["settings"]["primitives"].split(",").index("skip_connect")
-        return torch.cat([gates[:, :column], gates[:, column + 1:]], 1).mean().item()
+        return gates[:, columns].mean().item()
 
-    run = Run.open(folder, "train_search")
+    names = Run.open(folder, "train_search").config["settings"]["primitives"].split(",")
+    columns = [column for column, name in enumerate(names) if name != "skip_connect"]
     (high, high_before), (low, low_before) = (hold(folder, value, steps)
                                               for value in (height, -height))
     arithmetic = others(high_before) - others(low_before)

@@ -29,7 +29,7 @@ from study.chance import skip_share
 from study.claims import RULE, Result, find
 from study.grids import GRIDS, claims_of
 from study.interval import interval
-from study.many_runs import Task, complete, execute_all
+from study.many_runs import SCRIPTS, Task, complete, execute_all
 from study.random_genotypes import random_genotype
 from study.records import read, read_again
 from use import classifier
@@ -53,7 +53,7 @@ def own_flags(grid, scale, arm):
 
 def mended(grid, scale, arm):
     """The settings with which the searches of another arm are read again."""
-    return {**grid.arms[arm].mend, **grid.scales[scale].more.get(arm, {})}
+    return SCRIPTS["train_search"].parser().parse_args(own_flags(grid, scale, arm))
 
 
 def training(grid, scale, folder, seed, genotype):
@@ -154,21 +154,14 @@ def claim_row(finding):
 
 def facts(results):
     """What the notes of a page quote: measures that are computed for it."""
-    near = {part: (f"{near} of the {kept} gates kept in the {name} of the authors' eight "
-                   "published searches have a rejected rival within 0.005, where "
-                   f"{opened:.0f} of 98 are open")
-            for (part, (near, kept, opened)), name in zip(ties.published_ties().items(), (
-                "normal cells", "reduction cells"))}
     chance = {}
-    for found in results.values():
-        record = found[0].record
+    for record in (found[0].record for found in results.values()):
         if "skip_connect" in record.primitives:
-            kind = ("a softmax shared by all but skip" if record.settings["shared_softmax"]
-                    else record.settings["gate"])
-            chance[f"{kind}, {len(record.primitives)} operations"] = skip_share(record)
-    return dict(ties=f"{near['reduce']}; {near['normal']}.", steps=hold.STEPS,
-                height=f"{hold.HEIGHT:g}",
-                chance="; ".join(f"{name}: {share:.2f}" for name, share in chance.items()))
+            shared = record.settings["shared_softmax"] and "a softmax shared by all but skip"
+            kind = f"{shared or record.settings['gate']}, {len(record.primitives)} operations"
+            chance[kind] = f"{kind}: {skip_share(record):.2f}"
+    return dict(ties.published_ties(), steps=hold.STEPS, height=f"{hold.HEIGHT:g}",
+                chance="; ".join(chance.values()))
 
 
 def page(grid, scale, results, command, drawings, config, hours):
@@ -198,11 +191,9 @@ def page(grid, scale, results, command, drawings, config, hours):
         "## How it was done", "",
         f"- Searches without a genotype: {', '.join(without) or 'none'}.",
         f"- All searches: `{' '.join(s.search)}`, otherwise the recipe of train_search.py.",
-        *(f"- {arms[arm].name}: `{' '.join(own_flags(grid, scale, arm))}`" for arm in s.arms
-          if arms[arm].of is None and own_flags(grid, scale, arm)),
-        *(f"- {arms[arm].name}: as if with {', '.join(settings_text)}" for arm in s.arms
-          if (settings_text := [f"`--{name} {value}`" for name, value in
-                                mended(grid, scale, arm).items()] if arms[arm].of else None))]
+        *(f"- {arms[arm].name}: {'as if with ' * bool(arms[arm].of)}"
+          f"`{' '.join(own_flags(grid, scale, arm))}`" for arm in s.arms
+          if own_flags(grid, scale, arm))]
     if s.networks:
         lines += [f"- All trainings, of derived and random networks alike: `{' '.join(s.train)}`, "
                   "otherwise the recipe of train_eval.py."]

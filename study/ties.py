@@ -6,7 +6,6 @@ import os
 import torch
 
 from fair_darts import edge_row, strongest
-from genotypes import PRIMITIVES
 
 MARGIN = 0.005
 PUBLISHED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "published_gates.json")
@@ -20,29 +19,30 @@ def published_gates():
                 for search in json.load(file)["gates"]]
 
 
-def leads(gates, threshold=0.85, edges_per_node=2, ops_per_edge=1, primitives=PRIMITIVES):
-    """How far each gate that is kept is from the nearest of its rejected rivals: other operations
-    of its edge, and the best one of each edge into its node that is not among the best.
+def kept_unpruned(gates, threshold=0.85, edges_per_node=2, ops_per_edge=1):
+    """[(Edge, gate)] of the gates (edges, operations) of one cell type that are kept, before edges
+    are pruned; .op is the column."""
+    pairs = strongest(gates, edges_per_node, ops_per_edge, range(gates.shape[1]))
+    return [(edge, gate) for edge, gate in pairs if gate >= threshold]
 
-    gates: (edges, operations) of one cell type. -> [number], in the order of `strongest`, those
-    below the threshold left out, those that are pruned afterwards not.
-    """
-    gates, found = torch.as_tensor(gates), []
-    pairs = strongest(gates, edges_per_node, ops_per_edge, primitives)
-    rows = {edge_row(edge.node, edge.source) for edge, _ in pairs}
-    for edge, gate in pairs:
-        row = edge_row(edge.node, edge.source)
-        of_edge = gates[row].sort(descending=True).values[ops_per_edge:].tolist()
-        of_node = [gates[other].max().item() for source in range(edge.node)
-                   if (other := edge_row(edge.node, source)) not in rows]
-        if gate >= threshold:
-            found.append(min((gate - rival for rival in of_edge + of_node), default=math.inf))
+
+def leads(gates, threshold=0.85, edges_per_node=2, ops_per_edge=1):
+    """How far each of `kept_unpruned` is from the nearest of its rejected rivals: other operations
+    of its edge, and the best one of each edge into its node that is not among the best."""
+    best = kept_unpruned(gates, -math.inf, edges_per_node, ops_per_edge)
+    rows, found = {edge_row(edge.node, edge.source) for edge, _ in best}, []
+    for edge, gate in kept_unpruned(gates, threshold, edges_per_node, ops_per_edge):
+        of_edge = gates[edge_row(edge.node, edge.source)].sort(descending=True).values
+        of_node = [gates[row].max().item() for source in range(edge.node)
+                   if (row := edge_row(edge.node, source)) not in rows]
+        rivals = of_edge[ops_per_edge:].tolist() + of_node
+        found.append(min((gate - rival for rival in rivals), default=math.inf))
     return found
 
 
 def near_ties(gates, *rules, margin=MARGIN):
     """(kept gates with a rejected rival within `margin`, kept gates). rules: as `leads` has."""
-    found = leads(gates, *rules)
+    found = leads(torch.as_tensor(gates), *rules)
     return sum(lead <= margin for lead in found), len(found)
 
 

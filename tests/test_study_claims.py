@@ -222,12 +222,12 @@ def test_published_gates_settle_as_computed():
 
 def test_ties_of_several_operations_an_edge():
     gates = torch.tensor([[0.9, 0.899, 0.5], [0.95, 0.2, 0.1]])
-    assert ties.leads(gates, 0.85, 2, 1, "abc") == pytest.approx([0.001, 0.75], rel=1e-4)
-    assert ties.leads(gates, 0.85, 2, 2, "abc") == pytest.approx(
+    assert ties.leads(gates, 0.85, 2, 1) == pytest.approx([0.001, 0.75], rel=1e-4)
+    assert ties.leads(gates, 0.85, 2, 2) == pytest.approx(
         [0.4, 0.399, 0.85], rel=1e-4)
-    assert ties.leads(gates, 0.85, 1, 1, "abc") == pytest.approx([0.05], rel=1e-4)
-    assert ties.leads(torch.tensor([[0.9], [0.99]]), 0.85, 2, 1, "a") == [math.inf] * 2
-    assert ties.near_ties(gates, 0.85, 2, 1, "abc") == (1, 2)
+    assert ties.leads(gates, 0.85, 1, 1) == pytest.approx([0.05], rel=1e-4)
+    assert ties.leads(torch.tensor([[0.9], [0.99]]), 0.85, 2, 1) == [math.inf] * 2
+    assert ties.near_ties(gates, 0.85, 2, 1) == (1, 2)
 
 
 def test_skip_is_held(tmp_path, monkeypatch, capsys):
