@@ -24,7 +24,7 @@ from engine.flags import RUN_FLAGS, UserError, main, number, one_of, path_name, 
 from engine.precision import Precision
 from engine.report import write_report
 from engine.script import Script
-from spaces import SPACES, of_genotype
+from spaces import foreign, of_genotype
 from speed import accelerate, memory_format
 from use import classifier, finetune
 
@@ -37,6 +37,7 @@ FLAGS = {
         "init": ("", path_name, "start from these weights (RUN or its best.pt), fine-tuning"),
         "init_channels": (36, number(int, 2, 10**6), "cells: channels of the first ones"),
         "layers": (20, number(int, 1, 10**4), "cells: how many"),
+        "stage_cells": (5, positive, "nasbench201: cells in each of three stages"),
         "auxiliary": (True, bool, "cells: an auxiliary head at two thirds of the depth"),
         "width": (1.0, number(float, 0, 1000, open_ends=True), "chains: factor of all channels"),
         "squeeze": (False, bool, "chains: squeeze-and-excitation in every block"),
@@ -168,10 +169,10 @@ def prepare(given):
         raise UserError("--arch is missing: give a published name (FairDARTS_a), the path of a "
                         "genotype.json or the text of a genotype")
     space = of_genotype(classifier.genotype_of({**kept, **given}["arch"]))
-    unused = set().union(*(other.EVAL_FLAGS for other in SPACES.values())) - space.EVAL_FLAGS
-    refuse(given, unused, "is for architectures of cells, and this one is a chain"
-           if space is SPACES["s2"] else "is for chains, and this architecture is of cells")
-    return {**kept, **given}, {}, unused
+    unused = foreign(space, "EVAL_FLAGS")
+    for flag, owner in unused.items():
+        refuse(given, [flag], f"is for architectures of the space {owner}, which this one is not")
+    return {**kept, **given}, space.EVAL_DEFAULTS, unused.keys()
 
 
 def check(s, dataset):

@@ -3,6 +3,7 @@
     python train_search.py --w01 10                     # digits without a GPU, CIFAR-10 with one
     python train_search.py --gate softmax               # the DARTS baseline
     python train_search.py --space s2                   # a chain of inverted bottlenecks
+    python train_search.py --space nasbench201          # cells whose accuracies are known
     python train_search.py --dataset folder --data DIR  # docs/your-pictures.md
     python train_search.py --resume RUN                 # go on with a run that was stopped
     python train_search.py --resume RUN --threshold 0.8 # derive again, without searching
@@ -26,9 +27,7 @@ from engine.script import Script
 from engine.texts import to_json
 from fair_darts import PENALTIES, Architect, frozen
 from genotypes import PRIMITIVES
-from model_eval import LARGE
-from operations import OPS
-from spaces import SPACES
+from spaces import CANDIDATES, SPACES, foreign
 from speed import accelerate, memory_format
 from study import cures
 from study.watch import WATCH_FLAGS, Watch
@@ -42,12 +41,13 @@ FLAGS = {
         "gate": ("sigmoid", one_of(["sigmoid", "softmax"]), "Eq. 6, or Eq. 2 with DARTS's recipe"),
         "zero_one_loss": ("l2", one_of(PENALTIES), "l2 (Eq. 7), l1 (Eq. 9)"),
         "unrolled": (False, bool, "second-order steps on alpha, as in DARTS"),
-        "space": ("s1", one_of(SPACES), "s1, cells, or s2, a chain of inverted bottlenecks"),
-        "primitives": (",".join(PRIMITIVES), some_of(OPS), "s1: candidate operations"),
-        "init_channels": (16, number(int, 2, 10**6), "s1: channels of the first cells"),
+        "space": ("s1", one_of(SPACES), "s1, two cells; s2, a chain; nasbench201, one cell"),
+        "primitives": (",".join(PRIMITIVES), some_of(CANDIDATES), "cells: candidate operations"),
+        "init_channels": (16, number(int, 2, 10**6), "cells: channels of the first ones"),
         "layers": (8, number(int, 1, 10**4), "s1: cells"),
         "nodes": (4, number(int, 1, 4), "s1: nodes in a cell"),
-        "width": (1.0, number(float, 0, 1000, open_ends=True), "s2: factor of all channels")},
+        "width": (1.0, number(float, 0, 1000, open_ends=True), "s2: factor of all channels"),
+        "stage_cells": (5, positive, "nasbench201: cells in each of three stages")},
     "discretisation": {
         "threshold": (0.85, number(float, 0, 1), "gates from here up are kept; 0: argmax (Eq. 3)"),
         "edges_per_node": (2, positive, "s1: edges kept for each node, at most"),
@@ -161,20 +161,20 @@ def supernet(run, s):
 # ---------------------------------------------------------------- the command line
 
 def prepare(given):
-    space = given.get("space", "s1")
-    unused = set().union(*(other.SEARCH_FLAGS for other in SPACES.values()))
-    unused -= SPACES[space].SEARCH_FLAGS
-    refuse(given, unused, "is of the space s1" if space == "s2" else "is of --space s2")
+    space = SPACES[given.get("space", "s1")]
+    unused = foreign(space, "SEARCH_FLAGS")
+    for flag, owner in unused.items():
+        refuse(given, [flag], f"is of --space {owner}")
     recipe = SOFTMAX if given.get("gate") == "softmax" else {}
-    return given, {**recipe, **cures.defaults(given)}, unused
+    return given, {**space.SEARCH_DEFAULTS, **recipe, **cures.defaults(given)}, unused.keys()
 
 
 def check(s, dataset):
+    problem = SPACES[s.space].problem(s, dataset.name)
+    if problem:
+        raise UserError(problem)
     cures.check(s)
     batches.check_fractions(s)
-    if s.space == "s1" and dataset.name == "imagenet" and s.image_size > LARGE:
-        raise UserError(f"the cells of s1 are searched on pictures of {LARGE} pixels or fewer, "
-                        f"not {s.image_size}: give --space s2 or --image_size 32")
     batches.check_batch(s.batch_size, min(map(len, batches.parts(s, dataset.labels))))
 
 

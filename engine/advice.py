@@ -3,7 +3,6 @@ import math
 import shlex
 
 from engine.data import DATA_FLAGS
-from fair_darts import strongest
 
 
 def training_command(run, s, also=()):
@@ -18,26 +17,29 @@ def training_command(run, s, also=()):
     return shlex.join(command)
 
 
-def explain_empty_cell(genotype, network, s, gates, without_limit):
+def explain_empty_cell(genotype, network, s, gates, without_limit, rows):
     """Why a genotype has an empty cell, (a line, a flag that would give one), or None.
 
-    gates: those that it was derived from; without_limit: the genotype without --keep_skips.
+    gates: those that it was derived from; without_limit: the genotype without --keep_skips; rows:
+    what the rows of gates are called.
     """
-    empty = [cell for cell, edges in genotype._asdict().items() if not edges]
+    empty = [part for part, edges in zip(network.parts, genotype) if not edges]
     if not empty:
         return None
     if s.keep_skips >= 0 and all(without_limit):
         return (f"the {empty[0]} cell is empty, for --keep_skips {s.keep_skips} leaves it nothing. "
                 "Derive again with more:", f"--keep_skips {s.keep_skips + 1}")
-    best = {cell: max(strongest(matrix, primitives=network.primitives),
-                      key=lambda pair: pair[1]) for cell, matrix in zip(network.parts, gates)}
-    short = [f"{cell} cell: {gate:.4f}, {edge.op} from state {edge.source} to node {edge.node}"
-             for cell, (edge, gate) in best.items() if gate < s.threshold]
+    best = {}
+    for part, matrix in zip(network.parts, gates):
+        row, column = divmod(int(matrix.argmax()), matrix.shape[1])
+        best[part] = (matrix[row, column].item(), f"{network.primitives[column]}, {rows[row]}")
+    short = [f"{part} cell: {gate:.4f}, {where}" for part, (gate, where) in best.items()
+             if gate < s.threshold]
     if short:
         return (f"no gate of a cell reaches --threshold {s.threshold}; the nearest is, "
                 f"{'; '.join(short)}. Search longer, with a larger --w01 or --arch_learning_rate, "
                 "or derive again from the gates recorded:",
-                f"--threshold {math.floor(100 * min(gate for _, gate in best.values())) / 100}")
-    return (f"the {empty[0]} cell is empty: all its edges whose gate reaches --threshold "
-            f"{s.threshold} leave nodes that nothing enters. Derive again with a lower one:",
+                f"--threshold {math.floor(100 * min(gate for gate, _ in best.values())) / 100}")
+    return (f"the {empty[0]} cell is empty: the edges whose gate reaches --threshold "
+            f"{s.threshold} do not lead from an input to the output. Derive again with a lower one:",
             f"--threshold {round(max(0.01, s.threshold - 0.1), 2)}")

@@ -10,10 +10,10 @@ Recipe = namedtuple("Recipe", "padding flip search eval")
 RECIPES = {
     "digits": Recipe(
         1, False,
-        search=dict(init_channels=8, layers=4, epochs=25, batch_size=64, learning_rate=0.025,
-                    arch_learning_rate=0.05, width=0.1, threads=1),
-        eval=dict(init_channels=16, layers=8, epochs=20, cutout_length=2, drop_path_prob=0.1,
-                  width=0.1, threads=1)),
+        search=dict(init_channels=8, layers=4, stage_cells=1, epochs=25, batch_size=64,
+                    learning_rate=0.025, arch_learning_rate=0.05, width=0.1, threads=1),
+        eval=dict(init_channels=16, layers=8, stage_cells=2, epochs=20, cutout_length=2,
+                  drop_path_prob=0.1, width=0.1, threads=1)),
     "cifar10": Recipe(4, True, {}, {}),
     "cifar100": Recipe(4, True, {}, {}),
     "svhn": Recipe(4, False, {}, {}),
@@ -33,10 +33,10 @@ The defaults for a folder follow from the number of its training pictures and th
   always          crops padded by 1/8 of the side, cutout of 1/2 of it; above 64 pixels
                   crops, colours and regularisation of ImageNet's recipe
   20,000 or more  CIFAR-10's recipe, above 64 pixels ImageNet's
-  fewer           a search of 8 channels and 4 cells, a training of 16 and 8, chains of width
-                  0.25, at the rates of the digits; batches of 128 (training: 96), halved until a
-                  pass has 10 or they are of 8; 25 epochs (training: 20), or as many as make 500
-                  steps (training: 1,000)
+  fewer           a search of 8 channels and 4 cells (nasbench201: 1 in a stage), a training of
+                  16 and 8 (2), chains of width 0.25, at the rates of the digits; batches of 128
+                  (training: 96), halved until a pass has 10 or they are of 8; 25 epochs
+                  (training: 20), or as many as make 500 steps (training: 1,000)
 """
 
 
@@ -54,9 +54,10 @@ def of_folder(count, size):
         found = RECIPES["imagenet"]._replace(search={})
     if count >= MANY:
         return found
-    search = dict(init_channels=8, layers=4, width=0.25, learning_rate=0.025,
+    search = dict(init_channels=8, layers=4, stage_cells=1, width=0.25, learning_rate=0.025,
                   arch_learning_rate=0.05, **passes(count // 2, 128, 25, 500))
-    train = dict(init_channels=16, layers=8, width=0.25, learning_rate=0.025, gamma=0.0,
+    train = dict(init_channels=16, layers=8, stage_cells=2, width=0.25, learning_rate=0.025,
+                 gamma=0.0,
                  **passes(count, 96, 20, 1000))
     return found._replace(search=search, eval={**found.eval, **train})
 

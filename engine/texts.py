@@ -27,19 +27,31 @@ def get(text, spaces=()):
 
     text: a published name ("FairDARTS_a"), the path of a genotype.json, or a "Genotype(...)" as
         this project, DARTS and Fair DARTS print it: edges (op, node, source), or pairs
-        (op, source), two for each node; of another space, as `print` shows it.
+        (op, source), two for each node; of another space, as `print` shows it, for NAS-Bench-201
+        "|nor_conv_3x3~0|+|...|+|...|".
     """
     published = dict(PUBLISHED)
     for space in spaces:
         published.update(space.PUBLISHED)
     if text in published:
         return published[text]
+    if text.startswith("|"):
+        return own_text(text, spaces)
     if "Genotype(" in text:
         return checked(parse(text, spaces), spaces)
     if os.path.isfile(text):
         return load(text, spaces)
     raise GenotypeError(f"unknown architecture {short(text)}: {nearest(text, published)}; "
                         "a path to a genotype.json or a 'Genotype(...)' text works too")
+
+
+def own_text(text, spaces):
+    """The genotype of a text like those of NAS-Bench-201. Raises GenotypeError."""
+    try:
+        [from_text] = [space.from_text for space in spaces if hasattr(space, "from_text")]
+        return from_text(text)
+    except ValueError as error:
+        raise GenotypeError(str(error)) from None
 
 
 def load(path, spaces=()):

@@ -5,12 +5,14 @@ import genotypes
 from fair_darts import dominant_operations, edge_row, strongest
 from model_eval import LARGE, NetworkCIFAR, NetworkImageNet
 from model_search import Network
+from operations import OPS
 
 PARTS, GENOTYPE, PUBLISHED = Network.parts, genotypes.Genotype, genotypes.PUBLISHED
 RULES = "threshold", "edges_per_node", "ops_per_edge"
 SEARCH_FLAGS = {"primitives", "edges_per_node", "ops_per_edge", "init_channels", "layers", "nodes"}
 EVAL_FLAGS = {"init_channels", "layers", "auxiliary", "auxiliary_weight", "drop_path_prob",
               "drop_path_on"}
+SEARCH_DEFAULTS, EVAL_DEFAULTS, CANDIDATES = {}, {}, OPS
 
 
 def supernet(s, num_classes, shape, gate):
@@ -25,12 +27,25 @@ def derived(s, genotype, num_classes, shape):
     return NetworkCIFAR(genotype, s.init_channels, num_classes, s.layers, s.auxiliary, shape[0])
 
 
+def problem(s, dataset):
+    for op in primitives(s):
+        if op not in OPS:
+            return f"--primitives {op} is no operation of --space s1; choose from {', '.join(OPS)}"
+    if dataset == "imagenet" and s.image_size > LARGE:
+        return (f"the cells of s1 are searched on pictures of {LARGE} pixels or fewer, not "
+                f"{s.image_size}: give --space s2 or --image_size 32")
+
+
 def primitives(s):
     return s.primitives.split(",")
 
 
 def rows(s):
     return s.nodes * (s.nodes + 3) // 2
+
+
+def row_names(count):
+    return [f"{source} → {node}" for node in range(2, count + 2) for source in range(node)][:count]
 
 
 def dominant(gates, primitives):
@@ -50,3 +65,7 @@ def discrete_gates(genotype, gates, primitives):
         for op, node, source in edges:
             matrix[edge_row(node, source), primitives.index(op)] = 1
     return found
+
+
+def known(genotype):
+    return {}

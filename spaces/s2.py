@@ -31,6 +31,7 @@ FairNAS_A = ChainGenotype(layers=[(name,) for name in (
 PARTS, GENOTYPE, PUBLISHED = ("layers",), ChainGenotype, {"FairNAS_A": FairNAS_A}
 RULES = "threshold", "ops_per_layer"
 SEARCH_FLAGS, EVAL_FLAGS = {"width", "ops_per_layer"}, {"width", "dropout", "squeeze", "h_swish"}
+SEARCH_DEFAULTS, EVAL_DEFAULTS, CANDIDATES = {}, {}, dict.fromkeys(CHOICES)
 
 
 # ---------------------------------------------------------------- the networks
@@ -254,12 +255,24 @@ def kept_edges(gates, edges_per_node=1, primitives=CHOICES):
     return torch.ones_like(gates[:, :1])  # a chain has no edges to choose from
 
 
+def problem(s, dataset):
+    return None
+
+
 def primitives(s):
     return list(CHOICES)
 
 
 def rows(s):
     return len(CHAIN)
+
+
+def row_names(count):
+    return [f"layer {layer}" for layer in range(count)]
+
+
+def known(genotype):
+    return {}
 
 
 def checked(fields):

@@ -22,8 +22,7 @@ import torch.nn.functional as F
 
 from engine.flags import UserError, number, one_of, some_of
 from model_search import MixedOperation
-from operations import OPS
-from spaces import SPACES, s2
+from spaces import CANDIDATES, SPACES
 
 WINDOW, DISTANCE, FIRST = 5, 4, 11  # of RobustDARTS's rule, see `outcome`
 CURE_FLAGS = {
@@ -36,7 +35,7 @@ CURE_FLAGS = {
     "skip_noise": (0.0, number(float, 0), "deviation of Gaussian noise on skip connections, "
                    "falling to 0"),
     "noise_epochs": (0, number(int, 0), "epochs until the noise is 0; 0: all"),
-    "shared_softmax": ("", some_of(dict.fromkeys(["", *OPS, *s2.CHOICES])),
+    "shared_softmax": ("", some_of(["", *CANDIDATES]),
                        "these operations share a softmax, the others have gates of their own"),
     "max_skips": (0, number(int, 0), "stop when argmax would derive a normal cell of more than X "
                   "skips; 0: never"),

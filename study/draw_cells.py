@@ -6,17 +6,19 @@ from matplotlib.path import Path
 
 import genotypes
 from operations import OPS
-from spaces import s2
+from spaces import nasbench201, s2
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the strongest for the skip
 COLOURS = {
     "max_pool_3x3": "#F0E442", "avg_pool_3x3": "#E69F00", "skip_connect": "#D55E00",
     "sep_conv_3x3": "#56B4E9", "sep_conv_5x5": "#0072B2", "dil_conv_3x3": "#009E73",
     "dil_conv_5x5": "#CC79A7", "mb3_k3": "#F0E442", "mb3_k5": "#E69F00", "mb3_k7": "#CC79A7",
-    "mb6_k3": "#56B4E9", "mb6_k5": "#0072B2", "mb6_k7": "#009E73"}
+    "mb6_k3": "#56B4E9", "mb6_k5": "#0072B2", "mb6_k7": "#009E73", "nor_conv_1x1": "#56B4E9",
+    "nor_conv_3x3": "#0072B2", "none": "#999999"}
 # for operations that are not in the table, in the order of OPS
 MORE_COLOURS = ["#000000", "#882255", "#999999", "#44AA99", "#661100", "#999933", "#332288"]
 CENTRED = {"ha": "center", "va": "center"}
+STATES = {0: "c(k-2)", 1: "c(k-1)", "out": "c(k)"}  # what DARTS calls inputs and output
 
 
 def colour(op):
@@ -42,11 +44,14 @@ def cell_layout(edges, last_node=genotypes.LAST_NODE):
     return points, labels
 
 
-def draw_cell(edges, title):
-    """A cell as a graph, from inputs to output; nodes that no edge enters are grey."""
-    points, labels = cell_layout(edges)
+def draw_cell(edges, title, names=STATES, last_node=genotypes.LAST_NODE):
+    """A cell as a graph, from inputs to output; nodes that no edge enters are grey. names: of the
+    inputs and of the output, {state or "out": name}; without "out" the last node is the output."""
+    points, labels = cell_layout(edges, last_node)
+    if "out" not in names:
+        del points["out"]
     heights = [-1.2, 1.2, *(y for _, _, y in labels)]
-    bottom, top, right = min(heights) - 0.5, max(heights) + 0.5, points["out"][0]
+    bottom, top, right = min(heights) - 0.5, max(heights) + 0.5, max(points.values())[0]
     figure = Figure((0.62 * (right + 2.4), 0.62 * (top - bottom) + 0.5))
     axes = figure.subplots()
     axes.set(xlim=(-1.2, right + 1.2), ylim=(bottom, top), aspect="equal", title=title)
@@ -60,13 +65,12 @@ def draw_cell(edges, title):
                                        color=colour(edge.op), linewidth=1.8, zorder=2))
         axes.text(x, y, edge.op, zorder=4, **CENTRED, bbox={
             "boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": colour(edge.op)})
-    names = {0: "c(k-2)", 1: "c(k-1)", "out": "c(k)"}
     entered = {edge.node for edge in edges}
     for state, (x, y) in points.items():
         face, line = ("white", "black") if state in {*names, *entered} else ("#DDDDDD", "#999999")
         axes.add_patch(Circle((x, y), 0.42, facecolor=face, edgecolor=line, zorder=5))
         axes.text(x, y, names.get(state, state), color=line, zorder=6, fontsize=7, **CENTRED)
-        if state in entered:  # a line below the nodes: the concatenation
+        if state in entered and "out" in names:  # a line below the nodes: the concatenation
             axes.plot([x, x, right, right], [y, -0.62, -0.62, 0], color="#BBBBBB", zorder=1)
     return figure
 
@@ -100,5 +104,7 @@ def parts_of(genotype, prefix):
     """{file name: function that draws it} of an architecture."""
     if isinstance(genotype, s2.ChainGenotype):
         return {prefix + "chain": lambda: draw_chain(genotype)}
+    if isinstance(genotype, nasbench201.CellGenotype):
+        return {prefix + "normal": lambda: draw_cell(genotype.cell, "Cell", {0: "in", 3: "out"}, 3)}
     return {prefix + "normal": lambda: draw_cell(genotype.normal, "Normal cell"),
             prefix + "reduce": lambda: draw_cell(genotype.reduce, "Reduction cell")}

@@ -31,15 +31,7 @@ PARTS = {"normal": "normal cell", "reduce": "reduction cell", "layers": "all lay
 
 def row_names(record, part):
     """What the rows of a part's gates are called."""
-    count = record.gates[part].shape[1]
-    if part == "layers":
-        return [f"layer {layer}" for layer in range(count)]
-    return [f"{source} → {node}" for node, source in edge_names(count)]
-
-
-def edge_names(count):
-    """[(node, source)] of the rows of a matrix of `count` edges."""
-    return [(node, source) for node in range(2, count + 2) for source in range(node)][:count]
+    return record.space.row_names(record.gates[part].shape[1])
 
 
 def over_epochs(axes, title, whole_numbers="x", **settings):
@@ -51,7 +43,7 @@ def over_epochs(axes, title, whole_numbers="x", **settings):
 def draw_dominant(record):
     """Fig. 1, 2: the dominant operations over epochs; in S2 also that of each layer."""
     figure = Figure((9, 3.2))
-    panels = figure.subplots(1, 2, sharey="normal" in record.gates)
+    panels = figure.subplots(1, 2, sharey="reduce" in record.gates)
     edges = np.arange(len(record.rows) + 1) + 0.5  # between the epochs
     # the skip connections lowest, where heights are easy to compare
     order = sorted(record.primitives, key=lambda op: op != "skip_connect")
@@ -64,6 +56,8 @@ def draw_dominant(record):
                     xlim=(edges[0], edges[-1]), ylim=(0, counts[0].sum()))
     panels[0].set_ylabel("operations")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", reverse=True)
+    if "benchmark_rank" in record.rows[0]:
+        draw_accuracy(panels[1], record)
     if "layers" in record.gates:
         pixels = [to_rgba_array([colour(op) for op in dominant_names(record, epoch)])
                   for epoch in record.gates["layers"]]
@@ -74,12 +68,21 @@ def draw_dominant(record):
     return figure
 
 
+def draw_accuracy(axes, record):
+    """What the genotype of each epoch is worth in the space's benchmark."""
+    axes.plot([row["epoch"] for row in record.rows],
+              [row["benchmark_accuracy"] for row in record.rows], "o-")
+    over_epochs(axes, "Accuracy of what would be derived", ylabel="test accuracy (%)")
+
+
 def draw_gates(record):
     """Fig. 3: the gates over epochs, a panel for each edge or layer."""
     count = next(iter(record.gates.values())).shape[1]
-    places = [(node - 2, source) for node, source in edge_names(count)]
     if "layers" in record.gates:
         places = [divmod(layer, 5) for layer in range(count)]
+    else:  # a line for each node
+        names = [name.split(" → ") for name in record.space.row_names(count)]
+        places = [(int(node) - int(names[0][1]), int(source)) for source, node in names]
     rows, columns = np.max(places, axis=0) + 1
     figure = Figure((3 + 1.1 * columns * len(record.gates), 1.2 + 1.25 * rows))
     halves = figure.subfigures(1, len(record.gates), squeeze=False)[0]

@@ -89,7 +89,7 @@ def read_again(record, mend):
 
 def fits(genotype, s, primitives):
     """Whether the search could have found it: cells of its operations and nodes."""
-    return not hasattr(genotype, "normal") or all(
+    return hasattr(genotype, "layers") or all(
         edge.op in primitives and edge.node < s.nodes + 2 for cell in genotype for edge in cell)
 
 

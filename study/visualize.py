@@ -25,7 +25,7 @@ def figures_of(record):
         "heatmap": figures.draw_heatmap, "penalty": figures.draw_penalty,
         "gap": figures.draw_gap, "curvature": figures.draw_curvature}.items()}
     if record.genotype:
-        drawings.update(parts_of(record.genotype, "cell_" if "normal" in record.gates else ""))
+        drawings.update(parts_of(record.genotype, "" if "layers" in record.gates else "cell_"))
     return drawings
 
 

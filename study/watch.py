@@ -51,7 +51,8 @@ class Watch:
         s, network, done = self.s, self.network, epoch + 1
         row = {"epoch": done, **self.run.means(),
                "valid_accuracy": accuracy(self.run, network.eval(), self.half),
-               **count_gates(network, s), **dict.fromkeys((*GAP, "curvature")),
+               **count_gates(network, s), **SPACES[s.space].known(self.derived()),
+               **dict.fromkeys((*GAP, "curvature")),
                "learning_rate": self.sgd.param_groups[0]["lr"]}
         if self.due(s.gap_every, done):
             row.update(gap(self.run, network, self.half, s))
@@ -63,6 +64,10 @@ class Watch:
 
     def due(self, every, done):
         return every and (done == self.s.epochs or done % every == 0)
+
+    def derived(self):
+        """The genotype of the gates as they are now."""
+        return cures.genotype(self.network, self.s, self.network.compute_gates())
 
     def gates(self):
         return torch.stack([g.detach().cpu() for g in self.network.compute_gates()])
@@ -86,6 +91,9 @@ class Watch:
             lines[1] += ", {gates_above} above, {gates_below} below"
         skips = [f"{name[6:]} {row[name]}" for name in row if name.startswith("skips_")]
         lines[1] += "  dominant skips: " + ", ".join(skips)
+        if "benchmark_rank" in row:
+            lines.append(f"derived {self.derived()}: {row['benchmark_accuracy']:.2f}%, rank "
+                         f"{row['benchmark_rank']:,}, {row['genotype_skips']} skips")
         if row["soft_accuracy"] is not None:
             selection = row["gap_edges"] + row["gap_operations"]
             lines.append("gap, by batch statistics: {soft_accuracy:.2f}% - "
@@ -122,7 +130,8 @@ class Watch:
         gates = list(self.epochs[epoch - 1])
         genotype = cures.genotype(network, s, gates)
         without_limit = cures.genotype(network, s, gates, limit=-1)
-        return genotype, explain_empty_cell(genotype, network, s, gates, without_limit)
+        return genotype, explain_empty_cell(genotype, network, s, gates, without_limit,
+                                            SPACES[s.space].row_names(len(gates[0])))
 
     def report(self):
         """Lines of report.md."""

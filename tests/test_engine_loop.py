@@ -30,7 +30,7 @@ def assert_same(kind, folder, whole):
     if kind == "search":
         assert (folder / "genotype.json").read_bytes() == (whole / "genotype.json").read_bytes()
         one, other = [np.load(f / "gates.npz") for f in (folder, whole)]
-        assert all(np.array_equal(one[part], other[part]) for part in ("normal", "reduce"))
+        assert all(np.array_equal(one[part], other[part]) for part in set(one.files) - {"run"})
     for name in ("checkpoint.pt",) if kind == "search" else ("checkpoint.pt", "best.pt"):
         states = [torch.load(f / name, weights_only=True) for f in (folder, whole)]
         assert states[0].pop("id") != states[1].pop("id")
@@ -94,6 +94,20 @@ def test_killed_and_stopped_it_ends_as_what_nothing_interrupts(tmp_path):
         assert_same(kind, folder, whole)
 
     side_by_side(run)
+
+
+def test_killed_in_the_space_of_the_benchmark_and_resumed(tmp_path):
+    words = ["train_search", "--space", "nasbench201", "--dataset", "digits", "--init_channels",
+             "2", "--batch_size", "170", "--epochs", "2", "--threshold", "0", "--skip_dropout",
+             "0.3", "--figures_every", "0", "--device", "cpu"]
+    whole, folder = ended_whole("search", words, tmp_path), tmp_path / "a"
+    code, *_ = ended(*fork(tmp_path, *words, "--runs", tmp_path, "--name", "a",
+                           "--checkpoint_minutes", 0,
+                           setup=functools.partial(interrupted, "run", "add", 6, signal.SIGKILL)))
+    assert code == -signal.SIGKILL and len(table(folder)) == 1
+    code, _, err = ended(*fork(tmp_path, "train_search", "--resume", folder))
+    assert code == 0 and err == ""
+    assert_same("search", folder, whole)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ import train_search
 from engine import batches, data, loop, recipes, texts
 from engine.precision import Precision
 from genotypes import PRIMITIVES, Edge, Genotype
-from spaces import SPACES, s2
+from spaces import SPACES, nasbench201, s2
 from speed import accelerate
 from speed.accelerate import SearchedCell
 from study import gap, records, visualize, watch
@@ -310,6 +311,50 @@ def test_plain_runs_and_goes_on_as_a_fast_one(tmp_path, monkeypatch):
     assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--epochs", 2,
                 "--no-plain") == 0
     assert kinds == {SearchedCell}
+
+
+def test_search_in_the_space_of_the_benchmark(pictures, tmp_path, monkeypatch, capsys):
+    """On digits: what an epoch says, figures, a cell that comes out empty and is derived again;
+    training of what was found. With all flags that the space knows."""
+    common = ["--space", "nasbench201", "--dataset", "digits", "--batch_size", 100, "--epochs", 2,
+              "--runs", tmp_path, "--name"]
+    assert call(train_search, monkeypatch, *common, "a", "--figures_every", 2,
+                "--arch_learning_rate", 0.01) == 1
+    out = capsys.readouterr().out
+    assert "derived |none~0|+|none~0|none~1|+|none~0|none~1|none~2|: 10.00%, rank 15,285" in out
+    assert "the nearest is, normal cell: 0." in out and " → " in out
+    again = shlex.split(out.strip().split("\n")[-1])
+    assert call(train_search, monkeypatch, *again[2:]) == 0
+    path = tmp_path / "a" / "genotype.json"
+    gates = np.load(tmp_path / "a" / "gates.npz")
+    assert gates["normal"].shape == (2, 6, 4)
+    assert gates["primitives"].tolist() == [*nasbench201.OPS][:4]
+    found = nasbench201.discretize_edges(gates["normal"][-1], float(again[-1]))
+    assert load_genotype(str(path)) == found and str(found) in capsys.readouterr().out
+    names = sorted(file.stem for file in (tmp_path / "a" / "figures").iterdir())
+    assert names == ["cell_normal", "dominant", "gates", "heatmap", "penalty"]  # no gap: it was empty
+    for name in names:
+        assert_picture(tmp_path / "a" / "figures" / f"{name}.png")
+    assert call(train_search, monkeypatch, *common, "b", "--gate", "softmax", "--primitives",
+                "none,skip_connect,nor_conv_3x3,nor_conv_1x1", "--unrolled", "--single_level",
+                "--skip_dropout", 0.2, "--skip_noise", 1, "--keep_skips", 0, "--max_skips", 6,
+                "--curvature_every", 1, "--gap_every", 1, "--recompute", "--figures_every", 0,
+                "--init_channels", 4, "--stage_cells", 2, "--epochs", 1) == 0
+    [row] = table(tmp_path / "b")
+    kept = load_genotype(str(tmp_path / "b" / "genotype.json"))
+    assert float(row["benchmark_accuracy"]) == nasbench201.known(kept)["benchmark_accuracy"]
+    assert row["genotype_skips"] == "0" and float(row["curvature"]) != 0
+    assert call(train_search, monkeypatch, *common, "c", "--shared_softmax",
+                "nor_conv_1x1,nor_conv_3x3", "--arch_start", 1, "--threshold", 0, "--amp",
+                "--figures_every", 0) == 0
+    for extra in [], ["--plain"]:
+        assert call(train_eval, monkeypatch, "--arch", kept, "--dataset", "digits", "--epochs", 1,
+                    "--batch_size", 400, "--init_channels", 4, "--stage_cells", 1, "--runs",
+                    tmp_path, "--name", f"d{len(extra)}", *extra) == 0
+    assert call(train_eval, monkeypatch, "--evaluate", tmp_path / "d0") == 0
+    assert call(visualize, monkeypatch, tmp_path / "a", tmp_path / "b", "--output",
+                tmp_path / "both") == 0
+    assert_picture(tmp_path / "both" / "dominant.png")
 
 
 def test_search_in_chains(pictures, tmp_path, monkeypatch, capsys):

@@ -1,8 +1,10 @@
 """The spaces: what is published of them; S1 by its interface; S2: its blocks by hand, its shapes,
-its discretisation."""
+its discretisation; NAS-Bench-201: what is known of its cells, its networks."""
 import hashlib
+import itertools
 from argparse import Namespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,10 +13,12 @@ import fair_darts
 import genotypes
 import model_eval
 import train_eval
-from spaces import SPACES, s1, s2
+from engine import texts
+from spaces import SPACES, nasbench201, s1, s2
 from spaces.s2 import ChainGenotype
 from speed import accelerate
 from test_fair_darts import batch, close, normal
+from use import classifier
 
 # of the repr of each, taken when it was equal to the published one, but for what genotypes.py says
 DIGESTS = {
@@ -170,3 +174,154 @@ def test_strides_of_chains_for_small_pictures():
     assert s2.chain_strides(224)[1:] == [stride for _, stride in s2.CHAIN]
     assert [i for i, stride in enumerate(s2.chain_strides(32))
             if stride == 2] == [7, 15]  # the last two of five
+
+
+# ---------------------------------------------------------------- NAS-Bench-201
+
+def every_cell(ops=tuple(nasbench201.OPS)):
+    for names in itertools.product(ops, repeat=6):
+        yield names, nasbench201.checked(
+            {"cell": [[op, *edge] for op, edge in zip(names, nasbench201.EDGES)]})
+
+
+def cell_of(*names):
+    return nasbench201.checked({"cell": [[*item] for item in (
+        (op, *edge) for op, edge in zip(names, nasbench201.EDGES))]})
+
+
+def test_the_benchmark_has_the_accuracies_that_are_known_of_it():
+    table = nasbench201.accuracies()
+    assert table.size == 15_625 and table.max() == 94.07 and np.median(table) == 90.41
+    skips = np.array([names.count("skip_connect") for names, _ in every_cell()])
+    means = [round(table.ravel()[skips == count].mean(), 1) for count in range(7)]
+    assert means == [85.6, 87.2, 87.7, 86.5, 82.7, 75.4, 60.8]
+    assert nasbench201.known(cell_of(*["skip_connect"] * 6)) == {
+        "benchmark_accuracy": 60.78, "benchmark_rank": 15_145, "genotype_skips": 6}
+    best = [genotype for _, genotype in every_cell()
+            if nasbench201.known(genotype)["benchmark_accuracy"] == 94.07]
+    assert [nasbench201.known(genotype)["benchmark_rank"] for genotype in best] == [1]
+    # what others print of single cells (Dong & Yang, tables and documentation)
+    assert nasbench201.known(cell_of(*["nor_conv_3x3"] * 6))["benchmark_accuracy"] == 93.24
+
+
+def test_exactly_the_cells_that_nothing_passes_through_guess():
+    """Paths by the adjacency matrix: the entry (0, 3) of the sum of its powers."""
+    blocked = 0
+    for names, genotype in every_cell():
+        adjacency = np.zeros((4, 4), int)
+        for op, (node, source) in zip(names, nasbench201.EDGES):
+            adjacency[source, node] = op != "none"
+        passes = sum(np.linalg.matrix_power(adjacency, n) for n in (1, 2, 3))[0, 3] > 0
+        assert passes == (nasbench201.known(genotype)["benchmark_accuracy"] != 10)
+        assert passes == nasbench201.is_connected(genotype.cell)
+        blocked += not passes
+    assert blocked == 341
+
+
+def test_texts_of_the_benchmark_there_and_back():
+    texts_of = {str(genotype): genotype for _, genotype in every_cell()}
+    assert len(texts_of) == 15_625
+    assert all(nasbench201.from_text(text) == genotype for text, genotype in texts_of.items())
+    genotype = cell_of("nor_conv_3x3", "none", "nor_conv_1x1", "avg_pool_3x3", "skip_connect",
+                       "nor_conv_3x3")
+    text = ("|nor_conv_3x3~0|+|none~0|nor_conv_1x1~1|+|avg_pool_3x3~0|skip_connect~1|"
+            "nor_conv_3x3~2|")
+    assert str(genotype) == text and classifier.architecture(text) == text
+    assert classifier.genotype_of(repr(genotype)) == genotype
+
+
+@pytest.mark.parametrize("text, why", [
+    ("|nor_conv_3x3~0|+|none~0|nor_conv_1x1~1|", "cannot read"),
+    ("|nor_conv_3x3~1|+|none~0|none~1|+|none~0|none~1|none~2|", "cannot read"),
+    ("|nor_conv_5x5~0|+|none~0|none~1|+|none~0|none~1|none~2|", "unknown operation"),
+    ("|none~0|+|none~0|none~1|+|none~0|none~1|none~2|none~3|", "cannot read"),
+    ("|", "cannot read"), ("||+||+||", "cannot read")])
+def test_other_texts_are_refused(text, why):
+    with pytest.raises(texts.GenotypeError, match=why):
+        classifier.genotype_of(text)
+
+
+@pytest.mark.parametrize("cell, why", [
+    (3, "a list of edges"), ([["skip_connect", 1]], "op, node, source"),
+    ([["max_pool_3x3", 1, 0]], "unknown operation"), ([["skip_connect", 1, 1]], "node from 1 to 3"),
+    ([["skip_connect", True, 0]], "node from 1 to 3"), ([[[], 1, 0]], "unknown operation"),
+    ([["skip_connect", 1, 0], ["none", 1, 0]], "two operations")])
+def test_other_cells_are_refused(cell, why):
+    with pytest.raises(ValueError, match=why):
+        nasbench201.checked({"cell": cell})
+
+
+def test_discretize_edges():
+    primitives = ["avg_pool_3x3", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "none"]
+    gates = torch.tensor([[0.1, 0.2, 0.9, 0.1, 0.3],     # 0 to 1
+                          [0.86, 0.2, 0.1, 0.87, 0.3],   # 0 to 2
+                          [0.84, 0.84, 0.1, 0.1, 0.1],   # 1 to 2
+                          [0.1, 0.2, 0.3, 0.1, 0.95],    # 0 to 3
+                          [0.85, 0.85, 0.1, 0.1, 0.1],   # 1 to 3
+                          [0.1, 0.86, 0.1, 0.1, 0.1]])   # 2 to 3
+    kept = nasbench201.discretize_edges(gates, 0.85, primitives)
+    assert str(kept) == ("|nor_conv_1x1~0|+|nor_conv_3x3~0|none~1|+|none~0|avg_pool_3x3~1|"
+                         "skip_connect~2|")
+    assert str(nasbench201.discretize_edges(gates, 0, primitives)) == (
+        "|nor_conv_1x1~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|none~0|avg_pool_3x3~1|skip_connect~2|")
+    assert nasbench201.dominant(gates, primitives) == [
+        "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3", "none", "avg_pool_3x3", "skip_connect"]
+    [ones] = nasbench201.discrete_gates(kept, [gates], primitives)
+    assert ones.nonzero().tolist() == [[0, 2], [1, 3], [4, 0], [5, 1]]
+    gates[3:] = 0.5  # nothing reaches the output
+    assert nasbench201.discretize_edges(gates, 0.85, primitives).cell == []
+
+
+def test_networks_of_the_benchmark_have_their_published_size():
+    """Parameters of the all-3x3 cell, 16 channels, five cells a stage."""
+    network = nasbench201.NetworkNB201(cell_of(*["nor_conv_3x3"] * 6))
+    assert sum(w.numel() for w in network.parameters()) == 1_531_546
+    logits, auxiliary = network(torch.zeros(2, 3, 9, 9))
+    assert logits.shape == (2, 10) and auxiliary is None
+
+
+@pytest.mark.parametrize("names", [
+    ["nor_conv_3x3", "skip_connect", "avg_pool_3x3", "none", "nor_conv_1x1", "nor_conv_3x3"],
+    ["none", "none", "nor_conv_3x3", "skip_connect", "none", "avg_pool_3x3"],
+    ["none"] * 6])
+def test_derived_cells_equal_the_supernet_with_their_gates(names):
+    torch.manual_seed(0)
+    primitives = [*nasbench201.OPS]
+    supernet = nasbench201.SupernetNB201(4, 2, 10, 3, "sigmoid", primitives).double()
+    genotype = cell_of(*names)
+    network = nasbench201.NetworkNB201(genotype, 4, 2).double()
+    state = {name: value for name, value in supernet.state_dict().items()
+             if ".edges." not in name and name != "alphas.0"}
+    for cell, layer in enumerate(network.cells):
+        if isinstance(layer, nasbench201.ResidualBlock):
+            continue
+        for index, (op, *edge) in enumerate(genotype.cell):
+            row, column = nasbench201.EDGES.index((*edge,)), primitives.index(op)
+            operation = supernet.cells[cell].edges[row].operations[column]
+            state.update({f"cells.{cell}.operations.{index}.{name}": value
+                          for name, value in operation.state_dict().items()})
+    lacking, unexpected = network.load_state_dict(state, strict=False)
+    assert not unexpected and all(name.endswith(("2.weight", "2.bias")) for name in lacking)
+    images, labels = batch(8, 3)
+    gates = nasbench201.discrete_gates(genotype, supernet.compute_gates(), primitives)
+    expected = supernet(images, gates)
+    assert close(network(images)[0], expected)
+    for recompute in False, True:
+        assert close(accelerate(network, recompute)(images)[0], expected)
+        assert close(accelerate(supernet, recompute)(images, gates), expected)
+
+
+def test_a_mixture_by_hand():
+    """One node of a searched cell, each operation by torch's functions."""
+    torch.manual_seed(0)
+    cell = nasbench201.SearchedCell(4, [*nasbench201.OPS]).double()
+    images, _ = batch(8, channels=4)
+    gates = torch.zeros(6, 5, dtype=torch.float64)
+    gates[3] = torch.arange(1, 6, dtype=torch.float64) / 10  # from the input to the output
+    one, three = [cell.edges[3].operations[column][1].weight for column in (2, 3)]
+    ones = torch.ones(1, 1, 3, 3, dtype=torch.float64)
+    count = F.conv2d(torch.ones_like(images[:, :1]), ones, padding=1)
+    pooled = F.conv2d(images, ones.expand(4, 1, 3, 3), padding=1, groups=4) / count
+    expected = (0.1 * pooled + 0.2 * images + 0.3 * normal(F.conv2d(images.relu(), one))
+                + 0.4 * normal(F.conv2d(images.relu(), three, padding=1)))
+    assert close(cell(images, gates), expected)

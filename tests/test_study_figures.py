@@ -112,7 +112,7 @@ def test_what_the_figures_show(tmp_path):
     record = records.read(str(recorded_run(
         tmp_path / "limited", ("skip_connect", "sep_conv_3x3"), gates=gates, keep_skips=0)))
     assert set(records.reasons(record, "reduce")[:, 0]) == {"", "p"}
-    assert figures.edge_names(5) == [(2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]
+    assert s1.row_names(5) == ["0 → 2", "1 → 2", "0 → 3", "1 → 3", "2 → 3"]
 
 
 def test_cells_are_drawn_without_overlap():

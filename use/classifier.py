@@ -17,8 +17,8 @@ from spaces import SPACES, of_genotype
 # What a file of weights holds: where they were tested, and what pictures they are for
 WEIGHTS = ("network", "epoch", "accuracy", "classes", "mean", "std", "shape")
 # The settings that make a network another one, which weights do not fit, and their types
-NETWORK = dict(arch=str, init_channels=int, layers=int, auxiliary=bool, width=float, squeeze=bool,
-               h_swish=bool, dropout=float)
+NETWORK = dict(arch=str, init_channels=int, layers=int, stage_cells=int, auxiliary=bool,
+               width=float, squeeze=bool, h_swish=bool, dropout=float)
 
 
 def genotype_of(text):
@@ -117,6 +117,7 @@ def check_weights(state):
         and type(state["accuracy"]) is float and 0 <= state["accuracy"] <= 100
         and all(type(settings[name]) is kind for name, kind in NETWORK.items())
         and 1 <= settings["layers"] <= len(network)  # a cell has more than one tensor
+        and 1 <= settings["stage_cells"] <= len(network)
         and 2 <= settings["init_channels"] <= 10**6 and 0 < settings["width"] < 1000)
     if not fitting:
         raise ValueError("what it holds are no weights of train_eval.py")

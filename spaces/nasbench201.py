@@ -1,0 +1,317 @@
+"""The space of NAS-Bench-201 (Dong & Yang, ICLR 2020), whose answers are known: each of its 15,625
+cells has been trained by its authors, so a genotype's accuracy is looked up.
+
+A cell has four states: 0 is its input, 3 its output. Each of its six edges applies one
+operation to the state that it leaves; a state is the sum of the edges that enter it. An edge keeps
+one operation, or none. All cells are normal cells; residual blocks reduce the size.
+"""
+import functools
+import os
+from collections import namedtuple
+
+import numpy as np
+import torch
+import torch.nn as nn
+
+import fair_darts
+from genotypes import Edge
+from model_search import MixedOperation
+
+EDGES = [(node, source) for node in (1, 2, 3) for source in range(node)]  # the rows of gates
+TABLE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "nasbench201_cifar10.npz")
+
+
+class CellGenotype(namedtuple("CellGenotype", "cell")):
+    """cell: a list of Edge, in the order of EDGES; what is not named is none. str() is the
+    benchmark's text, |nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|avg_pool_3x3~2|"""
+
+    def __str__(self):
+        ops = {(node, source): op for op, node, source in self.cell}
+        return "+".join("|" + "".join(
+            f"{ops.get((node, source), 'none')}~{source}|" for source in range(node))
+            for node in (1, 2, 3))
+
+
+PARTS, GENOTYPE, PUBLISHED, RULES = ("normal",), CellGenotype, {}, ("threshold",)
+SEARCH_FLAGS = EVAL_FLAGS = {"init_channels", "stage_cells"}
+SEARCH_FLAGS = SEARCH_FLAGS | {"primitives"}
+
+
+# ---------------------------------------------------------------- the networks
+
+class Zero(nn.Module):
+    """none."""
+
+    def forward(self, x):
+        return torch.zeros_like(x)
+
+
+def nor_conv(channels, kernel, affine, in_channels=None, stride=1):
+    """ReLU, convolution, BN."""
+    return nn.Sequential(
+        nn.ReLU(), nn.Conv2d(in_channels or channels, channels, kernel, stride, kernel // 2,
+                             bias=False), nn.BatchNorm2d(channels, affine=affine))
+
+
+OPS = {
+    "avg_pool_3x3": lambda channels, affine: nn.AvgPool2d(3, 1, 1, count_include_pad=False),
+    "skip_connect": lambda channels, affine: nn.Identity(),
+    "nor_conv_1x1": lambda channels, affine: nor_conv(channels, 1, affine),
+    "nor_conv_3x3": lambda channels, affine: nor_conv(channels, 3, affine),
+    "none": lambda channels, affine: Zero()}
+CANDIDATES = OPS
+# Of the flags that other spaces have as well
+SEARCH_DEFAULTS = {"primitives": ",".join(op for op in OPS if op != "none")}
+EVAL_DEFAULTS = {"init_channels": 16}
+
+
+class SearchedCell(nn.Module):
+    """All operations on all edges."""
+
+    def __init__(self, channels, primitives):
+        super().__init__()
+        self.edges = nn.ModuleList(
+            MixedOperation(OPS[name](channels, affine=False) for name in primitives)
+            for _ in EDGES)
+
+    def forward(self, x, gates):  # (B, C, H, W), (edges, operations) -> (B, C, H, W)
+        states = [x]
+        for node in (1, 2, 3):
+            rows = [EDGES.index((node, source)) for source in range(node)]
+            states.append(sum(self.edges[row](state, gates[row])
+                              for row, state in zip(rows, states)))
+        return states[3]
+
+
+class DerivedCell(nn.Module):
+    """The operations of a genotype. A state that no edge enters is 0."""
+
+    def __init__(self, edges, channels):
+        super().__init__()
+        self.edges = edges
+        self.operations = nn.ModuleList(OPS[edge.op](channels, affine=True) for edge in edges)
+
+    def forward(self, x):  # (B, C, H, W) -> the same
+        states = [x] + [torch.zeros_like(x)] * 3
+        for edge, op in zip(self.edges, self.operations):  # a state's edges before those it feeds
+            states[edge.node] = states[edge.node] + op(states[edge.source])
+        return states[3]
+
+
+class ResidualBlock(nn.Module):
+    """Halves height and width, rounded up, and doubles the channels."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nor_conv(2 * channels, 3, True, channels, stride=2), nor_conv(2 * channels, 3, True))
+        self.shortcut = nn.Sequential(nn.AvgPool2d(2, ceil_mode=True),
+                                      nn.Conv2d(channels, 2 * channels, 1, bias=False))
+
+    def forward(self, x):  # (B, C, H, W) -> (B, 2 * C, H / 2, W / 2)
+        return self.shortcut(x) + self.convolutions(x)
+
+
+class Stages(nn.Module):
+    """A stem, three stages of cells with a residual block between them, a classifier.
+
+    make: from a number of channels to a cell; stage_cells: how many in a stage.
+    """
+
+    def __init__(self, make, channels, stage_cells, num_classes, in_channels):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
+                                  nn.BatchNorm2d(channels))
+        self.cells = nn.ModuleList()
+        for stage in range(3):
+            if stage > 0:
+                self.cells.append(ResidualBlock(channels))
+                channels *= 2
+            self.cells.extend(make(channels) for _ in range(stage_cells))
+        self.last = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())
+        self.classifier = nn.Linear(channels, num_classes)
+
+    def logits(self, images, *gates):
+        """gates: those of the cells, if these are searched."""
+        x = self.stem(images)
+        for part in self.cells:
+            x = part(x) if isinstance(part, ResidualBlock) else part(x, *gates)
+        return self.classifier(self.last(x).mean((2, 3)))
+
+
+class SupernetNB201(Stages):
+    """The supernet. in: (B, in_channels, H, W); out: logits (B, num_classes).
+
+    .alphas: [one Parameter (6, operations)]; otherwise as model_search.Network.
+    """
+    parts = PARTS
+
+    def __init__(self, init_channels, stage_cells, num_classes, in_channels, gate, primitives):
+        super().__init__(functools.partial(SearchedCell, primitives=primitives), init_channels,
+                         stage_cells, num_classes, in_channels)
+        self.gate, self.primitives = gate, tuple(primitives)
+        scale = 1e-3 if gate == "softmax" else 0
+        self.alphas = nn.ParameterList([scale * torch.randn(len(EDGES), len(primitives))])
+
+    def weights(self):
+        """All parameters but the alphas."""
+        modules = self.stem, self.cells, self.last, self.classifier
+        return [w for module in modules for w in module.parameters()]
+
+    def compute_gates(self):
+        """[the gates of the alphas, (6, operations)]"""
+        [alphas] = self.alphas
+        return [self.gate(alphas) if callable(self.gate) else fair_darts.gates(alphas, self.gate)]
+
+    def all_gates(self):
+        """The N gates that the zero-one loss counts: (N,)"""
+        return self.compute_gates()[0].flatten()
+
+    def forward(self, images, gates=None):
+        """gates: [(6, operations)], others than those of the alphas."""
+        return self.logits(images, *(gates or self.compute_gates()))
+
+    def genotype(self, threshold=0.85, gates=None):
+        """The CellGenotype of the gates, or of others, see `discretize_edges`."""
+        [gates] = gates or self.compute_gates()
+        return discretize_edges(gates, threshold, self.primitives)
+
+
+class NetworkNB201(Stages):
+    """The network of a CellGenotype. in: (B, in_channels, H, W); out: logits (B, num_classes), and
+    None, there being no auxiliary head."""
+
+    def __init__(self, genotype, init_channels=16, stage_cells=5, num_classes=10, in_channels=3):
+        super().__init__(functools.partial(DerivedCell, genotype.cell), init_channels,
+                         stage_cells, num_classes, in_channels)
+        self.auxiliary, self.drop_path_prob = None, 0.0  # paths are never dropped
+
+    def forward(self, images):
+        return self.logits(images), None
+
+
+def supernet(s, num_classes, shape, gate):
+    """For pictures of `shape` (C, H, W)."""
+    return SupernetNB201(s.init_channels, s.stage_cells, num_classes, shape[0], gate,
+                         primitives(s))
+
+
+def derived(s, genotype, num_classes, shape):
+    return NetworkNB201(genotype, s.init_channels, s.stage_cells, num_classes, shape[0])
+
+
+# ---------------------------------------------------------------- genotypes
+
+def discretize_edges(gates, threshold=0.85, primitives=tuple(OPS)):
+    """The CellGenotype of the gates (6, operations).
+
+    Each edge keeps its best operation, the first of equals, if its gate is at least
+    `threshold`; threshold=0 is argmax (Eq. 3). A cell through which nothing passes keeps nothing.
+    """
+    edges = []
+    for (node, source), values in zip(EDGES, torch.as_tensor(gates).tolist()):
+        best = values.index(max(values))
+        if values[best] >= threshold and primitives[best] != "none":
+            edges.append(Edge(primitives[best], node, source))
+    return CellGenotype(edges if is_connected(edges) else [])
+
+
+def is_connected(edges):
+    """Whether some path leads from the input to the output."""
+    reached = {0}
+    for edge in edges:  # in the order of the nodes that they enter
+        reached |= {edge.node} if edge.source in reached else set()
+    return 3 in reached
+
+
+def from_text(text):
+    """The CellGenotype of the benchmark's text. Raises ValueError."""
+    parts = [part.split("|") for part in text.split("+")]
+    edges = []
+    for node, part in enumerate(parts, 1):
+        names = [item.partition("~") for item in part[1:-1]]
+        if part[0] or part[-1] or [source for _, _, source in names] != [
+                str(source) for source in range(node)]:
+            break
+        edges += [[op, node, source] for source, (op, _, _) in enumerate(names)]
+    if len(parts) != 3 or len(edges) != len(EDGES):
+        raise ValueError(f"cannot read {text[:60]!r}: expected {CellGenotype([])}, with operations "
+                         f"out of {', '.join(OPS)}")
+    return checked({"cell": edges})
+
+
+def checked(fields):
+    """The CellGenotype of {"cell": [[op, node, source], ...]}. Raises ValueError, which names the
+    edge."""
+    found = {}
+    if not isinstance(fields["cell"], list):
+        raise ValueError(f"cell: expected a list of edges, got {str(fields['cell'])[:60]}")
+    for item in fields["cell"]:
+        where = f"cell, edge {str(item)[:60]}: "
+        if not isinstance(item, (list, tuple)) or len(item) != 3:
+            raise ValueError(where + "expected (op, node, source)")
+        op, *place = item
+        if op not in list(OPS):
+            raise ValueError(where + f"unknown operation; choose from {', '.join(OPS)}")
+        if [*map(type, place)] != [int, int] or (*place,) not in EDGES:
+            raise ValueError(where + "it must enter a node from 1 to 3 and leave a state before")
+        if (*place,) in found:
+            raise ValueError(where + "the edge has two operations")
+        found[(*place,)] = op
+    return CellGenotype([Edge(found[place], *place) for place in EDGES
+                         if found.get(place, "none") != "none"])
+
+
+def dominant(gates, primitives):
+    """The best operation of each edge, the first of equals."""
+    return [primitives[row.index(max(row))] for row in torch.as_tensor(gates).tolist()]
+
+
+def discrete_gates(genotype, gates, primitives):
+    found = torch.zeros_like(gates[0])
+    for op, node, source in genotype.cell:
+        found[EDGES.index((node, source)), primitives.index(op)] = 1
+    return [found]
+
+
+def kept_edges(gates, edges_per_node, primitives):
+    return torch.ones_like(gates[:, :1])  # all are, each with its best operation
+
+
+def row_names(count):
+    return [f"{source} → {node}" for node, source in EDGES]
+
+
+def problem(s, dataset):
+    for op in primitives(s):
+        if op not in OPS:
+            return (f"--primitives {op} is no operation of --space nasbench201; choose from "
+                    f"{', '.join(OPS)}")
+
+
+def primitives(s):
+    return s.primitives.split(",")
+
+
+def rows(s):
+    return len(EDGES)
+
+
+# ---------------------------------------------------------------- what is known of them
+
+@functools.cache
+def accuracies():
+    """Test accuracies on CIFAR-10 in percent, an axis for each edge, along it OPS: (5, 5, 5,
+    5, 5, 5). See nasbench201_cifar10.md."""
+    with np.load(TABLE, allow_pickle=False) as file:
+        return file["accuracy"] / 100
+
+
+def known(genotype):
+    """Its accuracy and its rank in the benchmark (1 is the best), and its skips."""
+    ops = {(node, source): op for op, node, source in genotype.cell}
+    names = [ops.get(place, "none") for place in EDGES]
+    accuracy = accuracies()[tuple([*OPS].index(name) for name in names)]
+    return {"benchmark_accuracy": float(accuracy),
+            "benchmark_rank": 1 + int((accuracies() > accuracy).sum()),
+            "genotype_skips": names.count("skip_connect")}
