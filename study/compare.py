@@ -4,7 +4,7 @@ import numpy as np
 from fair_darts import edge_row
 from study.figures import PARTS, Figure, over_epochs
 from study.interval import interval
-from study.records import dominant_counts, last_gates, names_of
+from study.records import dominant_counts, known_curve, last_gates, names_of
 from study.ties import kept_unpruned, published_gates
 
 
@@ -42,6 +42,21 @@ def dominant(records, names=None):
     panels[0].set_ylim(bottom=0)
     panels[0].set_ylabel("operations")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
+def derived(records, names, random):
+    """What argmax would derive after each epoch: accuracy in the space's benchmark, and skips. names:
+    of each record; random: the mean accuracy of random cells."""
+    figure = Figure((8, 4.6))
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    draw_bands(above, records, lambda record: known_curve(record, "benchmark_accuracy"), names)
+    draw_bands(below, records, lambda record: known_curve(record, "genotype_skips"), names)
+    above.axhline(random, color="grey", linestyle="--", linewidth=1, label="random, mean")
+    over_epochs(above, "What would be derived: accuracy and skips", ylabel="test accuracy (%)")
+    over_epochs(below, "", ylabel="skips", whole_numbers="both")
+    above.set_xlabel("")
+    figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 

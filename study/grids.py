@@ -3,19 +3,22 @@ import functools
 from collections import namedtuple
 
 from genotypes import PRIMITIVES
-from study import claims, compare, figures
+from study import claims, compare, figures, hold, ties
+from study.chance import skip_share
 from study.claims import Claim
 
 # of: the arm whose searches it reads again, as if they had had these flags as well; held: see
-# hold.py
-Arm = namedtuple("Arm", "name flags held of", defaults=(False, None))
+# hold.py; seeds: so many at most
+Arm = namedtuple("Arm", "name flags held of seeds", defaults=(False, None, None))
 # Flags of every search, further ones of single arms, those of every training, whether what is
 # found is trained, names of arms, CPU threads of one run
 Scale = namedtuple("Scale", "search more train networks arms threads")
 # prefix: of the runs' folders; first: seed of those that are reported, which chose nothing;
-# tables: {heading: {column: (measure, digits)}};
-# figures: makes {name: (caption, function that draws it)} of {arm: [Result of each seed]}
-Grid = namedtuple("Grid", "page prefix first title arms scales claims notes tables figures")
+# tables: {heading: {column: (measure, digits)}}; of {arm: [Result of each seed]} notes makes a text,
+# figures {name: (caption, function that draws it)}; how: {scale: further lines of how it was done};
+# pictures: whether it may search those of a folder, see `on_pictures`
+Grid = namedtuple("Grid", "page prefix first title arms scales claims notes tables figures how "
+                  "pictures", defaults=(False,))
 
 # Gates without a penalty have no reason to reach a threshold, so they are discretised by argmax
 # (Eq. 3).
@@ -100,6 +103,10 @@ def claims_figures(results):
         "reproduction_ties": (
             "Sorted gates, kept ones marked: published searches, and those of L01 here",
             lambda: compare.ties(records(results, "l01")))}
+
+
+def claims_notes(results):
+    return CLAIMS_NOTES.format(**ties.published_ties(), steps=hold.STEPS, height=f"{hold.HEIGHT:g}")
 
 
 CLAIMS_NOTES = """\
@@ -203,6 +210,16 @@ def cures_figures(results):
     return drawn
 
 
+def cures_notes(results):
+    chance = {}
+    for record in (found[0].record for found in results.values()):
+        if "skip_connect" in record.primitives:
+            shared = record.settings["shared_softmax"] and "a softmax shared by all but skip"
+            kind = f"{shared or record.settings['gate']}, {len(record.primitives)} operations"
+            chance[kind] = f"{kind}: {skip_share(record):.2f}"
+    return CURES_NOTES.format(chance="; ".join(chance.values()))
+
+
 CURES_NOTES = """\
 The paper's view (Sec. 3 and 4): collapse needs an unfair advantage of skip connections and an
 exclusive competition. Dropout and noise break the advantage; sigmoid breaks the competition, for
@@ -237,10 +254,13 @@ their authors'."""
 
 # ---------------------------------------------------------------- both
 
+SCALED = "w01 is scaled by the number of gates, N / 196."
+HOW = {"laptop": ["The settings were chosen on seeds below 30, which are not reported, none by the "
+                  "accuracy of a derived network.", SCALED], "paper": [SCALED]}
 GRIDS = {
     "claims": Grid(
         "reproduction.md", "claims-", 31, "What the paper claims, and what was measured", ARMS,
-        SCALES, CLAIMS, CLAIMS_NOTES, {
+        SCALES, CLAIMS, claims_notes, {
             "Searches": {
                 "rho": (claims.rho, 2), "half decided at epoch": (claims.decision_epoch, 1),
                 "lost by rounding, points": (claims.rounding, 1),
@@ -252,10 +272,10 @@ GRIDS = {
             "Kept gates with a rejected rival within 0.005": {
                 "normal cell": (claims.ties_of("normal"), 2),
                 "reduction cell": (claims.ties_of("reduce"), 2)},
-            "Networks, trained alike": NETWORKS}, claims_figures),
+            "Networks, trained alike": NETWORKS}, claims_figures, HOW),
     "cures": Grid(
         "cures.md", "cures-", 51, "Cures of collapse, and what was measured", CURE_ARMS,
-        CURE_SCALES, CURE_CLAIMS, CURES_NOTES, CURE_TABLES, cures_figures)}
+        CURE_SCALES, CURE_CLAIMS, cures_notes, CURE_TABLES, cures_figures, HOW)}
 
 
 def claims_of(grid, scale):

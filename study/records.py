@@ -150,6 +150,16 @@ def all_gates(record):
     return gates[:, ~np.isnan(gates[0])]
 
 
+def known_curve(record, column):
+    """Of a space whose architectures are known, what argmax (Eq. 3) would derive after each epoch:
+    {epoch: one of space.known's columns}"""
+    argmax = argparse.Namespace(**{**record.settings, "threshold": 0.0})
+    with torch.device("meta"):
+        network = record.space.supernet(argmax, 2, (3, 8, 8), cures.gate_of(argmax))
+    return {epoch: record.space.known(cures.genotype(network, argmax, [torch.as_tensor(gates)], -1))[
+        column] for epoch, gates in enumerate(record.gates["normal"], 1)}
+
+
 def gate_histogram(record, bins=40):
     """The share of the gates in each of `bins` equal parts of 0 to 1: (bins, epochs)"""
     return np.stack([np.histogram(gates, bins, (0, 1))[0] / len(gates)

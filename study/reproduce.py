@@ -3,36 +3,41 @@
     python -m study.reproduce               # --scale laptop: digits; within two hours, two cores
     python -m study.reproduce --seeds 2     # less of it
     python -m study.reproduce --grid cures  # cures of collapse beside each other, in an hour
+    python -m study.reproduce --grid nasbench201 --data DIR  # what collapse costs, in accuracies
+                                            # that are known; DIR: CIFAR-10's pictures, or some
     python -m study.reproduce --random 20   # random genotypes instead, trained alike and ranked;
                                             # --skips 2 --macs 1-2: only such
     python -m study.reproduce --scale paper # the published recipe on CIFAR-10, which needs a
                                             # GPU and days
 
-Writes reproduction.md (or cures.md) and figures/ to docs/. Complete runs are used as they are;
+Writes reproduction.md (cures.md, nasbench201.md) and figures/ to docs/. Complete runs are used as they are;
 runs that were stopped are resumed.
 """
 import argparse
 import hashlib
 import math
 import os
+import shlex
 import signal
 
 import torch
 
 import train_eval
-from engine.flags import Parser, main, number, one_of, path_name, refuse
+from engine.flags import Parser, UserError, main, number, one_of, path_name, refuse
 from engine.folders import read_config, read_metrics, write_whole
 from engine.recipes import RECIPES
 from genotypes import PRIMITIVES
-from study import hold, ties, visualize
-from study.chance import skip_share
+from study import collapse, grids, hold, visualize
 from study.claims import RULE, Result, find
-from study.grids import GRIDS, claims_of
+from study.grids import claims_of
 from study.interval import interval
 from study.many_runs import SCRIPTS, Task, complete, execute_all
 from study.random_genotypes import random_genotype
 from study.records import read, read_again
 from use import classifier
+
+
+GRIDS = {**grids.GRIDS, "nasbench201": collapse.GRID}
 
 
 # ---------------------------------------------------------------- the runs
@@ -43,8 +48,21 @@ def searches(grid, scale, root, seeds):
     return {(arm, seed): Task(
         os.path.join(root, f"{grid.prefix}{scale}-{arm}-{seed}"), "train_search",
         [*s.search, *own_flags(grid, scale, arm), "--seed", str(seed)])
-        for seed in range(grid.first, grid.first + seeds)
-        for arm in s.arms if grid.arms[arm].of is None}
+        for seed, arm in pairs(grid, s, seeds) if grid.arms[arm].of is None}
+
+
+def pairs(grid, s, seeds):
+    """(seed, arm) of all Results, seed by seed."""
+    return [(grid.first + index, arm) for index in range(seeds) for arm in s.arms
+            if index < (grid.arms[arm].seeds or seeds)]
+
+
+def on_pictures(grid, folder):
+    """The grid at scale laptop on the pictures of a folder, of 16 pixels."""
+    small = grid.scales["laptop"]
+    flags = ["--dataset", "folder", "--data", folder, "--image_size", "16"]
+    small = small._replace(search=[*small.search[:-len(collapse.SLICE)], *flags])
+    return grid._replace(scales={**grid.scales, "laptop": small})
 
 
 def own_flags(grid, scale, arm):
@@ -84,11 +102,10 @@ def run_grid(grid, scale, root, output, seeds, jobs, command):
 
     own = {key: read(task.folder) for key, task in tasks.items()}
     records = {}
-    for seed in range(grid.first, grid.first + seeds):
-        for arm in s.arms:
-            of = grid.arms[arm].of
-            records[arm, seed] = (own[arm, seed] if of is None else
-                                  read_again(own[of, seed], mended(grid, scale, arm)))
+    for seed, arm in pairs(grid, s, seeds):
+        of = grid.arms[arm].of
+        records[arm, seed] = (own[arm, seed] if of is None else
+                              read_again(own[of, seed], mended(grid, scale, arm)))
     trained, random = {}, {}
     for (arm, seed), record in records.items():
         if s.networks and record.genotype:
@@ -152,21 +169,9 @@ def claim_row(finding):
             f"{finding.corrected:.4f} | {finding.verdict} |")
 
 
-def facts(results):
-    """What the notes of a page quote: measures that are computed for it."""
-    chance = {}
-    for record in (found[0].record for found in results.values()):
-        if "skip_connect" in record.primitives:
-            shared = record.settings["shared_softmax"] and "a softmax shared by all but skip"
-            kind = f"{shared or record.settings['gate']}, {len(record.primitives)} operations"
-            chance[kind] = f"{kind}: {skip_share(record):.2f}"
-    return dict(ties.published_ties(), steps=hold.STEPS, height=f"{hold.HEIGHT:g}",
-                chance="; ".join(chance.values()))
-
-
 def page(grid, scale, results, command, drawings, config, hours):
-    """The text of reproduction.md or cures.md."""
-    s, arms, [count] = grid.scales[scale], grid.arms, {*map(len, results.values())}
+    """The text of reproduction.md or one of the others."""
+    s, arms, count = grid.scales[scale], grid.arms, max(map(len, results.values()))
     findings = find(claims_of(grid, scale), results)
     without = [f"{sum(r.record.genotype is None for r in found)} of {len(found)} "
                f"({arms[arm].name})" for arm, found in results.items()
@@ -178,7 +183,7 @@ def page(grid, scale, results, command, drawings, config, hours):
         "| claim | seeds | difference | 95 % interval | p | p, Holm | verdict |",
         "|---|---|---|---|---|---|---|", *map(claim_row, findings), "",
         f"{RULE}. This was fixed in the code before these runs.", "",
-        grid.notes.format(**facts(results)), ""]
+        grid.notes(results), ""]
     if s.networks:
         lines += ["A random network has as many edges as the one it is compared with, no more than "
                   "two into a node, and the same seed.", ""]
@@ -197,11 +202,8 @@ def page(grid, scale, results, command, drawings, config, hours):
     if s.networks:
         lines += [f"- All trainings, of derived and random networks alike: `{' '.join(s.train)}`, "
                   "otherwise the recipe of train_eval.py."]
-    if scale == "laptop":
-        lines += ["- The settings were chosen on seeds below 30, which are not reported, none by "
-                  "the accuracy of a derived network."]
     lines += [
-        "- w01 is scaled by the number of gates, N / 196.",
+        *("- " + line for line in grid.how[scale]),
         f"- {hours:.1f} hours of computing, summed over the runs; torch {config['torch']}, Python "
         f"{config['python']}, {config['machine']}, {os.cpu_count()} cores, "
         f"threads of a run: {config['threads']}.", ""]
@@ -277,7 +279,11 @@ def span(text):
 def reproduce():
     parser = Parser(__doc__)
     parser.add_argument("--grid", type=one_of(GRIDS),
-                        help="claims (the default), or cures: of collapse, beside each other")
+                        help="claims (the default); cures: of collapse, beside each other; "
+                             "nasbench201: what collapse costs")
+    parser.add_argument("--data", type=path_name, metavar="DIR",
+                        help="of nasbench201: a folder train/CLASS/*, test/CLASS/* with CIFAR-10's "
+                             "pictures, which are then of 16 pixels (default: a tenth of CIFAR-10)")
     parser.add_argument("--scale", type=one_of(GRIDS["claims"].scales),
                         help="laptop (the default) or paper: they differ only in settings")
     parser.add_argument("--seeds", type=number(int, 1, 1000), metavar="N",
@@ -297,15 +303,21 @@ def reproduce():
                         help="runs at once (default: one a core for laptop, else 1)")
     given = parser.parse_args()
     if "random" in given:
-        refuse(given, ["grid", "seeds"], "is not of --random")
+        refuse(given, ["grid", "seeds", "data"], "is not of --random")
     else:
         refuse(given, ["skips", "macs"], "is of --random")
     given = {"grid": "claims", "scale": "laptop", "seeds": 9, "runs": "runs", "output": "docs",
              **given}
     grid, scale, seeds = GRIDS[given["grid"]], given["scale"], given["seeds"]
+    if "data" in given:
+        if not grid.pictures or scale != "laptop":
+            raise UserError(f"--data is not of --grid {given['grid']} --scale {scale}: leave it "
+                            "out")
+        grid = on_pictures(grid, given["data"])
     threads = grid.scales[scale].threads
     jobs = given.get("jobs") or (os.cpu_count() // threads if threads else 1)
     command = f"python -m study.reproduce --grid {given['grid']} --scale {scale} --seeds {seeds}"
+    command += f" --data {shlex.quote(given['data'])}" if "data" in given else ""
     places = grid, scale, given["runs"], given["output"]
     try:
         if "random" in given:
