@@ -28,7 +28,7 @@ from engine import flags, folders, loop, texts
 from genotypes import PRIMITIVES
 from spaces import SPACES
 from speed import accelerate
-from study import cures, grids, hold, reproduce, visualize
+from study import cures, grids, hold, many_runs, reproduce, visualize
 from test_fair_darts import close
 from use import export, predict
 
@@ -269,6 +269,17 @@ def ended(child, files):
     for file in files:
         file.unlink(missing_ok=True)
     return child.exitcode, *texts
+
+
+def forked_runs(tmp_path, monkeypatch):
+    """Runs of a grid, in children of this process."""
+    def forked(command, **_):
+        words = command[2:] if command[1] == "-m" else command[1:]
+        name = os.path.basename(words[0]).removesuffix(".py").rpartition(".")[2]
+        code, out, err = ended(*fork(tmp_path, name, *words[1:], memory=8 << 30))
+        return Namespace(returncode=code, stdout=out, stderr=err)
+
+    monkeypatch.setattr(many_runs, "subprocess", Namespace(run=forked))
 
 
 # ---- 4: files of another run

@@ -21,7 +21,7 @@ from engine import flags, loop, recipes, texts
 from genotypes import PRIMITIVES
 from study import (chance, claims, compare, cures, grids, hold, interval, many_runs,
                    random_genotypes, records, reproduce, resting, ties)
-from tests.common import (CLAIMS, SMALL_EVAL, SMALL_SEARCH, assert_picture, call, ended, fork,
+from tests.common import (CLAIMS, SMALL_EVAL, SMALL_SEARCH, assert_picture, call, forked_runs,
                           recorded_run, refused)
 
 CURES = grids.GRIDS["cures"]
@@ -454,17 +454,6 @@ def assert_picture_of(tmp_path, figure):
     assert_picture(tmp_path / "one.png")
     kept = [len(line.get_xdata()) for axes in figure.axes[::2] for line in axes.lines[1::2]]
     assert sum(kept[:8]) == 31 and sum(kept[8:]) == 64  # of the published gates
-
-
-def forked_runs(tmp_path, monkeypatch):
-    """Runs of a grid, in children of this process."""
-    def forked(command, **_):
-        words = command[2:] if command[1] == "-m" else command[1:]
-        name = os.path.basename(words[0]).removesuffix(".py").rpartition(".")[2]
-        code, out, err = ended(*fork(tmp_path, name, *words[1:], memory=8 << 30))
-        return Namespace(returncode=code, stdout=out, stderr=err)
-
-    monkeypatch.setattr(many_runs, "subprocess", Namespace(run=forked))
 
 
 @pytest.mark.slow
