@@ -4,7 +4,7 @@ import numpy as np
 from fair_darts import edge_row
 from study.figures import PARTS, Figure, over_epochs
 from study.interval import interval
-from study.records import dominant_counts, known_curve, last_gates, names_of
+from study.records import dominant_counts, known_curve, last_gates, names_of, setting
 from study.ties import kept_unpruned, published_gates
 
 
@@ -86,7 +86,8 @@ def curvature(records):
     figure = Figure((7, 3))
     axes = figure.subplots()
     draw_bands(axes, records, lambda record: {
-        row["epoch"]: row["curvature"] for row in record.rows if row["curvature"] is not None})
+        row["epoch"]: row["curvature"] for row in record.rows if row["curvature"] is not None},
+        [setting(record) for record in records])
     over_epochs(axes, "Curvature", ylabel="largest eigenvalue")
     axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     return figure

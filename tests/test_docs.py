@@ -96,9 +96,13 @@ def results(page, heading):
         found.append(tuple(cells[column] for column in columns))
 
 
-def test_what_is_quoted_is_on_the_page_of_results():
-    quoted, written = results(ROOT / "README.md", "## Results"), ROOT / "docs" / "reproduction.md"
-    assert quoted == results(written, written.read_text().split("\n")[0]) and len(quoted) > 4
+@pytest.mark.parametrize("quoting, heading, written", [
+    ("README.md", "## Results", "reproduction.md"),
+    ("docs/other-cures.md", "## What was found", "cures.md")])
+def test_what_is_quoted_is_on_the_page_of_results(quoting, heading, written):
+    page = ROOT / "docs" / written
+    quoted = results(ROOT / quoting, heading)
+    assert quoted == results(page, page.read_text().split("\n")[0]) and len(quoted) > 4
 
 
 def test_readme_is_of_two_screens():
