@@ -109,7 +109,7 @@ ARMS = {
         *grids.primitives(OTHERS), "--w01", "7.5"]),
     **{f"w{w01}_{rate}": Arm(f"Fair DARTS, w01 {w01}, alpha's rate {rate}", [
         "--w01", str(w01), "--arch_learning_rate", str(rate)], seeds=3)
-       for w01, rate in ((1.22, 0.003), (3, 0.003), (1.22, 0.01), (3, 0.01), (10, 0.01))}}
+       for w01, rate in ((1.22, 0.003), (3, 0.003), (10, 0.01))}}
 SCALES = {
     "laptop": Scale(
         [*SEARCH, "--epochs", "40", "--init_channels", "8", "--stage_cells", "1", *SLICE],
