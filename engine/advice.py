@@ -40,6 +40,6 @@ def explain_empty_cell(genotype, network, s, gates, without_limit, rows):
                 f"{'; '.join(short)}. Search longer, with a larger --w01 or --arch_learning_rate, "
                 "or derive again from the gates recorded:",
                 f"--threshold {math.floor(100 * min(gate for gate, _ in best.values())) / 100}")
-    return (f"the {empty[0]} cell is empty: the edges whose gate reaches --threshold "
-            f"{s.threshold} do not lead from an input to the output. Derive again with a lower one:",
+    return (f"the {empty[0]} cell is empty: the edges whose gate reaches --threshold {s.threshold} "
+            "do not lead from an input to the output. Derive again with a lower one:",
             f"--threshold {round(max(0.01, s.threshold - 0.1), 2)}")

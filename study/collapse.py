@@ -175,27 +175,27 @@ def notes(results):
 
 NOTES = """\
 Every cell of this space has been trained by others, so what a search derives needs no training: its
-accuracy on CIFAR-10 is looked up. It is another space than the paper's. An edge keeps one operation
-at most, so a competition on it is right, and Fair DARTS keeps none where no gate of it reaches the
-threshold. The accuracies are those of networks of 15 cells of 16 channels, trained for 200 epochs on
-all of CIFAR-10; the searches here are smaller, see below.
+accuracy on CIFAR-10 is looked up. It is another space than the paper's. An edge keeps one
+operation at most, so a competition on it is right, and Fair DARTS keeps none where no gate of it
+reaches the threshold. The accuracies are those of networks of 15 cells of 16 channels, trained for
+200 epochs on all of CIFAR-10; the searches here are smaller, see below.
 
-*Random*: a cell that has one of the operations searched on each edge, all as likely. Exact, from the
-table: of four operations {0} % in the mean, {1} in the median; without skip_connect {2} and {3}; of all
-15,625 cells, where edges may be empty, {4} and {5}. *By argmax* Fair DARTS's searches are read as
-softmax's are, with an operation on each edge.
+*Random*: a cell that has one of the operations searched on each edge, all as likely. Exact, from
+the table: of four operations {0} % in the mean, {1} in the median; without skip_connect {2} and
+{3}; of all 15,625 cells, where edges may be empty, {4} and {5}. *By argmax* Fair DARTS's searches
+are read as softmax's are, with an operation on each edge.
 
-Three rows are not searches of their own: they read softmax's again, ended earlier, or with its genotype
-repaired. DARTS+'s limit and P-DARTS's are 2 skips, as published, though a cell has 6 edges here and not
-8 that are kept of 14. Noise falls over the first 60 % of the epochs, and P-DARTS's alpha waits for the
-first 40 %, as published.
+Three rows are not searches of their own: they read softmax's again, ended earlier, or with its
+genotype repaired. DARTS+'s limit and P-DARTS's are 2 skips, as published, though a cell has 6 edges
+here and not 8 that are kept of 14. Noise falls over the first 60 % of the epochs, and P-DARTS's
+alpha waits for the first 40 %, as published.
 
-**Elsewhere.** A benchmark of DARTS's variants in spaces of its own (arXiv 2507.16533, 2025) has, as means
-of nine settings, DARTS 82.0 %, FairDARTS (by L'01 and argmax) 84.2, PC-DARTS 84.7; without skip_connect
-72.0 and 83.2: FairDARTS's lead there is not one over skips alone."""
-HOW = ["The settings were chosen by what softmax does on seeds 0 to 2 (with 16 channels and 30 epochs "
-       "skips took over on one of three, with 8 and 50 on two), never by another gate's accuracy. "
-       "w01 is the paper's, though a cell has 24 gates where the paper's have 196 together; 1.22 has the "
-       "paper's pressure on a gate."]
-GRID = Grid("nasbench201.md", "nasbench201-", 71, "What collapse costs: NAS-Bench-201", ARMS, SCALES,
-            CLAIMS, notes, TABLES, figures, {"laptop": HOW, "paper": HOW}, pictures=True)
+**Elsewhere.** A benchmark of DARTS's variants in spaces of its own (arXiv 2507.16533, 2025) has, as
+means of nine settings, DARTS 82.0 %, FairDARTS (by L'01 and argmax) 84.2, PC-DARTS 84.7; without
+skip_connect 72.0 and 83.2: FairDARTS's lead there is not one over skips alone."""
+HOW = ["The settings were chosen by what softmax does on seeds 0 to 2 (with 16 channels and 30 "
+       "epochs skips took over on one of three, with 8 and 50 on two), never by another gate's "
+       "accuracy. w01 is the paper's, though a cell has 24 gates where the paper's have 196 "
+       "together; 1.22 has the paper's pressure on a gate."]
+GRID = Grid("nasbench201.md", "nasbench201-", 71, "What collapse costs: NAS-Bench-201", ARMS,
+            SCALES, CLAIMS, notes, TABLES, figures, {"laptop": HOW, "paper": HOW}, pictures=True)

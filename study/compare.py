@@ -45,14 +45,15 @@ def dominant(records, names=None):
     return figure
 
 
-def derived(records, names, random):
-    """What argmax would derive after each epoch: accuracy in the space's benchmark, and skips. names:
-    of each record; random: the mean accuracy of random cells."""
+def derived(records, names=None, random=None):
+    """What argmax would derive after each epoch: accuracy in the space's benchmark, and skips.
+    names: of each record; random: the mean accuracy of random cells, if it is to be drawn."""
     figure = Figure((8, 4.6))
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     draw_bands(above, records, lambda record: known_curve(record, "benchmark_accuracy"), names)
     draw_bands(below, records, lambda record: known_curve(record, "genotype_skips"), names)
-    above.axhline(random, color="grey", linestyle="--", linewidth=1, label="random, mean")
+    if random is not None:
+        above.axhline(random, color="grey", linestyle="--", linewidth=1, label="random, mean")
     over_epochs(above, "What would be derived: accuracy and skips", ylabel="test accuracy (%)")
     over_epochs(below, "", ylabel="skips", whole_numbers="both")
     above.set_xlabel("")

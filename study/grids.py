@@ -14,9 +14,9 @@ Arm = namedtuple("Arm", "name flags held of seeds", defaults=(False, None, None)
 # found is trained, names of arms, CPU threads of one run
 Scale = namedtuple("Scale", "search more train networks arms threads")
 # prefix: of the runs' folders; first: seed of those that are reported, which chose nothing;
-# tables: {heading: {column: (measure, digits)}}; of {arm: [Result of each seed]} notes makes a text,
-# figures {name: (caption, function that draws it)}; how: {scale: further lines of how it was done};
-# pictures: whether it may search those of a folder, see `on_pictures`
+# tables: {heading: {column: (measure, digits)}}; of {arm: [Result of each seed]} notes makes a
+# text, figures {name: (caption, function that draws it)}; how: {scale: further lines of how it was
+# done}; pictures: whether it may search those of a folder, see `on_pictures`
 Grid = namedtuple("Grid", "page prefix first title arms scales claims notes tables figures how "
                   "pictures", defaults=(False,))
 

@@ -156,8 +156,9 @@ def known_curve(record, column):
     argmax = argparse.Namespace(**{**record.settings, "threshold": 0.0})
     with torch.device("meta"):
         network = record.space.supernet(argmax, 2, (3, 8, 8), cures.gate_of(argmax))
-    return {epoch: record.space.known(cures.genotype(network, argmax, [torch.as_tensor(gates)], -1))[
-        column] for epoch, gates in enumerate(record.gates["normal"], 1)}
+    genotypes = [cures.genotype(network, argmax, [torch.as_tensor(gates)], limit=-1)
+                 for gates in record.gates["normal"]]
+    return {epoch: record.space.known(found)[column] for epoch, found in enumerate(genotypes, 1)}
 
 
 def gate_histogram(record, bins=40):

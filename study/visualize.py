@@ -31,8 +31,12 @@ def figures_of(record):
 
 def comparison_of(records):
     """{file name: function that draws it} of several runs."""
-    return {"dominant": lambda: compare.dominant(records),
-            "heatmap": lambda: figures.draw_heatmap(*records), "gap": lambda: compare.gap(records)}
+    drawings = {"dominant": lambda: compare.dominant(records),
+                "heatmap": lambda: figures.draw_heatmap(*records),
+                "gap": lambda: compare.gap(records)}
+    if all("benchmark_rank" in record.rows[0] for record in records):
+        drawings["derived"] = lambda: compare.derived(records)
+    return drawings
 
 
 def save(drawings, folder):

@@ -332,7 +332,7 @@ def test_search_in_the_space_of_the_benchmark(pictures, tmp_path, monkeypatch, c
     found = nasbench201.discretize_edges(gates["normal"][-1], float(again[-1]))
     assert load_genotype(str(path)) == found and str(found) in capsys.readouterr().out
     names = sorted(file.stem for file in (tmp_path / "a" / "figures").iterdir())
-    assert names == ["cell_normal", "dominant", "gates", "heatmap", "penalty"]  # no gap: it was empty
+    assert names == ["cell_normal", "dominant", "gates", "heatmap", "penalty"]  # an empty cell has no gap
     for name in names:
         assert_picture(tmp_path / "a" / "figures" / f"{name}.png")
     assert call(train_search, monkeypatch, *common, "b", "--gate", "softmax", "--primitives",
@@ -354,7 +354,8 @@ def test_search_in_the_space_of_the_benchmark(pictures, tmp_path, monkeypatch, c
     assert call(train_eval, monkeypatch, "--evaluate", tmp_path / "d0") == 0
     assert call(visualize, monkeypatch, tmp_path / "a", tmp_path / "b", "--output",
                 tmp_path / "both") == 0
-    assert_picture(tmp_path / "both" / "dominant.png")
+    for name in "dominant", "derived":
+        assert_picture(tmp_path / "both" / f"{name}.png")
 
 
 def test_search_in_chains(pictures, tmp_path, monkeypatch, capsys):

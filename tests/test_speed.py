@@ -16,7 +16,7 @@ import operations
 from fair_darts import Architect, frozen
 from genotypes import PRIMITIVES as ALL, Edge, Genotype
 from operations import DilConv, SepConv
-from spaces import s2
+from spaces import nasbench201, s2
 from speed import accelerate, formats, groups, kernels, layers
 
 
@@ -102,6 +102,13 @@ def shortened(network):
 def supernet_s2():
     torch.manual_seed(1)
     network = shortened(s2.SupernetS2(10, 3, width=0.1, image_size=16)).double()
+    network.alphas[0].data.normal_()
+    return network
+
+
+def supernet_of_edges():
+    torch.manual_seed(1)
+    network = nasbench201.SupernetNB201(4, 1, 10, 3, "sigmoid", [*nasbench201.OPS]).double()
     network.alphas[0].data.normal_()
     return network
 
@@ -325,11 +332,12 @@ def step(network, architect, sgd, images, labels, unrolled):
     sgd.step()
 
 
-@pytest.mark.parametrize("space", ["s1", "s2"])
+@pytest.mark.parametrize("space", ["s1", "s2", "nasbench201"])
 @pytest.mark.parametrize("unrolled", [False, True])
 def test_steps_of_a_search_are_the_same(space, unrolled):
     """With and without recompute; of the second step SGD has a velocity."""
-    plain = supernet(2, 10, 3, 2) if space == "s1" else supernet_s2()
+    plain = {"s1": lambda: supernet(2, 10, 3, 2), "s2": supernet_s2,
+             "nasbench201": supernet_of_edges}[space]()
     networks = [plain, *(accelerate(copy.deepcopy(plain), again) for again in (False, True))]
     images, labels = batch(8, 4)
     values = []
