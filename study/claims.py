@@ -13,8 +13,9 @@ from study.resting import resting_gate
 
 # Of a seed. record: of its search; trained, random: accuracies on the test set, epoch by epoch, of
 # the derived network and of a random one; size: millions of parameters and of MACs of the former;
-# held: see hold.py; None: not trained, no genotype, not measured
-Result = namedtuple("Result", "record trained random size held", defaults=(None,) * 4)
+# held: see hold.py; genotypes: those trained, of which `trained` is the mean; None: not trained, no
+# genotype, not measured
+Result = namedtuple("Result", "record trained random size held genotypes", defaults=(None,) * 5)
 
 
 # ---------------------------------------------------------------- what is measured
@@ -161,8 +162,9 @@ OF_NETWORKS = {last_accuracy, best_accuracy, last_over_random, best_over_random}
 # ---------------------------------------------------------------- the verdicts
 
 # The claim is that the measure, over the seeds of `arm`, is above 0; or that it is above that of
-# the same seeds of the arm `against`; with a margin, that it is within it.
-Claim = namedtuple("Claim", "text measure arm against margin", defaults=(None, None))
+# the same seeds of the arm `against`; with a margin, that it is within it. p-values are corrected
+# for all claims of a family.
+Claim = namedtuple("Claim", "text measure arm against margin family", defaults=(None, None, ""))
 # What the seeds say of a claim. values: of each seed, None where a side has no value; mean, half:
 # of the 95 % interval of those that there are; p: of the sign-flip test, corrected: by Holm
 Finding = namedtuple("Finding", "claim values mean half p corrected verdict")
@@ -181,8 +183,12 @@ def find(claims, results):
     values = [differences(claim, results) for claim in claims]
     p_values = [p_value([v for v in found if v is not None], claim.margin)
                 for claim, found in zip(claims, values)]
-    findings = []
-    for claim, found, p, corrected in zip(claims, values, p_values, holm(p_values)):
+    findings, corrected_p = [], [0.0] * len(claims)
+    for family in {claim.family for claim in claims}:
+        places = [index for index, claim in enumerate(claims) if claim.family == family]
+        for index, corrected in zip(places, holm([p_values[index] for index in places])):
+            corrected_p[index] = corrected
+    for claim, found, p, corrected in zip(claims, values, p_values, corrected_p):
         mean, half = interval([value for value in found if value is not None])
         findings.append(Finding(claim, found, mean, half, p, corrected,
                                 verdict(found, corrected, claim.margin)))

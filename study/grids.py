@@ -8,17 +8,21 @@ from study.chance import skip_share
 from study.claims import Claim
 
 # of: the arm whose searches it reads again, as if they had had these flags as well; held: see
-# hold.py; seeds: so many at most
-Arm = namedtuple("Arm", "name flags held of seeds", defaults=(False, None, None))
+# hold.py; seeds: so many at most; networks: makes [(genotype, flags)] of its trainings from the
+# {arm: Record} of a seed, the seed, and a function from those two to a network's size; without it
+# what the search has found is trained
+Arm = namedtuple("Arm", "name flags held of seeds networks", defaults=(False, None, None, None))
 # Flags of every search, further ones of single arms, those of every training, whether what is
 # found is trained, names of arms, CPU threads of one run
 Scale = namedtuple("Scale", "search more train networks arms threads")
 # prefix: of the runs' folders; first: seed of those that are reported, which chose nothing;
 # tables: {heading: {column: (measure, digits)}}; of {arm: [Result of each seed]} notes makes a
 # text, figures {name: (caption, function that draws it)}; how: {scale: further lines of how it was
-# done}; pictures: whether it may search those of a folder, see `on_pictures`
+# done}; pictures: makes the grid on the pictures in a folder, with a folder for its runs; random:
+# whether a random network is trained beside each; valid: makes [(condition, whether it is met)] of
+# the Results, without which nothing is decided; further: makes lines for the page of them
 Grid = namedtuple("Grid", "page prefix first title arms scales claims notes tables figures how "
-                  "pictures", defaults=(False,))
+                  "pictures random valid further", defaults=(None, True, None, None))
 
 # Gates without a penalty have no reason to reach a threshold, so they are discretised by argmax
 # (Eq. 3).
@@ -284,3 +288,7 @@ def claims_of(grid, scale):
     return [claim for claim in grid.claims
             if {claim.arm, claim.against} - {None} <= set(s.arms)
             and (s.networks or claim.measure not in claims.OF_NETWORKS)]
+
+
+def own_flags(grid, scale, arm):
+    return [*grid.arms[arm].flags, *grid.scales[scale].more.get(arm, [])]

@@ -14,8 +14,8 @@ Writes reproduction.md (cures.md, nasbench201.md) and figures/ to docs/. Complet
 they are; runs that were stopped are resumed.
 """
 import argparse
+import functools
 import hashlib
-import math
 import os
 import shlex
 import signal
@@ -28,10 +28,10 @@ from engine.folders import read_config, read_metrics, write_whole
 from engine.recipes import RECIPES
 from genotypes import PRIMITIVES
 from study import collapse, grids, hold, visualize
-from study.claims import RULE, Result, find
-from study.grids import claims_of
-from study.interval import interval
+from study.claims import Result
+from study.grids import own_flags
 from study.many_runs import SCRIPTS, Task, complete, execute_all
+from study.pages import page
 from study.random_genotypes import random_genotype
 from study.records import read, read_again
 from use import classifier
@@ -57,26 +57,24 @@ def pairs(grid, s, seeds):
             if index < (grid.arms[arm].seeds or seeds)]
 
 
-def on_pictures(grid, folder):
-    """The grid at scale laptop on the pictures of a folder, of 16 pixels."""
-    small = grid.scales["laptop"]
-    flags = ["--dataset", "folder", "--data", folder, "--image_size", "16"]
-    small = small._replace(search=[*small.search[:-len(collapse.SLICE)], *flags])
-    return grid._replace(scales={**grid.scales, "laptop": small})
-
-
-def own_flags(grid, scale, arm):
-    return [*grid.arms[arm].flags, *grid.scales[scale].more.get(arm, [])]
-
-
 def mended(grid, scale, arm):
     """The settings with which the searches of another arm are read again."""
     return SCRIPTS["train_search"].parser().parse_args(own_flags(grid, scale, arm))
 
 
-def training(grid, scale, folder, seed, genotype):
-    return Task(folder + "-eval", "train_eval",
-                [*grid.scales[scale].train, "--seed", str(seed), "--arch", str(genotype)])
+def training(grid, scale, folder, seed, genotype, flags=()):
+    return Task(folder + "-eval", "train_eval", [
+        *grid.scales[scale].train, *flags, "--seed", str(seed), "--arch", str(genotype)])
+
+
+def networks(grid, scale, records, arm, seed):
+    """[(genotype, flags)] of the trainings of an arm's seed."""
+    build = grid.arms[arm].networks
+    if build:
+        return build({name: record for (name, other), record in records.items() if other == seed},
+                     seed, functools.partial(size_of, grid, scale))
+    found = records[arm, seed].genotype
+    return [(found, [])] if found else []
 
 
 def random_training(grid, scale, root, record, seed):
@@ -106,24 +104,32 @@ def run_grid(grid, scale, root, output, seeds, jobs, command):
         of = grid.arms[arm].of
         records[arm, seed] = (own[arm, seed] if of is None else
                               read_again(own[of, seed], mended(grid, scale, arm)))
-    trained, random = {}, {}
+    trained, random, built = {}, {}, {}
     for (arm, seed), record in records.items():
-        if s.networks and record.genotype:
+        nets = networks(grid, scale, records, arm, seed) if s.networks else []
+        if nets:
             folder = os.path.join(root, f"{grid.prefix}{scale}-{arm}-{seed}")
-            trained[arm, seed] = training(grid, scale, folder, seed, record.genotype)
-            random[arm, seed] = random_training(grid, scale, root, record, seed)
-    execute_all([*trained.values(), *random.values()], 0, jobs, s.threads)
+            built[arm, seed] = nets
+            trained[arm, seed] = [
+                training(grid, scale, folder + f"-{index}" * (index > 0), seed, *net)
+                for index, net in enumerate(nets)]
+            if grid.random:
+                random[arm, seed] = [random_training(grid, scale, root, record, seed)]
+    later = [task for tasks in (*trained.values(), *random.values()) for task in tasks]
+    execute_all(later, 0, jobs, s.threads)
 
-    rows = {task.folder: read_metrics(task.folder)
-            for task in (*trained.values(), *random.values())}  # random ones are shared
+    rows = {task.folder: read_metrics(task.folder) for task in later}  # random ones are shared
     results = {}
     for key, record in records.items():
-        accuracies = [[row["test_accuracy"] for row in rows[others[key].folder]]
-                      if key in others else None for others in (trained, random)]
+        accuracies = [mean_of([[row["test_accuracy"] for row in rows[task.folder]]
+                               for task in others[key]]) if key in others else None
+                      for others in (trained, random)]
+        nets = built.get(key)
         results.setdefault(key[0], []).append(Result(
             record, *accuracies,
-            size_of(grid, scale, record.genotype) if key in trained else None,
-            hold.read(held[key].folder) if key in held else None))
+            mean_of([size_of(grid, scale, *net) for net in nets]) if nets else None,
+            hold.read(held[key].folder) if key in held else None,
+            [genotype for genotype, _ in nets] if nets else None))
     seconds = sum(row["seconds"] for run in (
         *rows.values(), *(record.rows for record in own.values())) for row in run)
     drawings = grid.figures(results)
@@ -136,91 +142,21 @@ def run_grid(grid, scale, root, output, seeds, jobs, command):
     return 0
 
 
-# ---------------------------------------------------------------- the page
-
-def spread(values, digits):
-    """'mean ± half of the 95 % interval (n)' of the values that are not None."""
-    found = [value for value in values if value is not None]
-    mean, half = interval(found)
-    error = f" ± {half:.{digits}f}" if half < math.inf else ""
-    return f"{mean:.{digits}f}{error} ({len(found)})" if found else "–"
-
-
-def table(arms, columns, results):
-    """Lines of a table: a row for each of {arm: Results} that has one of the `columns`."""
-    yield "| | " + " | ".join(columns) + " |"
-    yield "|---" * (len(columns) + 1) + "|"
-    for arm, found in results.items():
-        cells = [spread([measure(result) for result in found], digits)
-                 for measure, digits in columns.values()]
-        if set(cells) != {"–"}:
-            yield f"| {arms[arm].name} | " + " | ".join(cells) + " |"
-
-
-def claim_row(finding):
-    """A line of the table of claims."""
-    found = [value for value in finding.values if value is not None]
-    if not found:
-        return (f"| {finding.claim.text} | 0 of {len(finding.values)} | – | – | – | – | "
-                "undecided |")
-    low, high = finding.mean - finding.half, finding.mean + finding.half
-    return (f"| {finding.claim.text} | {len(found)} of {len(finding.values)} | "
-            f"{finding.mean:.3f} | {low:.3f} to {high:.3f} | {finding.p:.4f} | "
-            f"{finding.corrected:.4f} | {finding.verdict} |")
-
-
-def page(grid, scale, results, command, drawings, config, hours):
-    """The text of reproduction.md or one of the others."""
-    s, arms, count = grid.scales[scale], grid.arms, max(map(len, results.values()))
-    findings = find(claims_of(grid, scale), results)
-    without = [f"{sum(r.record.genotype is None for r in found)} of {len(found)} "
-               f"({arms[arm].name})" for arm, found in results.items()
-               if any(r.record.genotype is None for r in found)]
-    lines = [
-        f"# {grid.title}", "",
-        f"Written by `{command}`: seeds {grid.first} to {grid.first + count - 1}. What held, held "
-        "*here*, at this scale.", "",
-        "| claim | seeds | difference | 95 % interval | p | p, Holm | verdict |",
-        "|---|---|---|---|---|---|---|", *map(claim_row, findings), "",
-        f"{RULE}. This was fixed in the code before these runs.", "",
-        grid.notes(results), ""]
-    if s.networks:
-        lines += ["A random network has as many edges as the one it is compared with, no more than "
-                  "two into a node, and the same seed.", ""]
-    for heading, columns in grid.tables.items():
-        rows = [*table(arms, columns, results)]
-        if len(rows) > 2:
-            lines += [f"## {heading}", "",
-                      "Mean ± half of the 95 % interval (number of seeds).", "", *rows, ""]
-    lines += [
-        "## How it was done", "",
-        f"- Searches without a genotype: {', '.join(without) or 'none'}.",
-        f"- All searches: `{' '.join(s.search)}`, otherwise the recipe of train_search.py.",
-        *(f"- {arms[arm].name}: {'as if with ' * bool(arms[arm].of)}"
-          f"`{' '.join(own_flags(grid, scale, arm))}`" for arm in s.arms
-          if own_flags(grid, scale, arm))]
-    if s.networks:
-        lines += [f"- All trainings, of derived and random networks alike: `{' '.join(s.train)}`, "
-                  "otherwise the recipe of train_eval.py."]
-    lines += [
-        *("- " + line for line in grid.how[scale]),
-        f"- {hours:.1f} hours of computing, summed over the runs; torch {config['torch']}, Python "
-        f"{config['python']}, {config['machine']}, {os.cpu_count()} cores, "
-        f"threads of a run: {config['threads']}.", ""]
-    for name, (caption, _) in drawings.items():
-        lines += [f"![{caption}](figures/{name}.png)", ""]
-    return "\n".join(lines)
+def mean_of(lists):
+    """The mean of lists of numbers, place by place."""
+    return [sum(values) / len(values) for values in zip(*lists)]
 
 
 # ---------------------------------------------------------------- random search
 
-def size_of(grid, scale, genotype):
+def size_of(grid, scale, genotype, flags=()):
     """Millions of parameters, without the auxiliary head, and of multiply-accumulates of the
-    network that the trainings of `scale` build."""
+    network that the trainings of `scale` build, with further `flags`."""
     parser = train_eval.SCRIPT.parser()
-    given = parser.parse_args(grid.scales[scale].train)
+    given = parser.parse_args([*grid.scales[scale].train, *flags])
     s = {**parser.defaults(), **RECIPES[given["dataset"]].eval, **given, "arch": str(genotype)}
-    shape = (1, 8, 8) if given["dataset"] == "digits" else (3, 32, 32)
+    side = s["image_size"]
+    shape = (1, 8, 8) if given["dataset"] == "digits" else (3, side, side)
     with torch.device("meta"):
         network = classifier.build(argparse.Namespace(**s), 10, shape)
         weights, head, macs = train_eval.count(network, shape)
@@ -313,7 +249,7 @@ def reproduce():
         if not grid.pictures or scale != "laptop":
             raise UserError(f"--data is not of --grid {given['grid']} --scale {scale}: leave it "
                             "out")
-        grid = on_pictures(grid, given["data"])
+        grid = grid.pictures(grid, given["data"], given["runs"])
     threads = grid.scales[scale].threads
     jobs = given.get("jobs") or (os.cpu_count() // threads if threads else 1)
     command = f"python -m study.reproduce --grid {given['grid']} --scale {scale} --seeds {seeds}"

@@ -20,7 +20,7 @@ import train_search
 from engine import flags, loop, recipes, texts
 from genotypes import PRIMITIVES
 from study import (chance, claims, compare, cures, grids, hold, interval, many_runs,
-                   random_genotypes, records, reproduce, resting, ties)
+                   pages, random_genotypes, records, reproduce, resting, ties)
 from tests.common import (CLAIMS, SMALL_EVAL, SMALL_SEARCH, assert_picture, call, forked_runs,
                           recorded_run, refused)
 
@@ -432,7 +432,7 @@ def test_pages_say_what_was_found(tmp_path):
         "sigmoid": 7}.items()}
     drawings = CURES.figures(made)
     config = dict(torch="1", python="2", machine="3", threads=4)
-    text = reproduce.page(CURES, "laptop", made, "the command", drawings, config, 1.5)
+    text = pages.page(CURES, "laptop", made, "the command", drawings, config, 1.5)
     rows = [line.split(" | ") for line in text.splitlines() if line.count("|") == 8]
     assert len(rows) == 2 + 6 and "seeds 51 to 59. What" in text
     assert [row[-1].strip(" |") for row in rows[2:]] == ["held"] * 4 + ["held", "undecided"]

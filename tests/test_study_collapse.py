@@ -1,6 +1,5 @@
 """What collapse costs: the measures of the grid in the space of NAS-Bench-201, and its page."""
 import itertools
-from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -92,7 +91,7 @@ def test_the_runs_of_the_grid(monkeypatch, capsys):
     parser = train_search.SCRIPT.parser()
     flags = parser.parse_args(tasks["softmax", 71].flags)
     assert (flags["dataset"], flags["train_fraction"]) == ("cifar10", 0.05)
-    folder = reproduce.on_pictures(grid, "here").scales["laptop"]
+    folder = collapse.on_pictures(grid, "here", "runs").scales["laptop"]
     given = parser.parse_args(folder.search)
     assert (given["dataset"], given["data"], given["image_size"]) == ("folder", "here", 16)
     assert "train_fraction" not in given
