@@ -201,6 +201,8 @@ HOW = ["The settings were chosen by what softmax does on seeds 0 to 2 (with 16 c
 
 def on_pictures(grid, folder, runs):
     """The grid at scale laptop on the pictures of a folder, of 16 pixels."""
+    if folder is None:
+        return grid
     small = grid.scales["laptop"]
     flags = ["--dataset", "folder", "--data", folder, "--image_size", "16"]
     small = small._replace(search=[*small.search[:-len(SLICE)], *flags])

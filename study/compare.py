@@ -123,6 +123,17 @@ def draw_sorted(axes, searches):
                   alpha=0.6)
 
 
+def scatter(points, xlabel, ylabel):
+    """{name: [(x, y)]}, a colour for each name."""
+    figure = Figure((6.5, 3.6))
+    axes = figure.subplots()
+    for index, (name, found) in enumerate(points.items()):
+        axes.plot(*zip(*found), "o", color=f"C{index}", alpha=0.7, label=name, markersize=4)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    figure.legend(loc="outside right center")
+    return figure
+
+
 def arms(title, values):
     """One measure for several settings: {name: [number or None, of each seed]}."""
     figure = Figure((8.5, 1.2 + 0.28 * len(values)))

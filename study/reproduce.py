@@ -5,6 +5,7 @@
     python -m study.reproduce --grid cures  # cures of collapse beside each other, in an hour
     python -m study.reproduce --grid nasbench201 --data DIR  # what collapse costs, in accuracies
                                             # that are known; DIR: CIFAR-10's pictures, or some
+    python -m study.reproduce --grid pictures --data DIR  # a collapsed cell on real pictures
     python -m study.reproduce --random 20   # random genotypes instead, trained alike and ranked;
                                             # --skips 2 --macs 1-2: only such
     python -m study.reproduce --scale paper # the published recipe on CIFAR-10, which needs a
@@ -27,7 +28,7 @@ from engine.flags import Parser, UserError, main, number, one_of, path_name, ref
 from engine.folders import read_config, read_metrics, write_whole
 from engine.recipes import RECIPES
 from genotypes import PRIMITIVES
-from study import collapse, grids, hold, visualize
+from study import collapse, grids, hold, pictures, visualize
 from study.claims import Result
 from study.grids import own_flags
 from study.many_runs import SCRIPTS, Task, complete, execute_all
@@ -37,7 +38,7 @@ from study.records import read, read_again
 from use import classifier
 
 
-GRIDS = {**grids.GRIDS, "nasbench201": collapse.GRID}
+GRIDS = {**grids.GRIDS, "nasbench201": collapse.GRID, "pictures": pictures.GRID}
 
 
 # ---------------------------------------------------------------- the runs
@@ -216,15 +217,17 @@ def reproduce():
     parser = Parser(__doc__)
     parser.add_argument("--grid", type=one_of(GRIDS),
                         help="claims (the default); cures: of collapse, beside each other; "
-                             "nasbench201: what collapse costs")
+                             "nasbench201: what collapse costs; pictures: a collapsed cell on "
+                             "real pictures")
     parser.add_argument("--data", type=path_name, metavar="DIR",
-                        help="of nasbench201: a folder train/CLASS/*, test/CLASS/* with CIFAR-10's "
-                             "pictures, which are then of 16 pixels (default: a tenth of CIFAR-10)")
+                        help="of nasbench201 and pictures: a folder train/CLASS/*, test/CLASS/* "
+                             "with CIFAR-10's pictures, which are then of 16 pixels (default for "
+                             "nasbench201: a tenth of CIFAR-10)")
     parser.add_argument("--scale", type=one_of(GRIDS["claims"].scales),
                         help="laptop (the default) or paper: they differ only in settings")
     parser.add_argument("--seeds", type=number(int, 1, 1000), metavar="N",
-                        help="seeds of each setting (default 9, with which ten claims can be "
-                             "decided after Holm's correction)")
+                        help="seeds of each setting (default 9, with which twelve claims can be "
+                             "decided after Holm's correction; for pictures 12)")
     parser.add_argument("--random", type=number(int, 1, 10**5), metavar="K",
                         help="train K random genotypes instead, and rank them")
     parser.add_argument("--skips", type=number(int, 0, 8), metavar="N",
@@ -242,14 +245,15 @@ def reproduce():
         refuse(given, ["grid", "seeds", "data"], "is not of --random")
     else:
         refuse(given, ["skips", "macs"], "is of --random")
-    given = {"grid": "claims", "scale": "laptop", "seeds": 9, "runs": "runs", "output": "docs",
-             **given}
-    grid, scale, seeds = GRIDS[given["grid"]], given["scale"], given["seeds"]
-    if "data" in given:
-        if not grid.pictures or scale != "laptop":
-            raise UserError(f"--data is not of --grid {given['grid']} --scale {scale}: leave it "
-                            "out")
-        grid = grid.pictures(grid, given["data"], given["runs"])
+    given = {"grid": "claims", "scale": "laptop", "runs": "runs", "output": "docs", **given}
+    grid, scale = GRIDS[given["grid"]], given["scale"]
+    seeds = given.get("seeds", grid.seeds)
+    if scale not in grid.scales:
+        raise UserError(f"--scale {scale} is not of --grid {given['grid']}: leave it out")
+    if grid.pictures and scale == "laptop":
+        grid = grid.pictures(grid, given.get("data"), given["runs"])
+    elif "data" in given:
+        raise UserError(f"--data is not of --grid {given['grid']} --scale {scale}: leave it out")
     threads = grid.scales[scale].threads
     jobs = given.get("jobs") or (os.cpu_count() // threads if threads else 1)
     command = f"python -m study.reproduce --grid {given['grid']} --scale {scale} --seeds {seeds}"
