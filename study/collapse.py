@@ -1,5 +1,6 @@
 """What collapse costs: the grid in the space of NAS-Bench-201, where accuracies are looked up."""
 import functools
+import json
 
 import numpy as np
 
@@ -163,7 +164,7 @@ def figures(results):
 
 
 def mean_of_random():
-    return random_accuracies(("skip_connect", *OTHERS)).mean()
+    return float(random_accuracies(("skip_connect", *OTHERS)).mean())
 
 
 def notes(results):
@@ -199,6 +200,24 @@ HOW = ["The settings were chosen by what softmax does on seeds 0 to 2 (with 16 c
        "together; 1.22 has the paper's pressure on a gate."]
 
 
+def recorded(results):
+    """What docs/walkthrough.py draws: of all seeds what argmax would derive, epoch by epoch, and of
+    the seed whose softmax ends at the median the gates."""
+    names = {"softmax": "softmax", "Fair DARTS": "l01"}
+    order = sorted(range(len(results["softmax"])),
+                   key=lambda index: by_argmax(results["softmax"][index]))
+    middle = order[len(order) // 2]
+    content = {
+        "primitives": results["softmax"][0].record.primitives,
+        "random": round(mean_of_random(), 2),
+        "gates": {name: results[arm][middle].record.gates["normal"].astype(float).round(3).tolist()
+                  for name, arm in names.items()},
+        **{column: {name: [[*known_curve(result.record, column).values()]
+                           for result in results[arm]] for name, arm in names.items()}
+           for column in ("benchmark_accuracy", "genotype_skips")}}
+    return {"recorded_searches.json": json.dumps(content, separators=(",", ":"))}
+
+
 def on_pictures(grid, folder, runs):
     """The grid at scale laptop on the pictures of a folder, of 16 pixels."""
     if folder is None:
@@ -210,4 +229,5 @@ def on_pictures(grid, folder, runs):
 
 
 GRID = Grid("nasbench201.md", "nasbench201-", 71, "What collapse costs: NAS-Bench-201", ARMS,
-            SCALES, CLAIMS, notes, TABLES, figures, {"laptop": HOW, "paper": HOW}, on_pictures)
+            SCALES, CLAIMS, notes, TABLES, figures, {"laptop": HOW, "paper": HOW}, on_pictures,
+            files=recorded)

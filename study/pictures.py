@@ -1,7 +1,6 @@
 """Is Fair DARTS's normal cell better than a collapsed one? The grid on real pictures."""
 import os
 import random
-from argparse import Namespace
 
 import numpy as np
 
@@ -10,7 +9,7 @@ from engine.pictures import IMG_EXTENSIONS
 from genotypes import Edge, Genotype
 from study import claims, compare, grids
 from study.claims import Claim
-from study.grids import CURE_SCALES, SIGMOID, SOFTMAX, THREE, Arm, Grid, Scale
+from study.grids import CURE_SCALES, SOFTMAX, THREE, Arm, Grid, Scale
 from study.interval import interval
 from study.random_genotypes import random_genotype
 

@@ -136,6 +136,8 @@ def run_grid(grid, scale, root, output, seeds, jobs, command):
     drawings = grid.figures(results)
     visualize.save({name: draw for name, (_, draw) in drawings.items()},
                    os.path.join(output, "figures"))
+    for name, text in (grid.files(results) if grid.files else {}).items():
+        write_whole(os.path.join(output, name), text)
     config = read_config(tasks["softmax", grid.first].folder)
     path = os.path.join(output, grid.page)
     write_whole(path, page(grid, scale, results, command, drawings, config, seconds / 3600))
