@@ -33,8 +33,8 @@ class CellGenotype(namedtuple("CellGenotype", "cell")):
 
 
 PARTS, GENOTYPE, PUBLISHED, RULES = ("normal",), CellGenotype, {}, ("threshold",)
-SEARCH_FLAGS = EVAL_FLAGS = {"init_channels", "stage_cells"}
-SEARCH_FLAGS = SEARCH_FLAGS | {"primitives"}
+SEARCH_FLAGS = {"primitives", "init_channels", "stage_cells"}
+EVAL_FLAGS = {"init_channels", "stage_cells"}
 
 
 # ---------------------------------------------------------------- the networks

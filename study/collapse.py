@@ -153,8 +153,8 @@ def figures(results):
     title = "Accuracy of the derived architecture in the benchmark (%)"
     return {
         "nasbench201_derived": (
-            "What would be derived by argmax after each epoch: mean and 95 % interval over the "
-            "seeds", lambda: compare.derived(*drawn("softmax", "l01"), mean_of_random())),
+            "What would be derived by argmax after each epoch: mean, least and most of the seeds",
+            lambda: compare.derived(*drawn("softmax", "l01"), mean_of_random())),
         "nasbench201_sigmoid": (
             "The same of sigmoid alone, and without skip_connect", lambda: compare.derived(
                 *drawn("sigmoid", "softmax_noskip", "l01_noskip"), mean_of_random())),

@@ -97,12 +97,14 @@ def results(page, heading):
 
 
 @pytest.mark.parametrize("quoting, heading, written", [
-    ("README.md", "## Results", "reproduction.md"),
-    ("docs/other-cures.md", "## What was found", "cures.md")])
-def test_what_is_quoted_is_on_the_page_of_results(quoting, heading, written):
-    page = ROOT / "docs" / written
+    ("README.md", "## Results", ["reproduction.md", "nasbench201.md"]),
+    ("docs/other-cures.md", "## What was found", ["cures.md"])])
+def test_what_is_quoted_is_on_the_pages_of_results(quoting, heading, written):
+    """In their order."""
+    pages = [ROOT / "docs" / name for name in written]
+    rows = iter([row for page in pages for row in results(page, page.read_text().split("\n")[0])])
     quoted = results(ROOT / quoting, heading)
-    assert quoted == results(page, page.read_text().split("\n")[0]) and len(quoted) > 4
+    assert all(row in rows for row in quoted) and len(quoted) > 4
 
 
 def test_readme_is_of_two_screens():
