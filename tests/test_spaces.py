@@ -268,6 +268,7 @@ def test_discretize_edges():
         "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3", "none", "avg_pool_3x3", "skip_connect"]
     [ones] = nasbench201.discrete_gates(kept, [gates], primitives)
     assert ones.nonzero().tolist() == [[0, 2], [1, 3], [4, 0], [5, 1]]
+    assert len(nasbench201.discretize_edges(torch.full((6, 5), 0.5), 0.5).cell) == 6  # from it up
     gates[3:] = 0.5  # nothing reaches the output
     assert nasbench201.discretize_edges(gates, 0.85, primitives).cell == []
 

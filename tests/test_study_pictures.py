@@ -109,6 +109,8 @@ def test_the_conditions_of_validity():
     assert [met for _, met in pictures.valid(same)] == [False, True]
     few = {**results, "softmax": results["two"]}
     assert [met for _, met in pictures.valid(few)] == [True, False]
+    four = results_of({"softmax": [50.0] * 6}, {"softmax": [4] * 6})  # above chance, and too few
+    assert [met for _, met in pictures.valid({**results, **four})] == [True, False]
 
 
 def test_the_primary_claim_is_tested_alone():
