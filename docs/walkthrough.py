@@ -95,7 +95,7 @@ assert torch.allclose(by_hand, by_code, atol=1e-6)
 # ## 2. Exclusive, and not (Eq. 2 against Eq. 6)
 #
 # Under softmax an operation can only gain what others lose: the competition is *exclusive*. Fair
-# DARTS gives each operation a **gate** of its own (Eq. 6),
+# DARTS gives each operation a **gate** of its own, a weight between 0 and 1 (Eq. 6),
 #
 # $$\bar o_{i,j}(x) = \sum_o \sigma(\alpha_o)\, o(x), \qquad \sigma(\alpha) = \frac{1}{1 + e^{-\alpha}}$$
 #
@@ -191,7 +191,8 @@ show(fair_darts.Architect.step)
 # is kept and the convolution is thrown away: the **collapse**.
 #
 # What does it cost? In the space of NAS-Bench-201 all 15,625 cells have been trained by its authors,
-# so the accuracy of what *would be* derived after each epoch can be looked up. Digits are too easy
+# so the accuracy of what *would be* derived after each epoch can be looked up: of each edge the
+# operation with the largest weight (*argmax*), six operations in a cell. Digits are too easy
 # to show a collapse in this space. So these are **recorded** searches on 5,000 pictures of CIFAR-10,
 # nine seeds of `python -m study.reproduce --grid nasbench201`; black is the seed whose softmax ends
 # at the median of the nine.
@@ -336,7 +337,9 @@ assert fair_darts.discretize(*published.values()) == genotypes.FairDARTS_a
 # %% [markdown]
 # Cutting costs accuracy: the **discretisation gap** (Insight 2), here measured in a small search on
 # 1,797 digits. Its parts: *rounding* the gates to 0 and 1, and *selection*, since only some of the
-# open gates are kept. The zero-one loss makes the first cheap. Is the whole gap smaller?
+# open gates are kept. Each line below has the supernet's accuracy with its gates as they are, minus
+# that with the gates of the genotype, 0 and 1. The zero-one loss makes rounding cheap. Is the whole
+# gap smaller?
 
 # %%
 import io
