@@ -190,8 +190,9 @@ show(fair_darts.Architect.step)
 # helps, its alpha grows, and under softmax the convolutions' weights shrink. In the end the skip
 # is kept and the convolution is thrown away: the **collapse**.
 #
-# What does it cost? In the space of NAS-Bench-201 all 15,625 cells have been trained by its authors,
-# so the accuracy of what *would be* derived after each epoch can be looked up: of each edge the
+# What does it cost? In the space of NAS-Bench-201 all 15,625 cells have been trained (the figures here
+# are those of AnalogNAS-Bench, which trained them again, not the authors'), so the accuracy of what
+# *would be* derived after each epoch can be looked up: of each edge the
 # operation with the largest weight (*argmax*), six operations in a cell. Digits are too easy
 # to show a collapse in this space. So these are **recorded** searches on 5,000 pictures of CIFAR-10,
 # nine seeds of `python -m study.reproduce --grid nasbench201`; black is the seed whose softmax ends

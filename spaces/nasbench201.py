@@ -1,5 +1,6 @@
 """The space of NAS-Bench-201 (Dong & Yang, ICLR 2020), whose answers are known: each of its 15,625
-cells has been trained by its authors, so a genotype's accuracy is looked up.
+cells has been trained, so a genotype's accuracy is looked up. The figures here are not those of its
+authors but of AnalogNAS-Bench, which trained all cells again, see nasbench201_cifar10.md.
 
 A cell has four states: 0 is its input, 3 its output. Each of its six edges applies one
 operation to the state that it leaves; a state is the sum of the edges that enter it. An edge keeps
