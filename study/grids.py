@@ -19,9 +19,9 @@ Scale = namedtuple("Scale", "search more train networks arms threads")
 # tables: {heading: {column: (measure, digits)}}; of {arm: [Result of each seed]} notes makes a
 # text, figures {name: (caption, function that draws it)}; how: {scale: further lines of how it was
 # done}; pictures: makes the grid on the pictures in a folder, with a folder for its runs; random:
-# whether a random network is trained beside each; seeds: how many by default; valid: makes [(condition, whether it is met)] of
-# the Results, without which nothing is decided; further: makes lines for the page of them, files
-# makes {name: text} to lie beside it
+# whether a random network is trained beside each; seeds: how many by default; valid: makes
+# [(condition, whether it is met)] of the Results, without which nothing is decided; further: makes
+# lines for the page of them, files makes {name: text} to lie beside it
 Grid = namedtuple("Grid", "page prefix first title arms scales claims notes tables figures how "
                   "pictures random seeds valid further files",
                   defaults=(None, True, 9, None, None, None))

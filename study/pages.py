@@ -31,7 +31,7 @@ def claim_row(finding):
     found = [value for value in finding.values if value is not None]
     if not found:
         return (f"| {finding.claim.text} | 0 of {len(finding.values)} | – | – | – | – | "
-                "undecided |")
+                f"{finding.verdict} |")
     low, high = finding.mean - finding.half, finding.mean + finding.half
     return (f"| {finding.claim.text} | {len(found)} of {len(finding.values)} | "
             f"{finding.mean:.3f} | {low:.3f} to {high:.3f} | {finding.p:.4f} | "
@@ -45,6 +45,8 @@ def page(grid, scale, results, command, drawings, config, hours):
     conditions = grid.valid(results) if grid.valid else []
     if not all(met for _, met in conditions):
         findings = [finding._replace(verdict="invalid") for finding in findings]
+    of = ("all claims but the first, which is tested alone" if findings[0].claim.family else
+          "all claims of this page")
     without = [f"{sum(r.record.genotype is None for r in found)} of {len(found)} "
                f"({arms[arm].name})" for arm, found in results.items()
                if any(r.record.genotype is None for r in found)]
@@ -54,7 +56,7 @@ def page(grid, scale, results, command, drawings, config, hours):
         "*here*, at this scale.", "",
         "| claim | seeds | difference | 95 % interval | p | p, Holm | verdict |",
         "|---|---|---|---|---|---|---|", *map(claim_row, findings), "",
-        f"{RULE}. This was fixed in the code before these runs.", "",
+        f"{RULE.format(of=of)}. This was fixed in the code before these runs.", "",
         *(f"- {'Met' if met else '**Not met**'}: {condition}." for condition, met in conditions),
         *[""] * bool(conditions), grid.notes(results), ""]
     lines += grid.further(results) if grid.further else []

@@ -1,4 +1,5 @@
 """Is Fair DARTS's normal cell better than a collapsed one? The grid on real pictures."""
+import hashlib
 import os
 import random
 
@@ -43,12 +44,13 @@ def own_cells(arm):
 
 
 def at_random(count, draws):
-    """`draws` random normal cells with as many skips as `count` says of softmax's; None: any."""
+    """A random normal cell for each of `draws`, numbers that no other arm has, with as many skips
+    as `count` says of softmax's genotype; None: any."""
     def networks(records, seed, size):
         skips = count(records["softmax"].genotype)
         cells = [random_genotype((EDGES, EDGES), THREE, 1000 * seed + draw, lambda genotype:
-                                 skips in (None, skips_of(genotype))).normal
-                 for draw in range(draws)]
+                                 skips in (None, skips_of(genotype)), tries=10**6).normal
+                 for draw in draws]
         return [(Genotype(cell, REDUCE), []) for cell in cells]
     return networks
 
@@ -105,7 +107,7 @@ SAME_REDUCTION = "softmax", "l01", "two", "same", "chance"
 def regression(results):
     """Accuracy by skips and by whether the cell is Fair DARTS's, among networks of the same width
     and reduction cell, each seed with a level of its own: [(points, half of the 95 % interval)] of a
-    skip more, and of Fair DARTS beyond its skips."""
+    skip more, and of Fair DARTS beyond its skips; None where too few were trained to tell."""
     from scipy.stats import t as student
     rows, y, seeds = [], [], []
     for arm in SAME_REDUCTION:
@@ -117,18 +119,21 @@ def regression(results):
     x = np.hstack([np.array(rows), np.eye(len(results["softmax"]))[seeds]])
     found, _, rank, _ = np.linalg.lstsq(x, np.array(y))
     free = len(y) - rank
+    if rank < x.shape[1] or not free:
+        return None
     residual = np.array(y) - x @ found
-    variance = np.linalg.pinv(x.T @ x) * (residual @ residual) / max(1, free)
-    half = student.ppf(0.975, free) * np.sqrt(np.diag(variance)) if free > 0 else np.full(2, np.inf)
+    variance = np.linalg.inv(x.T @ x) * (residual @ residual) / free
+    half = student.ppf(0.975, free) * np.sqrt(np.diag(variance))
     return [(float(found[column]), float(half[column])) for column in (0, 1)]
 
 
 def power(results, first=4):
-    """The difference that would be found in 80 of 100 experiments, by the spread of all arms' first
-    seeds, whichever arm they are of."""
+    """(spread, difference): that of the first seeds' networks within an arm, over all arms that
+    train one for each seed, and the difference which so many seeds would find in 80 of 100
+    experiments."""
     from scipy.stats import t as student
     parts = [[result.trained[-1] for result in results[arm][:first] if result.trained]
-             for arm in SAME_REDUCTION]
+             for arm in ("softmax", "l01", "chance")]
     free = sum(len(part) - 1 for part in parts if part)
     pooled = sum(len(part) * np.var(part) for part in parts if part) / max(1, free)
     count = len(results["softmax"])
@@ -137,15 +142,17 @@ def power(results, first=4):
 
 
 def further(results):
-    (skip, skip_half), (fair, fair_half) = regression(results)
-    spread, least = power(results)
-    return [
+    found, (spread, least), seeds = regression(results), power(results), len(results["softmax"])
+    effects = "too few networks were trained to tell" if found is None else (
+        "one skip more is worth {:.2f} ± {:.2f} points, and Fair DARTS beyond its number of skips "
+        "{:.2f} ± {:.2f}".format(*found[0], *found[1]))
+    lines = [
         "**Beyond fewer skips.** By a regression over all normal cells with the same reduction cell, "
-        f"one skip more is worth {skip:.2f} ± {skip_half:.2f} points, and Fair DARTS beyond its "
-        f"number of skips {fair:.2f} ± {fair_half:.2f}.", "",
-        f"**Power.** After four seeds, blind to the arm, networks of one arm differed by {spread:.2f} "
-        f"points (standard deviation); so a difference of {least:.1f} points is found with 80 %, by "
-        f"{len(results['softmax'])} seeds.", ""]
+        f"{effects}.", ""]
+    return lines if seeds < 2 else lines + [
+        f"**Power.** In the first {min(4, seeds)} seeds, blind to the arm, networks of one arm "
+        f"differed by {spread:.2f} points (standard deviation); so a difference of {least:.1f} points "
+        f"is found with 80 %, by {seeds} seeds.", ""]
 
 
 # ---------------------------------------------------------------- the grid
@@ -153,10 +160,10 @@ def further(results):
 ARMS = {
     "softmax": Arm("softmax", SOFTMAX, networks=own_normal("softmax")),
     "l01": Arm("Fair DARTS", [], networks=own_normal("l01")),
-    "two": Arm("random, 2 skips", [], of="softmax", networks=at_random(lambda found: 2, 2)),
+    "two": Arm("random, 2 skips", [], of="softmax", networks=at_random(lambda found: 2, (0, 1))),
     "same": Arm("random, as many skips as softmax", [], of="softmax",
-                networks=at_random(skips_of, 2)),
-    "chance": Arm("random", [], of="softmax", networks=at_random(lambda found: None, 1)),
+                networks=at_random(skips_of, (2, 3))),
+    "chance": Arm("random", [], of="softmax", networks=at_random(lambda found: None, (4,))),
     "skips": Arm("all skips", [], of="softmax", networks=all_skips),
     "wide": Arm("softmax, widened to Fair DARTS's MACs", [], of="softmax", networks=widened),
     "softmax_own": Arm("softmax, its own reduction cell", [], of="softmax",
@@ -214,15 +221,15 @@ def on_pictures(grid, folder, runs):
         raise UserError("--grid pictures needs --data DIR, a folder train/CLASS/*, test/CLASS/* of "
                         "CIFAR-10's pictures, or of some of them")
     small = grid.scales["laptop"]
-    target = os.path.join(runs, f"{grid.prefix}split")
-    split_again(folder, target)
+    target = split_again(folder, os.path.join(runs, f"{grid.prefix}split-"))
     small = small._replace(train=["--dataset", "folder", "--data", target, *small.train])
     return grid._replace(scales={"laptop": small})
 
 
-def split_again(folder, target):
-    """Two thirds of each class of train/ and test/ in `folder` as links in target/train/, the rest
-    in target/test/. Raises UserError."""
+def split_again(folder, prefix):
+    """Two thirds of each class of train/ and test/ in `folder` as links in train/ of a new folder,
+    the rest in its test/. Returns its path: the prefix and a name for these very pictures. Raises
+    UserError."""
     classes = {}
     for part in ("train", "test"):
         root = os.path.join(folder, part)
@@ -232,9 +239,15 @@ def split_again(folder, target):
         for label in sorted(os.listdir(root)):
             if os.path.isdir(os.path.join(root, label)):
                 classes.setdefault(label, []).extend(
-                    os.path.join(root, label, name)
+                    os.path.abspath(os.path.join(root, label, name))
                     for name in sorted(os.listdir(os.path.join(root, label)))
                     if name.lower().endswith(IMG_EXTENSIONS))
+    few = [label for label, paths in classes.items() if len(paths) < 3]
+    if len(classes) < 2 or few:
+        raise UserError(f"{folder!r} has " + (
+            f"fewer than 3 pictures in class {few[0]!r}" if few else "fewer than 2 classes"))
+    target = prefix + hashlib.sha256("\n".join(
+        path for paths in classes.values() for path in paths).encode()).hexdigest()[:8]
     for label, paths in classes.items():
         random.Random(0).shuffle(paths)
         for index, path in enumerate(paths):
@@ -242,7 +255,8 @@ def split_again(folder, target):
             link = os.path.join(target, part, label, f"{index:05}{os.path.splitext(path)[1]}")
             os.makedirs(os.path.dirname(link), exist_ok=True)
             if not os.path.lexists(link):
-                os.symlink(os.path.abspath(path), link)
+                os.symlink(path, link)
+    return target
 
 
 GRID = Grid("pictures.md", "pictures-", 101, "A collapsed normal cell on real pictures", ARMS, SCALES,

@@ -1,5 +1,6 @@
 """The grid of a collapsed normal cell on real pictures: what is trained, measured and decided."""
 import os
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -48,6 +49,11 @@ def test_what_is_trained():
                    for genotype, _ in nets[arm])
     assert [flags for _, flags in nets["wide"]] == [["--init_channels", "11"]]  # 8 * sqrt(2)
     assert nets["softmax_own"] == [(SEED["softmax"].genotype, [])]
+    drawn = [str(genotype) for arm in ("two", "same", "chance")
+             for genotype, _ in pictures.ARMS[arm].networks({"softmax": record_of(2)}, 101, size)]
+    assert len(set(drawn)) == 5  # arms of as many skips have others
+    collapsed = pictures.ARMS["same"].networks({"softmax": record_of(8)}, 106, size)
+    assert [pictures.skips_of(genotype) for genotype, _ in collapsed] == [8, 8]
     nothing = {**SEED, "l01": SimpleNamespace(genotype=None)}
     assert [pictures.ARMS[arm].networks(nothing, 101, size) for arm in (
         "l01", "wide", "l01_own")] == [[], [], []]
@@ -87,12 +93,15 @@ def test_regression_against_the_normal_equations():
     assert np.allclose(pictures.regression(results), list(zip(found, half))[:2])
     (skip, skip_half), (fair, fair_half) = pictures.regression(results)
     assert abs(skip + 0.5) < skip_half < 0.2 and abs(fair - 1) < fair_half < 1
+    none = {**results, "l01": [Result(None)] * 6}
+    assert pictures.regression(none) is None and "too few networks" in pictures.further(none)[0]
+    assert "nan" not in " ".join(pictures.further(made_results(1)))
 
 
 def test_power_by_simulation():
     """So large a difference is found in about 80 of 100 experiments."""
     dice = np.random.default_rng(1)
-    accuracies = {arm: dice.normal(50, 1.5, 12).tolist() for arm in pictures.SAME_REDUCTION}
+    accuracies = {arm: dice.normal(50, 1.5, 12).tolist() for arm in ("softmax", "l01", "chance")}
     results = results_of(accuracies, {arm: [2] * 12 for arm in accuracies})
     values = np.array([found[:4] for found in accuracies.values()])
     spread, least = pictures.power(results)
@@ -124,16 +133,26 @@ def test_the_primary_claim_is_tested_alone():
 
 def test_a_folder_is_split_anew_by_links(request, tmp_path, monkeypatch, capsys):
     folder = request.getfixturevalue("pictures")
-    for _ in range(2):  # once more changes nothing
-        pictures.split_again(str(folder), str(tmp_path / "split"))
+    prefix = str(tmp_path / "split-")
+    [target] = {pictures.split_again(str(folder), prefix) for _ in range(2)}
     found = {(part, label): [os.path.realpath(path) for path in
-                             sorted((tmp_path / "split" / part / label).iterdir())]
+                             sorted((tmp_path / target / part / label).iterdir())]
              for part in ("train", "test") for label in ("blue", "red")}
     assert {key: len(paths) for key, paths in found.items()} == {
         ("train", "blue"): 15, ("train", "red"): 15, ("test", "blue"): 7, ("test", "red"): 7}
     for label in ("blue", "red"):
         every = {str(path) for part in ("train", "test") for path in (folder / part / label).iterdir()}
         assert set(found["train", label] + found["test", label]) == every
+    more = tmp_path / "more"
+    shutil.copytree(folder, more)
+    assert pictures.split_again(str(more), prefix) != target  # nothing of the other is in it
+    shutil.rmtree(more / "train" / "red")
+    shutil.rmtree(more / "test" / "red")
+    assert "fewer than 2 classes" in refused(
+        capsys, monkeypatch, reproduce, "--grid", "pictures", "--data", more)
+    (more / "test" / "red").mkdir()
+    assert "fewer than 3 pictures in class 'red'" in refused(
+        capsys, monkeypatch, reproduce, "--grid", "pictures", "--data", more)
     assert "there is no folder" in refused(
         capsys, monkeypatch, reproduce, "--grid", "pictures", "--data", tmp_path)
     assert "needs --data DIR" in refused(capsys, monkeypatch, reproduce, "--grid", "pictures")
