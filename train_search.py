@@ -9,8 +9,8 @@
     python train_search.py --resume RUN --threshold 0.8 # derive again, without searching
 
 Writes to the run's folder: genotype.json, metrics.csv, report.md, figures/, gates.npz (normal,
-reduce: (epochs, edges, operations), or in S2 layers: (epochs, layers, choices), NaN where there
-is no such choice; primitives: the operations' names).
+in S1 reduce: (epochs, edges, operations), or in S2 layers: (epochs, layers, choices), NaN where
+there is no such choice; primitives: the operations' names).
 """
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,8 @@ FLAGS = {
         "zero_one_loss": ("l2", one_of(PENALTIES), "l2 (Eq. 7), l1 (Eq. 9)"),
         "unrolled": (False, bool, "second-order steps on alpha, as in DARTS"),
         "space": ("s1", one_of(SPACES), "s1, two cells; s2, a chain; nasbench201, one cell"),
-        "primitives": (",".join(PRIMITIVES), some_of(CANDIDATES), "cells: candidate operations"),
+        "primitives": (",".join(PRIMITIVES), some_of(CANDIDATES), "cells: candidate operations; "
+                       "nasbench201: all of its own but none"),
         "init_channels": (16, number(int, 2, 10**6), "cells: channels of the first ones"),
         "layers": (8, number(int, 1, 10**4), "s1: cells"),
         "nodes": (4, number(int, 1, 4), "s1: nodes in a cell"),

@@ -13,11 +13,11 @@
 # the paper says, the function of this repository that is it, and an experiment whose outcome
 # could have been another. The whole page runs in a few minutes on two CPU cores.
 #
-# **The question.** A neural network is built from many small choices: which operation goes where? An
-# architecture search makes these choices by experiment. *DARTS* puts all candidates into one large
-# network, the **supernet**, weighs each candidate by a number **alpha**, and learns the numbers by
-# gradient descent, as it learns the weights. In the end the candidates with the largest numbers
-# are kept, and the small network that they make is trained anew.
+# **The question.** A neural network is built from many small choices: which operation goes where?
+# An architecture search makes these choices by experiment. *DARTS* puts all candidates into one
+# large network, the **supernet**, weighs each candidate by a number **alpha**, and learns the
+# numbers by gradient descent, as it learns the weights. In the end the candidates with the largest
+# numbers are kept, and the small network that they make is trained anew.
 
 # %%
 # In a notebook service, set REPOSITORY to the address that you would clone.
@@ -97,7 +97,8 @@ assert torch.allclose(by_hand, by_code, atol=1e-6)
 # Under softmax an operation can only gain what others lose: the competition is *exclusive*. Fair
 # DARTS gives each operation a **gate** of its own, a weight between 0 and 1 (Eq. 6),
 #
-# $$\bar o_{i,j}(x) = \sum_o \sigma(\alpha_o)\, o(x), \qquad \sigma(\alpha) = \frac{1}{1 + e^{-\alpha}}$$
+# $$\bar o_{i,j}(x) = \sum_o \sigma(\alpha_o)\, o(x), \qquad
+# \sigma(\alpha) = \frac{1}{1 + e^{-\alpha}}$$
 #
 # How much does the weight of one operation (row) change with the alpha of another (column)?
 
@@ -137,12 +138,14 @@ print(f"raised to 5, under softmax the others fall from 0.25 to {rising[1]:.3f};
 # The alphas are chosen on pictures that the weights are not trained on, and the weights depend on
 # the alphas:
 #
-# $$\min_\alpha L_{val}(w^*(\alpha), \alpha) \quad\text{with}\quad w^*(\alpha) = \arg\min_w L_{train}(w, \alpha)$$
+# $$\min_\alpha L_{val}(w^*(\alpha), \alpha) \quad\text{with}\quad
+# w^*(\alpha) = \arg\min_w L_{train}(w, \alpha)$$
 #
 # Training to the end for each alpha would take forever. *First order*: take $w$ as it is, as if it
-# did not depend on alpha. *Unrolled*: pretend that one step of SGD leads to $w^*$, and differentiate
-# through this step. Both on a problem of two numbers whose exact gradient is known:
-# $L_{train} = (w - \alpha)^2$, so $w^*(\alpha) = \alpha$, and $L_{val} = (w - 1)^2 + (\alpha - 2)^2 / 4$.
+# did not depend on alpha. *Unrolled*: pretend that one step of SGD leads to $w^*$, and
+# differentiate through this step. Both on a problem of two numbers whose exact gradient is known:
+# $L_{train} = (w - \alpha)^2$, so $w^*(\alpha) = \alpha$, and $L_{val} = (w - 1)^2 + (\alpha - 2)^2
+# / 4$.
 
 # %%
 def train_loss(w, a): return (w - a) ** 2
@@ -190,13 +193,13 @@ show(fair_darts.Architect.step)
 # helps, its alpha grows, and under softmax the convolutions' weights shrink. In the end the skip
 # is kept and the convolution is thrown away: the **collapse**.
 #
-# What does it cost? In the space of NAS-Bench-201 all 15,625 cells have been trained (the figures here
-# are those of AnalogNAS-Bench, which trained them again, not the authors'), so the accuracy of what
-# *would be* derived after each epoch can be looked up: of each edge the
-# operation with the largest weight (*argmax*), six operations in a cell. Digits are too easy
-# to show a collapse in this space. So these are **recorded** searches on 5,000 pictures of CIFAR-10,
-# nine seeds of `python -m study.reproduce --grid nasbench201`; black is the seed whose softmax ends
-# at the median of the nine.
+# What does it cost? In the space of NAS-Bench-201 all 15,625 cells have been trained (the figures
+# here are those of AnalogNAS-Bench, which trained them again, not the authors'), so the accuracy of
+# what *would be* derived after each epoch can be looked up: of each edge the operation with the
+# largest weight (*argmax*), six operations in a cell. Digits are too easy to show a collapse in
+# this space. So these are **recorded** searches on 5,000 pictures of CIFAR-10, nine seeds of
+# `python -m study.reproduce --grid nasbench201`; black is the seed whose softmax ends at the median
+# of the nine.
 
 # %%
 from spaces import nasbench201
@@ -235,10 +238,10 @@ draw_searches("softmax")
 # ## 5. Independent gates and the zero-one loss (Eq. 6 to 9, Fig. 5)
 #
 # With sigmoid gates the skip may grow and nothing else has to shrink. But now gates may rest
-# anywhere, for example all at 0.6, and cutting them at a threshold would be arbitrary. So an
-# extra loss pushes them to 0 or 1. The paper asks three things of it (Sec. 4.2): (a) it is smallest
-# at 0 and 1, and flat at 0.5, where gates begin, so that the data decides first; (b) it pulls harder
-# the further a gate has gone from 0.5; (c) its strength is one number, $w_{0\text{-}1}$. Eq. 7, the
+# anywhere, for example all at 0.6, and cutting them at a threshold would be arbitrary. So an extra
+# loss pushes them to 0 or 1. The paper asks three things of it (Sec. 4.2): (a) it is smallest at 0
+# and 1, and flat at 0.5, where gates begin, so that the data decides first; (b) it pulls harder the
+# further a gate has gone from 0.5; (c) its strength is one number, $w_{0\text{-}1}$. Eq. 7, the
 # first, does; Eq. 9, an L1 form, fails at 0.5 (both are checked under the pictures):
 #
 # $$L_{0\text{-}1} = -\tfrac1N \sum_i (\sigma(\alpha_i) - \tfrac12)^2 \qquad
@@ -269,7 +272,8 @@ for name, equation in (("l2", "Eq. 7"), ("l1", "Eq. 9")):
 assert slopes["l2"][middle + 1].abs() < 0.01 < slopes["l1"][middle + 1].abs()
 
 # %% [markdown]
-# **Where do gates settle?** The loss pushes a gate out; the weight decay of Adam pulls alpha back to
+# **Where do gates settle?** The loss pushes a gate out; the weight decay of Adam pulls alpha back
+# to
 # 0. Without a gradient from the data they balance where
 # $\;w_{0\text{-}1} \cdot 2 (z - \tfrac12)\, z (1 - z) / N = \lambda\, \alpha$. In the published
 # setting ($w_{0\text{-}1}$ = 10, N = 196 gates, decay $\lambda$ = 0.001):
@@ -299,8 +303,8 @@ for name, gates in RECORDED["gates"].items():
     print(f"{name}: {undecided:.0%} of the last gates are between 0.25 and 0.75")
 
 # %% [markdown]
-# What these nine seeds decide, and what they leave open, is on [the page](nasbench201.md); section 8
-# quotes it.
+# What these nine seeds decide, and what they leave open, is on [the page](nasbench201.md); section
+# 8 quotes it.
 #
 # ## 6. Cutting (Sec. 4.2, Fig. 4)
 #
@@ -351,8 +355,9 @@ FOLDER = tempfile.mkdtemp()
 
 def run(script, *flags):
     """A script of this repository, as on the command line; what it prints last."""
-    done = subprocess.run([sys.executable, os.path.join(ROOT, script), *flags, "--dataset", "digits",
-                           "--device", "cpu", "--runs", FOLDER], capture_output=True, text=True)
+    command = [sys.executable, os.path.join(ROOT, script), *flags, "--dataset", "digits",
+               "--device", "cpu", "--runs", FOLDER]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().split("\n")
 
@@ -366,8 +371,8 @@ for name, flags in (("softmax", ["--gate", "softmax", "--arch_beta1", "0.9"]),
 # %% [markdown]
 # ## 7. The network
 #
-# The genotype is a small network: the cell of FairDARTS_a, stacked 20 times, is what the paper trains on
-# CIFAR-10.
+# The genotype is a small network: the cell of FairDARTS_a, stacked 20 times, is what the paper
+# trains on CIFAR-10.
 
 # %%
 from study.draw_cells import draw_cell
@@ -401,8 +406,8 @@ for axes, image, answer in zip(panels, digits.test_images, answers):
 # %% [markdown]
 # ## 8. Beyond the paper
 #
-# **The published gates rest where the balance says** (section 5). So many gates have nearly the same
-# value, and which of them are kept is decided by very little:
+# **The published gates rest where the balance says** (section 5). So many gates have nearly the
+# same value, and which of them are kept is decided by very little:
 
 # %%
 from study.ties import published_ties
@@ -419,10 +424,11 @@ for part, (near, kept, opened) in published_ties().items():
           f"({opened:.0f} of 98 gates are open)")
 
 # %% [markdown]
-# **What several seeds say**, each claim by a rule that was fixed before the runs. What follows from the
-# losses held: gates near 0 and 1, cheap rounding. That skips *teach* the others to be low did not.
-# Six of softmax's nine searches collapsed and none of Fair DARTS's; but three of softmax's came out as
-# good, so the difference of the means is undecided after the correction for twelve claims.
+# **What several seeds say**, each claim by a rule that was fixed before the runs. What follows from
+# the losses held: gates near 0 and 1, cheap rounding. That skips *teach* the others to be low did
+# not. Six of softmax's nine searches collapsed and none of Fair DARTS's; but three of softmax's
+# came out as good, so the difference of the means is undecided after the correction for twelve
+# claims.
 
 # %%
 import textwrap
@@ -443,18 +449,19 @@ for page in ("reproduction.md", "nasbench201.md"):
 #    w01 · 2 · (alpha/4) · 1/4 / N = w01 · alpha / (8 N), and the decay is λ · alpha. Below
 #    w01 = 8 λ N = 1.568 the decay wins everywhere.</details>
 # 2. Make another penalty that meets the three requirements. Where do its gates settle?
-#    <details><summary>Solution</summary> For example −mean (u² + 4 u⁴) with u = gate − 1/2: its slope,
-#    2 u + 16 u³, is 0 at 1/2 and grows faster than that of Eq. 7, so gates settle further
-#    out. With u³ alone the decay wins near 1/2, and no gate leaves it unless the data pushes.</details>
+#    <details><summary>Solution</summary> For example −mean (u² + 4 u⁴) with u = gate − 1/2: its
+#    slope, 2 u + 16 u³, is 0 at 1/2 and grows faster than that of Eq. 7, so gates settle further
+#    out. With u³ alone the decay wins near 1/2, and no gate leaves it unless the data
+#    pushes.</details>
 # 3. Show that a softmax over two operations is a sigmoid. Does it have its independence?
 #    <details><summary>Solution</summary> exp(a) / (exp(a) + exp(b)) = σ(a − b). No: the other has
 #    1 − σ(a − b), one number for two operations.</details>
 # 4. Add an operation of your own to the supernet: a 1x1 convolution.
-#    <details><summary>Solution</summary> One line in <code>operations.OPS</code>, and its name among
-#    the primitives.</details>
+#    <details><summary>Solution</summary> One line in <code>operations.OPS</code>, and its name
+#    among the primitives.</details>
 # 5. How many of a cell's eight kept operations are skips by chance, with seven candidates?
-#    <details><summary>Solution</summary> All candidates are alike, so 8/7 on average. More than that
-#    is an advantage, fewer a handicap; fewer is not better.</details>
+#    <details><summary>Solution</summary> All candidates are alike, so 8/7 on average. More than
+#    that is an advantage, fewer a handicap; fewer is not better.</details>
 # 6. Which edges would DARTS's rule, argmax on the two best edges of each node, have kept in the
 #    published normal cell that Fair DARTS left out?
 #    <details><summary>Solution</summary> <code>discretize</code> with threshold 0: four edges more,

@@ -29,8 +29,14 @@ def explain_empty_cell(genotype, network, s, gates, without_limit, rows):
     if s.keep_skips >= 0 and all(without_limit):
         return (f"the {empty[0]} cell is empty, for --keep_skips {s.keep_skips} leaves it nothing. "
                 "Derive again with more:", f"--keep_skips {s.keep_skips + 1}")
+    if not all(network.genotype(threshold=0, gates=gates)):
+        return ("none is the best operation of so many edges that no threshold gives a cell. "
+                "Search without it (--primitives), or go on:", f"--epochs {2 * s.epochs}")
     best = {}
     for part, matrix in zip(network.parts, gates):
+        if "none" in network.primitives:
+            matrix = matrix.clone()
+            matrix[:, network.primitives.index("none")] = 0
         row, column = divmod(int(matrix.argmax()), matrix.shape[1])
         best[part] = (matrix[row, column].item(), f"{network.primitives[column]}, {rows[row]}")
     short = [f"{part} cell: {gate:.4f}, {where}" for part, (gate, where) in best.items()

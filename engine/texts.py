@@ -35,7 +35,7 @@ def get(text, spaces=()):
         published.update(space.PUBLISHED)
     if text in published:
         return published[text]
-    if text.startswith("|"):
+    if text.startswith("|") and spaces:
         return own_text(text, spaces)
     if "Genotype(" in text:
         return checked(parse(text, spaces), spaces)
@@ -47,8 +47,8 @@ def get(text, spaces=()):
 
 def own_text(text, spaces):
     """The genotype of a text like those of NAS-Bench-201. Raises GenotypeError."""
+    [from_text] = [space.from_text for space in spaces if hasattr(space, "from_text")]
     try:
-        [from_text] = [space.from_text for space in spaces if hasattr(space, "from_text")]
         return from_text(text)
     except ValueError as error:
         raise GenotypeError(str(error)) from None

@@ -16,6 +16,7 @@ import torch.nn as nn
 
 import fair_darts
 from genotypes import Edge
+from model_eval import LARGE
 from model_search import MixedOperation
 
 EDGES = [(node, source) for node in (1, 2, 3) for source in range(node)]  # the rows of gates
@@ -288,6 +289,9 @@ def problem(s, dataset):
         if op not in OPS:
             return (f"--primitives {op} is no operation of --space nasbench201; choose from "
                     f"{', '.join(OPS)}")
+    if dataset == "imagenet" and s.image_size > LARGE:
+        return (f"the cells of nasbench201 are searched on pictures of {LARGE} pixels or fewer, "
+                f"not {s.image_size}: give --space s2 or --image_size 32")
 
 
 def primitives(s):

@@ -172,10 +172,10 @@ LEVEL = 0.05
 RULE = (
     "A claim *held* if the 95 % interval (Student's t over the seeds) of the difference lies above "
     "0 **and** the exact sign-flip test rejects at 5 % after Holm's correction for {of}; it did "
-    "*not hold* if the same is so below 0; otherwise it is *undecided*. With a margin, the interval "
-    "has to lie within it, and the test to reject both ends of it. Both sides of a difference have "
-    "the same seed. A seed without a value (no genotype) is counted: with one, a claim cannot have "
-    "held")
+    "*not hold* if the same is so below 0; otherwise it is *undecided*. With a margin, the "
+    "interval has to lie within it, and the test to reject both ends of it. Both sides of a "
+    "difference have the same seed. A seed without a value (no genotype) is counted: with one, a "
+    "claim cannot have held")
 
 
 def find(claims, results):

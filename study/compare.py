@@ -128,7 +128,8 @@ def scatter(points, xlabel, ylabel):
     figure = Figure((6.5, 3.6))
     axes = figure.subplots()
     for index, (name, found) in enumerate(points.items()):
-        axes.plot([x for x, _ in found], [y for _, y in found], "o", color=f"C{index}", alpha=0.7, label=name, markersize=4)
+        axes.plot([x for x, _ in found], [y for _, y in found], "o", color=f"C{index}", alpha=0.7,
+                  label=name, markersize=4)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     figure.legend(loc="outside right center")
     return figure

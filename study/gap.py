@@ -36,7 +36,7 @@ def encoding_gap(gates, first, kind="sigmoid", present=None, shared=None):
     for values in (gates, first):
         distance = (values - rounded(values, kind, shared)).abs()
         distances.append((distance if present is None else distance[present]).mean())
-    return distances[0] / distances[1]
+    return distances[0] / distances[1] if distances[1] else distances[0]  # of one operation: 0
 
 
 def split_gap(g, ge, gs, r, re, s):

@@ -29,7 +29,8 @@ def hold(folder, height, steps):
     run = Run.open(folder, "train_search")
     s = argparse.Namespace(**run.config["settings"])
     if s.space != "s1" or "skip_connect" not in s.primitives.split(","):
-        raise UserError(f"{folder!r}: its cells have no skip_connect to hold")
+        raise UserError(f"{folder!r}: skip can be held in a search of --space s1 whose "
+                        "--primitives have skip_connect")
     device = torch.device("cpu")
     dataset = data.load_again(run, run.config["settings"], device)
     torch.manual_seed(s.seed)

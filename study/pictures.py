@@ -105,9 +105,10 @@ SAME_REDUCTION = "softmax", "l01", "two", "same", "chance"
 
 
 def regression(results):
-    """Accuracy by skips and by whether the cell is Fair DARTS's, among networks of the same width
-    and reduction cell, each seed with a level of its own: [(points, half of the 95 % interval)] of a
-    skip more, and of Fair DARTS beyond its skips; None where too few were trained to tell."""
+    """Accuracy by skips and by whether the cell is Fair DARTS's, among networks of the same
+    width and reduction cell, each seed with a level of its own: [(points, half of the 95 %
+    interval)] of a skip more, and of Fair DARTS beyond its skips; None where too few were trained
+    to tell."""
     from scipy.stats import t as student
     rows, y, seeds = [], [], []
     for arm in SAME_REDUCTION:
@@ -147,12 +148,12 @@ def further(results):
         "one skip more is worth {:.2f} ± {:.2f} points, and Fair DARTS beyond its number of skips "
         "{:.2f} ± {:.2f}".format(*found[0], *found[1]))
     lines = [
-        "**Beyond fewer skips.** By a regression over all normal cells with the same reduction cell, "
-        f"{effects}.", ""]
+        "**Beyond fewer skips.** By a regression over all normal cells with the same reduction "
+        f"cell, {effects}.", ""]
     return lines if seeds < 2 else lines + [
         f"**Power.** In the first {min(4, seeds)} seeds, blind to the arm, networks of one arm "
-        f"differed by {spread:.2f} points (standard deviation); so a difference of {least:.1f} points "
-        f"is found with 80 %, by {seeds} seeds.", ""]
+        f"differed by {spread:.2f} points (standard deviation); so a difference of {least:.1f} "
+        f"points is found with 80 %, by {seeds} seeds.", ""]
 
 
 # ---------------------------------------------------------------- the grid
@@ -199,16 +200,16 @@ def figures(results):
 
 
 NOTES = """\
-On digits every network is right on 98 to 99 %; so cells that were searched on digits, in the setting
-where softmax collapses there (three operations), are trained on pictures of CIFAR-10. With
+On digits every network is right on 98 to 99 %; so cells that were searched on digits, in the
+setting where softmax collapses there (three operations), are trained on pictures of CIFAR-10. With
 convolutions in the reduction cells a collapse of the normal cell costs nothing (a pilot: 48.2, 47.2
 and 47.4 % with 2 skips, 47.0, 48.8 and 46.6 with 8). So all have the same reduction cell, of max
 pooling alone; with their own it is asked once more. What is decided here is about normal cells at
 this scale: networks of 8 channels and 5 cells that are right on about half of the pictures, not on
 97 %.
 
-The first claim is tested alone, the others are corrected for each other. Of random cells with 2 skips
-and with softmax's number two are trained for each seed, and their mean counts."""
+Of random cells with 2 skips and with softmax's number two are trained for each seed, and their mean
+counts."""
 HOW = ["The pictures of both parts of the folder were split anew, two thirds of each class for "
        "training and one for the test.",
        "Seeds, settings and conditions were fixed before the runs.", grids.SCALED]
@@ -259,6 +260,6 @@ def split_again(folder, prefix):
     return target
 
 
-GRID = Grid("pictures.md", "pictures-", 101, "A collapsed normal cell on real pictures", ARMS, SCALES,
-            CLAIMS, lambda results: NOTES, TABLES, figures, {"laptop": HOW}, on_pictures, False, 12,
-            valid, further)
+GRID = Grid("pictures.md", "pictures-", 101, "A collapsed normal cell on real pictures", ARMS,
+            SCALES, CLAIMS, lambda results: NOTES, TABLES, figures, {"laptop": HOW}, on_pictures,
+            False, 12, valid, further)

@@ -58,11 +58,15 @@ def read_search(run):
     s, space = argparse.Namespace(**settings), SPACES[settings["space"]]
     primitives = list(space.primitives(s))
     rows = read_metrics(run.folder)
-    columns = {*GAP, "rho", "curvature", "seconds", *("skips_" + part for part in space.PARTS)}
+    empty = space.GENOTYPE(*([] for _ in space.GENOTYPE._fields))
+    columns = {*GAP, "rho", "curvature", "seconds", *space.known(empty),
+               *("skips_" + part for part in space.PARTS)}
     if not columns <= rows[0].keys():
         raise UserError(f"{run.path('metrics.csv')} lacks the columns of a search")
     gates = read_gates(run, space, (len(rows), space.rows(s), len(primitives)), primitives)
     genotype = texts.load(path, SPACES.values()) if os.path.exists(path) else None
+    if genotype and not all(genotype):
+        raise UserError(f"{path} has an empty cell")
     if genotype and (of_genotype(genotype) is not space or not fits(genotype, s, primitives)):
         raise UserError(f"{path} is of another space than the search")
     epoch, _ = cures.outcome(s, rows) or (len(rows), None)
@@ -121,7 +125,7 @@ def names_of(records):
     for record in records:
         alike = [other.settings for other in records if setting(other) == setting(record)]
         differ = [f"{key} {value}" for key, value in record.settings.items() if key not in SILENT
-                  and any(other[key] != value for other in alike)]
+                  and any(other.get(key) != value for other in alike)]
         names.append(", ".join([setting(record), *differ]))
     return names if len(set(names)) > 1 else [record.name for record in records]
 
@@ -153,12 +157,9 @@ def all_gates(record):
 def known_curve(record, column):
     """Of a space whose architectures are known, what argmax (Eq. 3) would derive after each epoch:
     {epoch: one of space.known's columns}"""
-    argmax = argparse.Namespace(**{**record.settings, "threshold": 0.0})
-    with torch.device("meta"):
-        network = record.space.supernet(argmax, 2, (3, 8, 8), cures.gate_of(argmax))
-    genotypes = [cures.genotype(network, argmax, [torch.as_tensor(gates)], limit=-1)
-                 for gates in record.gates["normal"]]
-    return {epoch: record.space.known(found)[column] for epoch, found in enumerate(genotypes, 1)}
+    found = [record.space.discretize_edges(gates, 0, record.primitives)
+             for gates in record.gates["normal"]]
+    return {epoch: record.space.known(cell)[column] for epoch, cell in enumerate(found, 1)}
 
 
 def gate_histogram(record, bins=40):

@@ -11,8 +11,8 @@
     python -m study.reproduce --scale paper # the published recipe on CIFAR-10, which needs a
                                             # GPU and days
 
-Writes reproduction.md (cures.md, nasbench201.md) and figures/ to docs/. Complete runs are used as
-they are; runs that were stopped are resumed.
+Writes reproduction.md (cures.md; nasbench201.md and recorded_searches.json; pictures.md) and
+figures/ to docs/. Complete runs are used as they are; runs that were stopped are resumed.
 """
 import argparse
 import functools

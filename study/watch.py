@@ -30,7 +30,7 @@ class Watch:
     def __init__(self, run, s, network, sgd=None, validation=None, train=None):
         self.run, self.s, self.network, self.sgd, self.half = run, s, network, sgd, validation
         self.batches = train if s.single_level else validation  # of alpha
-        self.epochs = []  # gates of each: (2, edges, operations) in S1, (1, layers, choices) in S2
+        self.epochs = []  # gates of each: (parts, edges, operations); in S2 (1, layers, choices)
         run.over = lambda: cures.outcome(s, run.rows) is not None
         run.between_epochs = self.draw_now_and_then
 

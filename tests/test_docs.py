@@ -110,5 +110,11 @@ def test_what_is_quoted_is_on_the_pages_of_results(quoting, heading, written):
 def test_readme_is_of_two_screens():
     lines = (ROOT / "README.md").read_text().split("\n")
     assert len(lines) <= 171
-    longest = max(line for line in lines if not line.startswith("|"))
-    assert max(len(line) for line in lines if not line.startswith(("|", " "))) <= 100, longest
+    longest = max((line for line in lines if not line.startswith(("|", " "))), key=len)
+    assert len(longest) <= 100, longest
+
+
+def test_lines_of_code_have_at_most_100_columns():
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("[a-z]*/*.py")]:
+        for number, line in enumerate(path.read_text(encoding="utf8").split("\n"), 1):
+            assert len(line) <= 100, f"{path}, line {number}"

@@ -77,7 +77,7 @@ def test_idle_edges_are_dropped_and_named():
     ("Genotype(normal=[('skip_connect', 2, 0)], normal_concat=[3], "
      "reduce=[('skip_connect', 2, 0)])", "leaves out"),
     ("Genotype(normal=__import__('os').getcwd(), reduce=[])", "cannot read"),
-    ("Genotype(", "cannot read"),
+    ("Genotype(", "cannot read"), ("|none~0|", "cannot read"),
     ("ChainGenotype(layers=[])", "a chain has 19 layers, got 0"),
     ("ChainGenotype(layers=3)", "a chain has 19 layers, got int"),
     ("ChainGenotype(layers=[()] * 19)", "cannot read"), ("ChainGenotype()", "cannot read"),

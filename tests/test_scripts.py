@@ -24,12 +24,13 @@ import model_search
 import train_eval
 import train_search
 from engine import batches, data, loop, recipes, texts
+from engine.advice import explain_empty_cell
 from engine.precision import Precision
 from genotypes import PRIMITIVES, Edge, Genotype
 from spaces import SPACES, nasbench201, s2
 from speed import accelerate
 from speed.accelerate import SearchedCell
-from study import gap, records, visualize, watch
+from study import gap, hold, records, visualize, watch
 from test_fair_darts import close, gates_with
 from tests.common import (FIGURES, SMALL_SEARCH, TINY_EVAL, TINY_SEARCH, assert_picture, call,
                           refused, table)
@@ -332,7 +333,8 @@ def test_search_in_the_space_of_the_benchmark(pictures, tmp_path, monkeypatch, c
     found = nasbench201.discretize_edges(gates["normal"][-1], float(again[-1]))
     assert load_genotype(str(path)) == found and str(found) in capsys.readouterr().out
     names = sorted(file.stem for file in (tmp_path / "a" / "figures").iterdir())
-    assert names == ["cell_normal", "dominant", "gates", "heatmap", "penalty"]  # an empty cell has no gap
+    # an empty cell has no gap
+    assert names == ["cell_normal", "dominant", "gates", "heatmap", "penalty"]
     for name in names:
         assert_picture(tmp_path / "a" / "figures" / f"{name}.png")
     assert call(train_search, monkeypatch, *common, "b", "--gate", "softmax", "--primitives",
@@ -356,6 +358,40 @@ def test_search_in_the_space_of_the_benchmark(pictures, tmp_path, monkeypatch, c
                 tmp_path / "both") == 0
     for name in "dominant", "derived":
         assert_picture(tmp_path / "both" / f"{name}.png")
+    for name, old, new, message in (  # damaged
+            ("metrics.csv", "benchmark_rank", "rank", "lacks the columns of a search"),
+            ("genotype.json", '"cell"', '"cell": [], "was"', "genotype.json"),
+            ("genotype.json", path.read_text(), '{"cell": []}', "has an empty cell")):
+        file = tmp_path / "a" / name
+        whole = file.read_text()
+        file.write_text(whole.replace(old, new))
+        assert message in refused(capsys, monkeypatch, visualize, tmp_path / "a")
+        file.write_text(whole)
+    assert "skip can be held in a search of --space s1" in refused(
+        capsys, monkeypatch, hold, tmp_path / "a")
+
+
+def test_what_is_said_of_an_empty_cell():
+    """The nearest gate, never one of none; and where none is best, that no threshold helps."""
+    def said(gates):
+        s = Namespace(keep_skips=-1, threshold=0.85, epochs=25)
+        names = ["skip_connect", "nor_conv_3x3", "none"]
+        network = nasbench201.SupernetNB201(2, 1, 10, 1, "sigmoid", names)
+        return explain_empty_cell(network.genotype(0.85, [gates]), network, s, [gates], ([],),
+                                  nasbench201.row_names(6))
+
+    gates = torch.full((6, 3), 0.4)
+    gates[:, 2] = 0.7
+    assert said(gates) == (
+        "none is the best operation of so many edges that no threshold gives a cell. Search "
+        "without it (--primitives), or go on:", "--epochs 50")
+    gates[4, 1] = 0.95  # 1 to 3, where nothing enters 1
+    assert "no threshold" in said(gates)[0]
+    gates[3, 1] = 0.8
+    gates[4, 1] = 0.4
+    message, flag = said(gates)
+    assert "the nearest is, normal cell: 0.8000, nor_conv_3x3, 0 → 3." in message
+    assert flag == "--threshold 0.8" or flag == "--threshold 0.79"
 
 
 def test_search_in_chains(pictures, tmp_path, monkeypatch, capsys):

@@ -239,6 +239,8 @@ def test_texts_of_the_benchmark_there_and_back():
 def test_other_texts_are_refused(text, why):
     with pytest.raises(texts.GenotypeError, match=why):
         classifier.genotype_of(text)
+    with pytest.raises(texts.GenotypeError, match="unknown architecture"):
+        texts.get(text)  # by one who knows the space of the paper alone
 
 
 @pytest.mark.parametrize("cell, why", [
@@ -249,6 +251,13 @@ def test_other_texts_are_refused(text, why):
 def test_other_cells_are_refused(cell, why):
     with pytest.raises(ValueError, match=why):
         nasbench201.checked({"cell": cell})
+
+
+@pytest.mark.parametrize("space", ["s1", "nasbench201"])
+def test_pictures_too_large_for_cells(space):
+    s = Namespace(primitives="skip_connect,avg_pool_3x3", image_size=65)
+    assert "64 pixels or fewer" in SPACES[space].problem(s, "imagenet")
+    assert SPACES[space].problem(Namespace(**{**vars(s), "image_size": 64}), "imagenet") is None
 
 
 def test_discretize_edges():

@@ -99,6 +99,8 @@ def test_encoding_gap():
     literal = sum((1 - max(row)) + sum(row) - max(row) for row in w.tolist()) / 196
     assert gap.encoding_gap(w, first["softmax"], "softmax").item() == pytest.approx(
         literal / (2 / 7 * (1 - 1 / 7)))
+    one = torch.ones(28, 1)  # a softmax of one operation
+    assert gap.encoding_gap(one, one, "softmax") == 0
     for kind, start in first.items():
         assert gap.encoding_gap(start, start, kind) == 1
         assert gap.encoding_gap(gap.rounded(start, kind), start, kind) == 0

@@ -51,6 +51,8 @@ def test_figures_of_several_runs_and_of_architectures(tmp_path, monkeypatch, cap
         found[2:], ({"learning_rate": 0.1}, {"learning_rate": 0.2, "seed": 5}))]
     assert records.names_of(other) == ["softmax, learning_rate 0.1", "softmax, learning_rate 0.2"]
     assert records.names_of(found[2:]) == ["2", "3"]  # alike: by their folders
+    del found[3].settings["learning_rate"]  # a config.json that was edited
+    assert len(set(records.names_of(found[2:]))) == 2
     for name in ("FairDARTS_a", "FairNAS_A", folders[0] / "genotype.json"):
         assert call(visualize, monkeypatch, name, "--output", tmp_path / "cells") == 0
     for name in ("FairDARTS_a_normal", "FairDARTS_a_reduce", "FairNAS_A_chain", "cell_normal",

@@ -141,7 +141,8 @@ def test_a_folder_is_split_anew_by_links(request, tmp_path, monkeypatch, capsys)
     assert {key: len(paths) for key, paths in found.items()} == {
         ("train", "blue"): 15, ("train", "red"): 15, ("test", "blue"): 7, ("test", "red"): 7}
     for label in ("blue", "red"):
-        every = {str(path) for part in ("train", "test") for path in (folder / part / label).iterdir()}
+        every = {str(path) for part in ("train", "test")
+                 for path in (folder / part / label).iterdir()}
         assert set(found["train", label] + found["test", label]) == every
     more = tmp_path / "more"
     shutil.copytree(folder, more)
