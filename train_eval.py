@@ -35,7 +35,7 @@ FLAGS = {
         "arch": (None, classifier.architecture, "a published name, a path to genotype.json, or "
                  "the text of a genotype"),
         "init": ("", path_name, "start from these weights (RUN or its best.pt), fine-tuning"),
-        "init_channels": (36, number(int, 2, 10**6), "cells: channels of the first; nasbench201: 16"),
+        "init_channels": (36, number(int, 2, 10**6), "cells: channels at first; nasbench201: 16"),
         "layers": (20, number(int, 1, 10**4), "cells: how many"),
         "stage_cells": (5, positive, "nasbench201: cells in each of three stages"),
         "auxiliary": (True, bool, "cells: an auxiliary head at two thirds of the depth"),
