@@ -4,11 +4,11 @@ Eq. 2   DARTS: the operations of an edge compete, their weights are softmax(alph
 Eq. 3   DARTS: each edge keeps the operation of the largest weight
 Eq. 4   alpha minimises the validation loss, the weights w minimise the training loss
 Eq. 6   Fair DARTS: every operation has a gate of its own, sigmoid(alpha)
-Eq. 7   the zero-one loss L01 drives gates to 0 or 1;  Eq. 9: its L1 form decides too early
+Eq. 7   the zero-one loss L01 drives gates to 0 or 1; Eq. 9: its L1 form acts too early
 Eq. 8   alpha minimises L_val(w*(alpha), alpha) + w01 * L01
 
-Alphas and gates of one cell type are a matrix: a row an edge, ordered by the node that it
-enters, then by the state that it leaves; a column an operation, in the order of
+Alphas and gates of one cell type are a matrix: a row an edge, ordered by the node that
+it enters, then by the state that it leaves; a column an operation, in the order of
 genotypes.PRIMITIVES or of the `primitives` given.
 """
 from contextlib import contextmanager
@@ -21,21 +21,21 @@ from genotypes import PRIMITIVES, Edge, Genotype
 
 
 def gates(alphas, kind="sigmoid"):
-    """The gate of every operation, within 0 and 1: (edges, operations) -> the same shape.
+    """A gate for every operation, from 0 to 1: (edges, operations) -> the same shape.
 
-    kind: "sigmoid", independent gates (Eq. 6), or "softmax", a competition on each edge (Eq. 2).
+    kind: "sigmoid", independent gates (Eq. 6), or "softmax", which compete (Eq. 2).
     """
     return torch.softmax(alphas, -1) if kind == "softmax" else torch.sigmoid(alphas)
 
 
 def zero_one_loss(gates):
-    """Eq. 7: -(1/N) * sum of (gate - 0.5)^2; 0 at 0.5, where it is flat; -0.25 at 0 and 1."""
+    """Eq. 7: -(1/N) * sum of (gate - 0.5)^2; at 0.5 flat and 0, at 0 and 1 -0.25."""
     return -((gates - 0.5) ** 2).mean()
 
 
 def zero_one_loss_l1(gates):
-    """Eq. 9: -(1/N) * sum of |gate - 0.5|; its slope is 1/N as soon as a gate leaves 0.5, so
-    gates go to 0 or 1 before the network has learnt which operations help."""
+    """Eq. 9: -(1/N) * sum of |gate - 0.5|; its slope is 1/N as soon as a gate leaves
+    0.5, so gates go to 0 or 1 before the network has learnt which operations help."""
     return -(gates - 0.5).abs().mean()
 
 
@@ -44,7 +44,7 @@ PENALTIES = {"l2": zero_one_loss, "l1": zero_one_loss_l1}  # the values of --zer
 
 @contextmanager
 def frozen(parameters):
-    """Within it the `parameters` need no gradient, so that none of the work for one is done."""
+    """Within it the `parameters` need no gradient, and no work for one is done."""
     parameters = list(parameters)
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -56,15 +56,15 @@ def frozen(parameters):
 
 
 def gradients(loss, inputs):
-    """d loss / d input for each of the inputs; 0 where the loss does not depend on it."""
+    """d loss / d input for each of the inputs; 0 where there is no dependence."""
     return torch.autograd.grad(loss, inputs, materialize_grads=True)
 
 
 class Architect:
     """The optimiser of alpha (Eq. 8): Adam on L_val + w01 * L01.
 
-    network: a model_search.Network, or what has its .alphas, .weights() and .all_gates().
-    penalty: a function of all gates. gradients: computes them from a loss and its inputs.
+    network: a model_search.Network, or what has its .alphas, .weights(), .all_gates().
+    penalty: of all gates. gradients: a function of a loss and its inputs.
     """
 
     def __init__(self, network, learning_rate=3e-3, betas=(0.9, 0.999), weight_decay=1e-3,
@@ -75,11 +75,11 @@ class Architect:
                                           weight_decay=weight_decay, fused=True)
 
     def step(self, images, labels, train_images=None, train_labels=None, sgd=None):
-        """One step of Adam. First order: the weights are treated as constant. With a training
-        batch and the SGD of the weights as well, the unrolled step, see `unrolled`.
+        """One step of Adam. First order: the weights are treated as constant. With a
+        training batch and the weights' SGD as well: second order, see `unrolled`.
 
-        images: (B, C, H, W), labels: (B,), of the validation half. Returns the validation loss
-        and the penalty, two scalar tensors.
+        images: (B, C, H, W), labels: (B,), of the validation half. Returns the
+        validation loss and the penalty, two scalar tensors.
         """
         if sgd is not None:
             slopes, loss, penalty = self.unrolled(images, labels, train_images, train_labels, sgd)
@@ -99,15 +99,15 @@ class Architect:
         self.optimizer.zero_grad()
 
     def unrolled(self, images, labels, train_images, train_labels, sgd, radius=1e-2):
-        """The gradients of L_val(w') + w01 * L01 for each alpha (DARTS, Sec. 2.3), where
-        w' = w - rate * (momentum * v + g + decay * w) and g = grad_w L_train(w, alpha).
-        By the chain rule, with r = grad_w' L_val(w'), they are
+        """The gradients of L_val(w') + w01 * L01 for each alpha (DARTS, Sec. 2.3),
+        where w' = w - rate * (momentum * v + g + decay * w) and g = grad_w L_train(w,
+        alpha). By the chain rule, with r = grad_w' L_val(w'), they are
 
             grad_alpha (L_val(w') + w01 * L01) - rate * d/dalpha (g . r)
 
-        and the last factor is the central difference of grad_alpha L_train over w +- eps * r,
-        divided by 2 eps. Returns them, the validation loss and the penalty. Leaves weights and
-        batch-norm statistics as they were.
+        and the last factor is the central difference of grad_alpha L_train over w +-
+        eps * r, divided by 2 eps. Returns them, the validation loss and the penalty.
+        Leaves weights and batch-norm statistics as they were.
 
         sgd: for its rate, momentum and weight decay; radius: eps times the length of r.
         """
@@ -136,7 +136,7 @@ class Architect:
         return slopes, loss, penalty
 
     def loss(self, weights, images, labels):
-        """Cross entropy of the network with `weights` (name -> tensor) in place of its own."""
+        """Cross entropy of the network with other `weights` (name -> tensor)."""
         buffers = {name: b.clone() for name, b in self.network.named_buffers()}  # they change
         logits = functional_call(self.network, {**weights, **buffers}, (images,))
         return F.cross_entropy(logits, labels)
@@ -145,11 +145,11 @@ class Architect:
 # ---------------------------------------------------------------- discretisation
 
 def strongest(gates, edges_per_node=2, ops_per_edge=1, primitives=PRIMITIVES):
-    """For each node its `edges_per_node` edges of the highest best gate, and on each of these the
-    `ops_per_edge` best operations.
+    """For each node its `edges_per_node` edges of the highest best gate, and on each of
+    these the `ops_per_edge` best operations.
 
-    gates: (edges, operations) of one cell type. Returns [(Edge, gate)], by node, then source,
-    then gate; among equals the lower index counts as better.
+    gates: (edges, operations) of one cell type. Returns [(Edge, gate)], by node, then
+    source, then gate; among equals the lower index counts as better.
     """
     pairs = []
     for node, rows in by_node(gates):
@@ -162,8 +162,8 @@ def strongest(gates, edges_per_node=2, ops_per_edge=1, primitives=PRIMITIVES):
 
 
 def dominant_operations(gates, primitives=PRIMITIVES):
-    """The dominant operations of one cell type (Fig. 1, 2): a list of Edge. For each node the two
-    of the highest gates over all edges that enter it; both may be on one edge."""
+    """The dominant operations of one cell type (Fig. 1, 2): a list of Edge. For each
+    node the two of the highest gates over its incoming edges; both may be on one."""
     edges = []
     for node, rows in by_node(gates):
         best = rows.flatten().sort(descending=True, stable=True).indices[:2]
@@ -173,7 +173,7 @@ def dominant_operations(gates, primitives=PRIMITIVES):
 
 
 def by_node(gates):
-    """(node, the rows of the edges that enter it): node n has n, one from each state before."""
+    """(node, rows of its incoming edges): node n has n, from each state before."""
     gates, node = torch.as_tensor(gates), 2
     while len(gates):
         yield node, gates[:node]
@@ -185,9 +185,9 @@ def discretize(normal, reduce, threshold=0.85, edges_per_node=2, ops_per_edge=1,
     """The Genotype of the gates of both cell types, each (edges, operations).
 
     Sec. 4.2: of the operations that `strongest` finds, those whose gate is at least
-    `threshold` (the paper's sigma_threshold); then edges that leave a node which nothing enters
-    are dropped. A cell may come out empty. threshold=0 is DARTS's rule (Eq. 3): argmax on the
-    two best edges of each node.
+    `threshold` (the paper's sigma_threshold); then edges that leave a node which
+    nothing enters are dropped. A cell may come out empty. threshold=0 is DARTS's rule
+    (Eq. 3): argmax on the two best edges of each node.
     """
     cells = []
     for gates in (normal, reduce):
@@ -207,5 +207,5 @@ def prune(edges):
 
 
 def edge_row(node, source):
-    """The row of alphas and gates that belongs to the edge from state `source` to node `node`."""
+    """The row of alphas and gates of the edge from state `source` to node `node`."""
     return node * (node - 1) // 2 - 1 + source  # 2 + ... + (node - 1) edges before

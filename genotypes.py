@@ -1,11 +1,11 @@
 """Names of operations, genotypes, and the published architectures.
 
-A genotype is two cells. A cell has two input states, 0 and 1 (the outputs of the two cells
-before it), and the nodes 2 to 5. Each edge applies one operation to the state that it leaves
-and adds the result to the node that it enters. The cell's output is the concatenation of its
-nodes; a node that no edge enters is no part of the cell.
+A genotype is two cells. A cell has two input states, 0 and 1 (the outputs of the two
+cells before it), and the nodes 2 to 5. Each edge applies one operation to the state
+that it leaves and adds the result to the node that it enters. The cell's output is the
+concatenation of its nodes; a node that no edge enters is no part of the cell.
 
-To add an architecture, paste what a search prints after `NAME = `; --arch NAME finds it.
+To add one, paste what a search prints after `NAME = `; --arch NAME finds it.
 """
 from collections import namedtuple
 

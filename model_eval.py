@@ -1,4 +1,4 @@
-"""The networks that genotypes stand for, to be trained from scratch (DARTS's evaluation)."""
+"""The networks that genotypes stand for, trained from scratch (DARTS's evaluation)."""
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -9,8 +9,8 @@ LARGE = 64  # pixels: pictures with longer sides are for NetworkImageNet
 
 
 class Cell(nn.Module):
-    """A derived cell: a node is the sum of its edges; the output concatenates the nodes that
-    are entered."""
+    """A derived cell: a node is the sum of its edges; the output concatenates the nodes
+    that are entered."""
 
     def __init__(self, edges, channels_0, channels_1, channels, reduction, after_reduction):
         super().__init__()
@@ -32,7 +32,7 @@ class Cell(nn.Module):
         return torch.cat([states[node] for node in self.nodes], 1)
 
     def node(self, node, states, drop_path_prob, drop_path_on):
-        """The sum of the edges that enter it: {state: (B, C, H', W')} -> (B, C, H, W)"""
+        """The sum of its incoming edges: {state: (B, C, H', W')} -> (B, C, H, W)"""
         terms, drop = [], self.training and drop_path_prob > 0
         for edge, op in zip(self.edges, self.operations):
             if edge.node == node:
@@ -49,8 +49,8 @@ class Cell(nn.Module):
 class AuxiliaryHead(nn.Module):
     """A second classifier at two thirds of the depth, for training only.
 
-    pool_stride: 3 for the 8x8 features of CIFAR, 2 for the 7x7 ones of ImageNet, each pooled to
-    2x2; features of any other size are pooled to 2x2 adaptively.
+    pool_stride: 3 for the 8x8 features of CIFAR, 2 for the 7x7 ones of ImageNet, each
+    pooled to 2x2; features of any other size are pooled to 2x2 adaptively.
     """
 
     def __init__(self, channels, num_classes, pool_stride, last_bn):
@@ -72,12 +72,12 @@ class AuxiliaryHead(nn.Module):
 
 
 class CellNetwork(nn.Module):
-    """The stack of cells that NetworkCIFAR and NetworkImageNet share, after their stems.
+    """The cells that NetworkCIFAR and NetworkImageNet share, after their stems.
 
-    stem_1: halves what stem_0 made, or None. head: None, or the arguments of AuxiliaryHead
-    after its number of channels. .drop_path_prob: share of paths dropped while training.
-    .drop_path_on: what a path is, "node", the sum of a node's edges, as published, or "edge", as
-    in DARTS, where identities are not dropped.
+    stem_1: halves what stem_0 made, or None. head: None, or the arguments of
+    AuxiliaryHead after its number of channels. .drop_path_prob: share of paths dropped
+    while training. .drop_path_on: what a path is, "node", the sum of a node's edges, as
+    published, or "edge", as in DARTS, where identities are not dropped.
     """
 
     def __init__(self, genotype, stem_0, stem_1, stem_channels, init_channels, num_classes,
@@ -98,8 +98,8 @@ class CellNetwork(nn.Module):
         self.classifier = nn.Linear(widths[1], num_classes)
 
     def forward(self, images):
-        """(B, in_channels, H, W) -> logits (B, num_classes), and the auxiliary head's while
-        training, or None."""
+        """(B, in_channels, H, W) -> logits (B, num_classes), and the auxiliary head's
+        while training, or None."""
         states, auxiliary_logits = [self.stem_0(images)] * 2, None
         if self.stem_1 is not None:
             states[1] = self.stem_1(states[0])
@@ -111,7 +111,7 @@ class CellNetwork(nn.Module):
 
 
 class NetworkCIFAR(CellNetwork):
-    """For small pictures: the size is halved twice, in cells layers // 3 and 2 * layers // 3."""
+    """For small pictures: halved twice, in cells layers // 3 and 2 * layers // 3."""
 
     def __init__(self, genotype, init_channels=36, num_classes=10, layers=20, auxiliary=True,
                  in_channels=3):

@@ -1,10 +1,10 @@
-"""The supernet: every operation on every edge, weighted by its gate (Eq. 2 softmax, Eq. 6 sigmoid).
+"""The supernet: every operation on every edge, weighted by its gate (Eq. 2, 6).
 
     MixedOperation  one edge:  x -> sum over operations o of gate[o] * o(x)
-    Cell            state x_j = sum over the edges (i, j) of its mixed operation of x_i (Eq. 1)
+    Cell            x_j = sum over edges (i, j) of its mixed operation of x_i (Eq. 1)
     Network         the stack of cells, normal and reduction, and their alphas
 
-The scripts compute this by speed.accelerate, the same function; with --plain as it stands here.
+The scripts compute the same by speed.accelerate; with --plain as it stands here.
 """
 import torch
 import torch.nn as nn
@@ -27,13 +27,13 @@ class MixedOperation(nn.Module):
 
 
 def candidate(name, channels, stride):
-    """An operation as the supernet has it: batch norm not affine, and one after pooling, too."""
+    """An operation in the supernet: batch norm not affine, and one after pooling."""
     op = OPS[name](channels, stride, affine=False)
     return nn.Sequential(op, nn.BatchNorm2d(channels, affine=False)) if "pool" in name else op
 
 
 class Cell(nn.Module):
-    """A searched cell: states 0 and 1 are its inputs; each node is the sum of all its edges."""
+    """A searched cell: states 0 and 1 are inputs, each node the sum of its edges."""
 
     def __init__(self, nodes, channels_0, channels_1, channels, reduction, after_reduction,
                  primitives):
@@ -50,7 +50,7 @@ class Cell(nn.Module):
                     candidate(name, channels, stride) for name in primitives))
 
     def forward(self, state_0, state_1, gates):
-        """(B, C0, H0, W0), (B, C1, H, W), (edges, operations) -> (B, nodes * C, H', W')"""
+        """(B, C0, H0, W0), (B, C1, H, W), (edges, ops) -> (B, nodes * C, H', W')"""
         states = [self.preprocess_0(state_0), self.preprocess_1(state_1)]
         for node in range(2, self.nodes + 2):  # Eq. 1
             rows = [edge_row(node, source) for source in range(node)]

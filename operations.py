@@ -1,9 +1,9 @@
 """The candidate operations of one edge, and the building blocks of the networks.
 
-`OPS` is the vocabulary: to add an operation, add a line (README, "Change it"). Every operation
-keeps the number of channels; with stride 2 it halves height and width, rounded up.
-Convolutions begin with a ReLU, as in DARTS. `affine`: whether batch norm has a scale and a
-shift of its own; not while searching, where they would undo the gates.
+`OPS` is the vocabulary: to add an operation, add a line (README, "Change it"). Every
+operation keeps the number of channels; with stride 2 it halves height and width,
+rounded up. Convolutions begin with a ReLU, as in DARTS. `affine`: whether batch norm
+has a scale and a shift; not while searching, where they would undo the gates.
 """
 import torch
 import torch.nn as nn
@@ -23,7 +23,7 @@ OPS = {
 
 
 class DilConv(nn.Sequential):
-    """dil_conv: ReLU, depthwise convolution with dilation 2, pointwise convolution, BN."""
+    """dil_conv: ReLU, depthwise convolution (dilation 2), pointwise convolution, BN."""
 
     def __init__(self, channels, kernel, stride, affine, dilation=2):
         super().__init__(
@@ -51,8 +51,8 @@ class ReLUConvBN(nn.Sequential):
 
 
 class FactorizedReduce(nn.Module):
-    """Halves height and width: ReLU, one 1x1 convolution of the even pixels and one of the
-    odd ones, BN of both."""
+    """Halves height and width: ReLU, one 1x1 convolution of the even pixels and one of
+    the odd ones, BN of both."""
 
     def __init__(self, in_channels, out_channels, affine=True):
         super().__init__()
@@ -70,7 +70,7 @@ class FactorizedReduce(nn.Module):
 
 
 def drop_path(x, probability):
-    """`x` with whole samples of the batch set to 0 at random, the others scaled so that the
-    mean stays."""
+    """`x` with whole samples of the batch set to 0 at random, the others scaled so that
+    the mean stays."""
     kept = torch.rand(len(x), 1, 1, 1, device=x.device) < 1 - probability
     return x * kept.to(x.dtype) / (1 - probability)

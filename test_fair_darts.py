@@ -2,9 +2,10 @@
 
     python -m pytest test_fair_darts.py
 
-Read it as the second text beside the paper. Every equation is compared with the formula written
-literally, in float64. It needs torch, torchvision, numpy and pytest; its last test, a search of
-the digits, also scikit-learn. What surrounds the paper is tested in tests/.
+Read it as the second text beside the paper. Every equation is compared with the formula
+written literally, in float64. It needs torch, torchvision, numpy and pytest; its last
+test, a search of the digits, also scikit-learn. What surrounds the paper is tested in
+tests/.
 """
 import csv
 import math
@@ -30,8 +31,8 @@ from study.resting import needed_w01, resting_gate
 
 
 def close(a, b, tolerance=1e-9):
-    """Whether every element of `a` is within `tolerance` of `b`, relative to the largest
-    of `b` (or to 1)."""
+    """Whether every element of `a` is within `tolerance` of `b`, relative to the
+    largest of `b` (or to 1)."""
     return (a - b).abs().max().item() <= tolerance * max(1, b.abs().max().item())
 
 
@@ -72,7 +73,7 @@ def separable(x, depthwise, pointwise, stride, dilation):
 
 
 def by_hand(name, op, x, stride, search=True):
-    """The operation `name` of DARTS on maps of even size, with the convolutions of `op`."""
+    """DARTS's operation `name` on maps of even size, with the convolutions of `op`."""
     w = [weight for weight in op.parameters() if weight.ndim == 4]
     if name == "skip_connect" and stride == 1:
         return x
@@ -105,8 +106,8 @@ def test_gates():
 
 
 def test_softmax_is_exclusive_and_sigmoid_is_not():
-    """Insight 1: under softmax raising one alpha lowers the other gates; with sigmoid it leaves
-    them."""
+    """Insight 1: under softmax raising one alpha lowers the other gates; with sigmoid
+    it leaves them."""
     alphas = torch.randn(1, 7, dtype=torch.float64)
     for kind in ("softmax", "sigmoid"):
         slopes = torch.autograd.functional.jacobian(
@@ -116,8 +117,8 @@ def test_softmax_is_exclusive_and_sigmoid_is_not():
 
 
 def test_where_a_search_begins():
-    """Sec. 4.1: alphas begin at 0, so every gate is 0.5 and no operation starts ahead; DARTS's at
-    0.001 * normal."""
+    """Sec. 4.1: alphas begin at 0, so every gate is 0.5 and no operation starts ahead;
+    DARTS's at 0.001 * normal."""
     network = model_search.Network(init_channels=4, layers=3)
     assert [tuple(a.shape) for a in network.alphas] == [(14, 7), (14, 7)]
     assert network.all_gates().shape == (196,) and (network.all_gates() == 0.5).all()
@@ -129,14 +130,14 @@ def test_where_a_search_begins():
 
 
 def test_published_size_of_the_supernet():
-    """DARTS prints 1.93 M parameters for its search network of 16 channels and 8 cells."""
+    """DARTS prints 1.93 M parameters for its supernet of 16 channels and 8 cells."""
     assert sum(w.numel() for w in model_search.Network().weights()) == 1_930_618
 
 
 @pytest.mark.parametrize("reduction", [False, True])
 def test_searched_cell_by_hand(reduction):
-    """Eq. 1, 6: a state is the sum over its edges of gate times operation; two nodes, five
-    edges, values and gradients."""
+    """Eq. 1, 6: a state is the sum over its edges of gate times operation; two nodes,
+    five edges, values and gradients."""
     torch.manual_seed(0)
     cell = model_search.Cell(2, 6, 5, 4, reduction, False, PRIMITIVES).double()
     (x0, _), (x1, _) = batch(8, channels=6), batch(8, channels=5, seed=1)
@@ -172,8 +173,8 @@ def test_a_gate_may_be_any_function_of_alphas():
 @pytest.mark.parametrize("size", [7, 8])
 @pytest.mark.parametrize("op", PRIMITIVES)
 def test_operations_halve_any_size_alike(op, size):
-    """With stride 2 every operation halves height and width, rounded up, so that edges can
-    be added."""
+    """With stride 2 every operation halves height and width, rounded up, so that edges
+    can be added."""
     for stride in (1, 2):
         out = operations.OPS[op](4, stride, True)(torch.randn(2, 4, size, size))
         assert out.shape == (2, 4, -(-size // stride), -(-size // stride))
@@ -207,8 +208,8 @@ def test_softmax_rule_is_darts_parse():
 
 
 def test_first_order_step_is_adam_on_equation_8():
-    """Eq. 8: a step on alpha is Adam on the gradient of L_val + w01 * L01; it leaves the
-    weights."""
+    """Eq. 8: a step on alpha is Adam on the gradient of L_val + w01 * L01; it leaves
+    the weights."""
     network = small_network()
     images, labels = batch(8, channels=1, classes=3)
     before = [w.detach().clone() for w in network.weights()]
@@ -243,8 +244,8 @@ def test_a_step_on_the_weights_leaves_alpha():
 
 @pytest.mark.parametrize("steps", [0, 2])  # before and after there is a momentum
 def test_unrolled_gradient_is_the_exact_one(steps):
-    """DARTS, Sec. 2.3: the unrolled gradient, against double backward through one step of
-    SGD, before and after there is a momentum."""
+    """DARTS, Sec. 2.3: the unrolled gradient, against double backward through one step
+    of SGD, before and after there is a momentum."""
     network = small_network()
     optimizer = torch.optim.SGD(network.weights(), 0.1, momentum=0.9, weight_decay=0.05)
     (images, labels), (train_images, train_labels) = batch(8, 6, 1, 3, 1), batch(8, 6, 1, 3, 2)
@@ -297,7 +298,7 @@ def test_unrolled_gradient_is_the_exact_one(steps):
     (fair_darts.zero_one_loss, lambda z: -(z - 0.5) ** 2, lambda z: -2 * (z - 0.5)),
     (fair_darts.zero_one_loss_l1, lambda z: -abs(z - 0.5), lambda z: -math.copysign(1, z - 0.5))])
 def test_zero_one_losses(penalty, formula, slope):
-    """Eq. 7: -(1/N) sum of (z - 0.5)^2. Eq. 9: -(1/N) sum of |z - 0.5|. Values and slopes."""
+    """Eq. 7: -(1/N) sum of (z - 0.5)^2, Eq. 9: -(1/N) sum of |z - 0.5|, with slopes."""
     gates = torch.rand(28, 7, dtype=torch.float64,
                        generator=torch.Generator().manual_seed(0)).requires_grad_()
     value = penalty(gates)
@@ -313,9 +314,9 @@ def test_zero_one_losses(penalty, formula, slope):
 
 @pytest.mark.parametrize("name, penalty", fair_darts.PENALTIES.items())
 def test_what_the_paper_requires_of_a_zero_one_loss(name, penalty):
-    """Sec. 4.2: the maximum is at 0.5 and the minima at 0 and 1; the slope is small near 0.5, so
-    that gates may fluctuate, and larger away from it; it is differentiable. L'01 fails the
-    second."""
+    """Sec. 4.2: the maximum is at 0.5 and the minima at 0 and 1; the slope is small
+    near 0.5, so that gates may fluctuate, and larger away from it; it is
+    differentiable. L'01 fails the second."""
     z = torch.linspace(0, 1, 1001, dtype=torch.float64, requires_grad=True)
     values = torch.stack([penalty(gate) for gate in z.split(1)])
     [slopes] = torch.autograd.grad(values.sum(), z)
@@ -326,7 +327,7 @@ def test_what_the_paper_requires_of_a_zero_one_loss(name, penalty):
 
 
 def test_l1_decides_before_the_network_has_learnt():
-    """Sec. 4.2, Fig. 5: near 0.5, L'01 pushes alpha 1 / (2 |z - 0.5|) times as hard as L01."""
+    """Sec. 4.2, Fig. 5: L'01 pushes alpha 1 / (2 |z - 0.5|) times as hard as L01."""
     alpha = torch.tensor([0.01], dtype=torch.float64, requires_grad=True)
     z = torch.sigmoid(alpha)
     [first], [second] = (torch.autograd.grad(penalty(z), alpha, retain_graph=True) for penalty in (
@@ -335,8 +336,9 @@ def test_l1_decides_before_the_network_has_learnt():
 
 
 def test_where_published_gates_settle():
-    """Without a gradient from the data, L01 and Adam's weight decay hold a gate at 0.0644 or
-    0.9356: the medians of the published gates of FairDARTS_a are within 0.002 of it."""
+    """Without a gradient from the data, L01 and Adam's weight decay hold a gate at
+    0.0644 or 0.9356: the medians of the published gates of FairDARTS_a are within 0.002
+    of it."""
     rest = resting_gate(10, 196, 1e-3)
     gates = torch.tensor(GATES_A_REDUCE)
     assert rest == pytest.approx(0.93564, abs=5e-6)
@@ -388,8 +390,8 @@ def test_published_gates_give_the_published_genotype():
 
 
 def test_dominant_operations():
-    """Fig. 1, 2: an operation dominates that is among the top two of all incoming edges of a
-    node; both may be on one edge."""
+    """Fig. 1, 2: an operation dominates that is among the top two of all incoming edges
+    of a node; both may be on one edge."""
     dominant = fair_darts.dominant_operations(GATES_A_NORMAL)
     expected, first = [], 0
     for node in range(2, 6):
@@ -539,8 +541,8 @@ def test_drop_path():
 
 @pytest.mark.parametrize("on", ["node", "edge"])
 def test_paths_that_are_dropped(on, monkeypatch):
-    """A node's sum as published, or an edge as in DARTS, against the cell by hand; none in
-    use."""
+    """A node's sum as published, or an edge as in DARTS, against the cell by hand; none
+    in use."""
     calls = []
     monkeypatch.setattr(model_eval, "drop_path", lambda x, p: calls.append(x) or x * len(calls))
     edges = [Edge("sep_conv_3x3", 2, 0), Edge("skip_connect", 2, 1), Edge("skip_connect", 3, 0),
@@ -573,7 +575,7 @@ def run(script, monkeypatch, *arguments):
 
 
 def test_a_search_ends_in_a_genotype_that_is_trained(tmp_path, monkeypatch, capsys):
-    """Sec. 5, small: search, cut, train from scratch; the same seed gives the same again."""
+    """Sec. 5, small: search, cut, train from scratch; the same seed, the same again."""
     pytest.importorskip("sklearn")
     small = ["--dataset", "digits", "--layers", 3, "--batch_size", 100, "--epochs", 2, "--runs",
              tmp_path]

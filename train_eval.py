@@ -1,12 +1,12 @@
 """Train the network of a genotype from scratch, and test it.
 
-    python train_eval.py --arch FairDARTS_a               # digits without a GPU, CIFAR-10 with one
+    python train_eval.py --arch FairDARTS_a               # digits; with a GPU CIFAR-10
     python train_eval.py --arch runs/NAME/genotype.json --dataset folder --data DIR
-    python train_eval.py --resume RUN                     # go on with a run that was stopped
-    python train_eval.py --evaluate RUN                   # test the best weights of a run
-    python train_eval.py --init RUN --dataset folder --data DIR  # fine-tune its last weights
+    python train_eval.py --resume RUN                     # go on with a stopped run
+    python train_eval.py --evaluate RUN                   # test its best weights
+    python train_eval.py --init RUN --dataset folder --data DIR  # fine-tune
 
-Writes to the run's folder: weights.pt (of the last epoch), best.pt (of the best test accuracy),
+Writes to the run's folder: weights.pt (last epoch), best.pt (best test accuracy),
 both for use.predict, use.export and use.classifier.load; metrics.csv, report.md.
 """
 import functools
@@ -66,8 +66,8 @@ FLAGS = {
 
 
 def train(run, s, dataset):
-    """The training of `run` with the settings `s`, from its start or its checkpoint. Returns the
-    exit code."""
+    """The training of `run` with the settings `s`, from its start or its checkpoint.
+    Returns the exit code."""
     device, shape = choose_device(s.device), run.config["shape"]
     torch.manual_seed(s.seed)
     network = classifier.build(s, len(dataset.classes), shape).to(device)
@@ -135,7 +135,7 @@ def train(run, s, dataset):
 
 @torch.no_grad()
 def test(network, pairs):
-    """(mean cross entropy, accuracy, top-5 accuracy, both in percent) on (images, labels)."""
+    """(mean cross entropy, accuracy, top-5 accuracy in percent) on (images, labels)."""
     network.eval()
     sums = torch.zeros(4, device=next(network.parameters()).device)
     for images, labels in pairs:
@@ -148,8 +148,8 @@ def test(network, pairs):
 
 
 def count(network, shape):
-    """(parameters, those of the auxiliary head, multiply-accumulates of convolutions and linear
-    layers for one picture of `shape`, without the auxiliary head)."""
+    """(parameters, those of the auxiliary head, multiply-accumulates of convolutions
+    and linear layers for one picture of `shape`, without the auxiliary head)."""
     head = 0
     if network.auxiliary is not None:
         head = sum(w.numel() for w in network.auxiliary.parameters())

@@ -1,16 +1,16 @@
-"""Search an architecture: alpha on the validation half, weights on the training half (Eq. 4, 8).
+"""Search: alpha on the validation half, the weights on the training half (Eq. 4, 8).
 
-    python train_search.py --w01 10                     # digits without a GPU, CIFAR-10 with one
+    python train_search.py --w01 10                     # digits; with a GPU CIFAR-10
     python train_search.py --gate softmax               # the DARTS baseline
-    python train_search.py --space s2                   # a chain of inverted bottlenecks
-    python train_search.py --space nasbench201          # cells whose accuracies are known
+    python train_search.py --space s2                   # a chain of bottlenecks
+    python train_search.py --space nasbench201          # cells of known accuracy
     python train_search.py --dataset folder --data DIR  # docs/your-pictures.md
-    python train_search.py --resume RUN                 # go on with a run that was stopped
-    python train_search.py --resume RUN --threshold 0.8 # derive again, without searching
+    python train_search.py --resume RUN                 # go on with a stopped run
+    python train_search.py --resume RUN --threshold 0.8 # only derive again
 
-Writes to the run's folder: genotype.json, metrics.csv, report.md, figures/, gates.npz (normal,
-in S1 reduce: (epochs, edges, operations), or in S2 layers: (epochs, layers, choices), NaN where
-there is no such choice; primitives: the operations' names).
+Writes to the run's folder: genotype.json, metrics.csv, report.md, figures/, gates.npz
+(normal, in S1 reduce: (epochs, edges, operations), or in S2 layers: (epochs, layers,
+choices), NaN where there is no such choice; primitives: the operations' names).
 """
 import torch
 import torch.nn.functional as F
@@ -81,8 +81,8 @@ SOFTMAX = dict(batch_size=64, learning_rate=0.025, arch_learning_rate=3e-4, arch
 
 
 def search(run, s, dataset):
-    """The search of `run` with the settings `s`, from its start or its checkpoint. Returns the
-    exit code."""
+    """The search of `run` with the settings `s`, from its start or its checkpoint.
+    Returns the exit code."""
     device = choose_device(s.device)
     torch.manual_seed(s.seed)
     network = supernet(run, s).to(device)

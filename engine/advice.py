@@ -6,7 +6,7 @@ from engine.data import DATA_FLAGS
 
 
 def training_command(run, s, also=()):
-    """How to train what a search has found. also: (name, default) of further settings."""
+    """How to train what a search has found. also: (name, default) of more settings."""
     command = ["python", "train_eval.py", "--arch", run.path("genotype.json"),
                "--dataset", s.dataset]
     defaults = {name: DATA_FLAGS[name][0] for name in ("data", "image_size")}
@@ -20,8 +20,8 @@ def training_command(run, s, also=()):
 def explain_empty_cell(genotype, network, s, gates, without_limit, rows):
     """Why a genotype has an empty cell, (a line, a flag that would give one), or None.
 
-    gates: those that it was derived from; without_limit: the genotype without --keep_skips; rows:
-    what the rows of gates are called.
+    gates: those that it was derived from; without_limit: the genotype without
+    --keep_skips; rows: what the rows of gates are called.
     """
     empty = [part for part, edges in zip(network.parts, genotype) if not edges]
     if not empty:

@@ -1,4 +1,4 @@
-"""Batches of a dataset: halves, shares of classes, augmentation of a whole batch at once."""
+"""Batches of a dataset: halves, shares of classes, augmentation of whole batches."""
 import functools
 
 import torch
@@ -37,7 +37,7 @@ def balanced(labels, first, second, seed):
 
 
 def parts(s, labels):
-    """Two index tensors, by the settings `s` of a search: for the weights, and for alpha."""
+    """Two index tensors, by a search's settings `s`: for the weights, and for alpha."""
     if s.train_fraction or s.valid_fraction:
         return balanced(labels, s.train_fraction, s.valid_fraction, s.seed)
     return split(len(labels), s.train_portion, s.seed)
@@ -77,8 +77,8 @@ def check_fractions(s):
 
 
 def check_batch(batch_size, count):
-    """Raises UserError if a batch is larger than the number of pictures, `count`, or is not a
-    multiple of the number of processes."""
+    """Raises UserError if a batch is larger than the number of pictures, `count`, or is
+    not a multiple of the number of processes."""
     if batch_size % processes.size() or batch_size < 2 * processes.size():
         raise UserError(f"--batch_size {batch_size} is that of all {processes.size()} processes: "
                         f"give a multiple of {processes.size()}, {2 * processes.size()} or more")
@@ -95,8 +95,8 @@ def normalize(images, mean, std):
 
 
 def random_crop_flip(images, chosen, padding, flip):
-    """Each picture padded with black and cropped, and if `flip` perhaps mirrored: chosen, (B,),
-    says which of all such pictures it is. (B, C, H, W) -> (B, C, H, W)"""
+    """Each picture padded with black and cropped, and if `flip` perhaps mirrored:
+    chosen, (B,), says which of all such pictures it is. (B, C, H, W) -> (B, C, H, W)"""
     crops = _crops(*images.shape[2:], padding, flip, images.device)
     pixels = crops.index_select(0, chosen)[:, None].expand(-1, images.shape[1], -1)  # (B, C, H * W)
     return F.pad(images, [padding] * 4).flatten(2).gather(2, pixels).view(images.shape)
@@ -115,8 +115,8 @@ def _crops(height, width, padding, flip, device):
 
 
 def cutout(images, y, x, length):
-    """Sets a square of `length` pixels around row y and column x, (B,), of each picture to 0, in
-    place (DeVries & Taylor, 2017)."""
+    """Sets a square of `length` pixels around row y and column x, (B,), of each picture
+    to 0, in place (DeVries & Taylor, 2017)."""
     rows = _intervals(images.shape[2], length, images.device).index_select(0, y)[:, None, :, None]
     columns = _intervals(images.shape[3], length, images.device).index_select(0, x)
     return images.mul_(1 - rows * columns[:, None, None, :])
@@ -133,10 +133,11 @@ def _intervals(size, length, device):
 class Batches:
     """An endless stream of augmented batches; len: batches in a pass over the pictures.
 
-    Every pass has a new random order, and leaves out the remainder that fills no batch. All its
-    random numbers are drawn at its start, so that none has to travel in a step. Of several
-    processes, each gets its part of every batch. state_dict holds the generator's state before
-    the pass and the position in it: a stream that loads it continues exactly there.
+    Every pass has a new random order, and leaves out the remainder that fills no batch.
+    All its random numbers are drawn at its start, so that none has to travel in a step.
+    Of several processes, each gets its part of every batch. state_dict holds the
+    generator's state before the pass and the position in it: a stream that loads it
+    continues exactly there.
     """
 
     def __init__(self, images, labels, mean, std, batch_size, padding, flip, cutout_length,
@@ -208,8 +209,8 @@ def read(images, parts, random=False):
 
 
 def in_order(images, labels, mean, std, batch_size=256):
-    """All pictures once, as they are, in batches of (images, labels). Of several processes, each
-    gets its share of the batches."""
+    """All pictures once, as they are, in batches of (images, labels). Of several
+    processes, each gets its share of the batches."""
     indices = torch.arange(len(labels), device=labels.device)[:, None]
     parts = indices.split(batch_size)[processes.rank()::processes.size()]
     for pictures, part in zip(read(images, parts), parts):

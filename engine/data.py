@@ -4,7 +4,7 @@
     cifar10, cifar100, svhn, fashionmnist
                 by torchvision, downloaded into the data folder
     folder      your pictures: <data>/train/<class>/*, <data>/test/<class>/*
-    imagenet    the same with val/ in place of test/, read from the files as they are asked for
+    imagenet    the same with val/ in place of test/, read as they are asked for
 """
 import hashlib
 from collections import namedtuple
@@ -34,8 +34,9 @@ Dataset = namedtuple("Dataset", "name images labels test_images test_labels clas
 def load(name, root="data", image_size=None, skip_bad_images=False, stream=False, workers=2):
     """The Dataset `name`, on the CPU. Raises UserError.
 
-    All but name and root matter for "folder" and "imagenet" alone. stream: read the files as
-    they are asked for, which is always done for pictures of more than 64 pixels.
+    All but name and root matter for "folder" and "imagenet" alone. stream: read the
+    files as they are asked for, which is always done for pictures of more than 64
+    pixels.
     """
     if name == "digits":
         parts = _digits()

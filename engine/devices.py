@@ -9,8 +9,8 @@ from engine.flags import UserError
 
 
 def choose_device(name="auto"):
-    """The torch.device `name`; "auto": CUDA, else MPS (Apple), else the CPU. Of several processes
-    each has the GPU of its number. Raises UserError."""
+    """The torch.device `name`; "auto": CUDA, else MPS (Apple), else the CPU. Of several
+    processes each has the GPU of its number. Raises UserError."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
                  "cpu": True}
     if name == "auto":
@@ -34,8 +34,8 @@ def choose_device(name="auto"):
 
 
 def set_learning_rate(optimizer, epoch, epochs, high, low=0.0, gamma=0.0):
-    """Half a cosine from `high`, in epoch 0, down to `low`; or, with `gamma`, that factor for
-    every epoch."""
+    """Half a cosine from `high`, in epoch 0, down to `low`; or, with `gamma`, that
+    factor for every epoch."""
     rate = low + (high - low) * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
     for group in optimizer.param_groups:
         group["lr"] = high * gamma ** epoch if gamma else rate

@@ -1,8 +1,8 @@
 """The command line of the scripts: tables of flags, settings, errors of one line.
 
-A script has one table of its flags: {group: {name: (default, kind, help)}}. A kind turns a text
-into a value, or refuses it; the settings that a run keeps in config.json are checked by the same
-kinds.
+A script has one table of its flags: {group: {name: (default, kind, help)}}. A kind
+turns a text into a value, or refuses it; the settings that a run keeps in config.json
+are checked by the same kinds.
 """
 import argparse
 import difflib
@@ -15,8 +15,8 @@ import warnings
 
 
 class UserError(Exception):
-    """Something the user can fix: one line that says what is wrong, what was given and what
-    would work."""
+    """Something the user can fix: one line that says what is wrong, what was given and
+    what would work."""
 
 
 def nearest(word, names):
@@ -29,8 +29,8 @@ def nearest(word, names):
 # ---------------------------------------------------------------- kinds of flags: str, bool, and
 
 def number(kind, low, high=math.inf, open_ends=False):
-    """An int or float (`kind`) from `low` to `high`, or strictly between them (`open_ends`);
-    below 1e30, so that single precision holds it."""
+    """An int or float (`kind`) from `low` to `high`, or strictly between them
+    (`open_ends`); below 1e30, so that single precision holds it."""
     def parse(value):
         try:
             result = kind(value)
@@ -58,7 +58,7 @@ def one_of(names):
 
 
 def some_of(names):
-    """Different names out of `names`, separated by commas; put into the order of `names`."""
+    """Different ones of `names`, separated by commas; put into the order of `names`."""
     def parse(text):
         chosen = text.split(",")
         for name in chosen:
@@ -107,11 +107,11 @@ MAY_CHANGE = {"epochs", "threshold", "edges_per_node", "ops_per_edge", "ops_per_
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line, which suggest the nearest flag; flags not given stay out
-    of the result, a dict.
+    """argparse with errors of one line, which suggest the nearest flag; flags not given
+    stay out of the result, a dict.
 
-    table: the flags by groups; recipes: {recipe: {flag: value}}, the defaults that differ, for
-    the help. .flags: those of all groups.
+    table: the flags by groups; recipes: {recipe: {flag: value}}, the defaults that
+    differ, for the help. .flags: those of all groups.
     """
 
     def __init__(self, description, table={}, recipes={}):
@@ -161,8 +161,8 @@ def refuse(given, names, why):
 # ---------------------------------------------------------------- the settings of a run
 
 def resumed_settings(run, parser, given):
-    """The run's settings with the flags `given`, which may differ in MAY_CHANGE alone. Raises
-    UserError."""
+    """The run's settings with the flags `given`, which may differ in MAY_CHANGE alone.
+    Raises UserError."""
     settings = check_settings(run.config["settings"], run.path("config.json"), parser)
     for name, value in given.items():
         if name in settings and name not in MAY_CHANGE and value != settings[name]:
@@ -175,7 +175,7 @@ def resumed_settings(run, parser, given):
 
 
 def check_settings(kept, file, parser):
-    """The settings `kept` in a `file`, each of the kind of its flag. Raises UserError."""
+    """The settings `kept` in a `file`, each of its flag's kind. Raises UserError."""
     lacking, unknown = set(parser.flags) - set(kept), set(kept) - set(parser.flags)
     faults = [f"it lacks {', '.join(sorted(lacking))}"] if lacking else []
     faults += [f"it has {', '.join(sorted(unknown))}"] if unknown else []
@@ -207,7 +207,7 @@ def check_value(file, name, kind, value):
 # ---------------------------------------------------------------- errors
 
 def main(function):
-    """Call a script's `function`, with every user error as one line on stderr and exit code 2."""
+    """Call a script's `function`; a user error is a line on stderr and exit code 2."""
     def tell(text):
         print(text.replace("\n", "\\n"), file=sys.stderr)
 

@@ -1,5 +1,5 @@
-"""The folder of a run: files that are written whole or not at all, by one process, and read with
-suspicion. Nothing that is read can run code."""
+"""The folder of a run: files that are written whole or not at all, by one process, and
+read with suspicion. Nothing that is read can run code."""
 import contextlib
 import csv
 import hashlib
@@ -65,8 +65,8 @@ def read_config(folder):
 
 
 def fits(config):
-    """Whether everything in it beside the settings is of the kind that a run keeps. Raises
-    KeyError, TypeError."""
+    """Whether everything in it beside the settings is of the kind that a run keeps.
+    Raises KeyError, TypeError."""
     kinds = dict(settings=dict, commands=list, fingerprint=str, classes=list, shape=list, id=str,
                  threads=int, processes=int, torch=str, python=str, machine=str)
     return (all(isinstance(config[key], kind) for key, kind in kinds.items())
@@ -76,8 +76,8 @@ def fits(config):
 
 
 def read_metrics(folder):
-    """The rows of a run's metrics.csv: numbers, None where a field is empty. Raises UserError,
-    FileNotFoundError."""
+    """The rows of a run's metrics.csv: numbers, None where a field is empty. Raises
+    UserError, FileNotFoundError."""
     path = os.path.join(folder, "metrics.csv")
     try:
         with open(path, newline="", encoding="utf-8") as file:
@@ -95,8 +95,8 @@ def read_metrics(folder):
 
 
 def read_sealed(path, script, keys):
-    """What Folder.save wrote for `script`, on the CPU, with at least these `keys`; code in the
-    file is never run. Raises UserError, FileNotFoundError."""
+    """What Folder.save wrote for `script`, on the CPU, with at least these `keys`; code
+    in the file is never run. Raises UserError, FileNotFoundError."""
     with open(path, "rb") as file:
         content = file.read()
     refusal = f"{path} cannot be read: "
@@ -121,8 +121,8 @@ def read_sealed(path, script, keys):
 
 
 class Folder:
-    """The folder of one run. config: its settings and where they came from, a dict of JSON
-    values."""
+    """The folder of one run. config: its settings and where they came from, a dict of
+    JSON values."""
 
     def __init__(self, folder, config):
         self.folder, self.config, self.descriptor = folder, config, None
@@ -130,8 +130,8 @@ class Folder:
     @classmethod
     def create(cls, script, settings, **facts):
         """A new folder, settings["name"] or named after script, dataset and time, in
-        settings["runs"]. facts: what config.json keeps beside the settings. Raises UserError,
-        OSError."""
+        settings["runs"]. facts: what config.json keeps beside the settings. Raises
+        UserError, OSError."""
         run = cls._create(script, settings, facts) if processes.rank() == 0 else None
         return cls(*processes.broadcast(run and (run.folder, run.config)))
 
@@ -200,8 +200,8 @@ class Folder:
         self.write("config.json", json.dumps(self.config, indent=1))
 
     def keep(self, name, function, *arguments):
-        """What function(*arguments) gave the first time, which config.json keeps; None is not
-        kept."""
+        """What function(*arguments) gave the first time, which config.json keeps; None
+        is not kept."""
         if name not in self.config:
             value = processes.broadcast(function(*arguments))
             if value is None:
@@ -223,8 +223,8 @@ class Folder:
         self.write("log.txt", former + line + "\n")
 
     def save(self, name, state):
-        """Write tensors and plain values as a torch file, then its SHA-256, which torch.load
-        ignores."""
+        """Write tensors and plain values as a torch file, then its SHA-256, which
+        torch.load ignores."""
         if processes.rank() > 0:
             return
         buffer = io.BytesIO()

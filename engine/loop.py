@@ -1,16 +1,17 @@
-"""The loop of a run that cannot be lost. Its folder holds config.json (settings, command lines,
-versions, the dataset), log.txt, metrics.csv (a row an epoch), checkpoint.pt, and the script's
-own results, see folders.py. A script's loop is
+"""The loop of a run that cannot be lost. Its folder holds config.json (settings,
+command lines, versions, the dataset), log.txt, metrics.csv (a row an epoch),
+checkpoint.pt, and the script's own results, see folders.py. A script's loop is
 
     with run:
         run.track(network=network, sgd=sgd, ...)    # what a checkpoint holds; loads it
-        for epoch in run.epochs():                  # those that are left, until run.over()
+        for epoch in run.epochs():                  # those left, until run.over()
             for _ in run.steps(count):              # those that are left in the epoch
                 run.add(loss=loss, ...)             # sums up
             run.end_epoch(row, lines)
 
-SIGINT and SIGTERM are heeded between two steps, or two batches of `run.watched`: the run
-saves, says how to go on and ends. Resumed, it computes what it would have computed, bit for bit.
+SIGINT and SIGTERM are heeded between two steps, or two batches of `run.watched`: the
+run saves, says how to go on and ends. Resumed, it computes what it would have computed,
+bit for bit.
 """
 import contextlib
 import csv
@@ -36,8 +37,9 @@ class Stopped(Exception):
 
 
 class Run(Folder):
-    """A folder and the loop that fills it. .rows: the metrics of the epochs that are done;
-    .over: whether no epoch is left; .between_epochs: called when one is done and written."""
+    """A folder and the loop that fills it. .rows: the metrics of the epochs that are
+    done; .over: whether no epoch is left; .between_epochs: called when one is done and
+    written."""
 
     def __init__(self, folder, config):
         super().__init__(folder, config)
@@ -76,8 +78,8 @@ class Run(Folder):
                 os.close(self.descriptor)
 
     def resume(self, settings):
-        """Take over settings that have changed, which `track` writes when all is read, and read
-        the checkpoint, if there is one. Raises UserError."""
+        """Take over settings that have changed, which `track` writes when all is read,
+        and read the checkpoint, if there is one. Raises UserError."""
         with processes.rank_0_first():
             for name in os.listdir(self.folder):
                 if name.endswith(".part"):  # of a process that was killed
@@ -102,8 +104,9 @@ class Run(Folder):
     # ------------------------------------------------------------ the loop
 
     def track(self, **parts):
-        """Names what a checkpoint holds, each with a state_dict, and loads it where there is a
-        checkpoint. From here on, signals end the run as said above. Raises UserError."""
+        """Names what a checkpoint holds, each with a state_dict, and loads it where
+        there is a checkpoint. From here on, signals end the run as said above. Raises
+        UserError."""
         if self.checkpoint:
             for name, part in parts.items():
                 self.restore(part, name, self.checkpoint)
@@ -173,8 +176,8 @@ class Run(Folder):
                 self.between_epochs()
 
     def steps(self, count):
-        """The steps that are left of `count` in this epoch, with a progress bar where stdout is a
-        terminal. After each, it may save, or stop."""
+        """The steps that are left of `count` in this epoch, with a progress bar where
+        stdout is a terminal. After each, it may save, or stop."""
         self.count, saved = count, time.monotonic()
         settings = self.config["settings"]
         with progress_bar(count, self.done, self.title()) as self.bar:
@@ -211,9 +214,10 @@ class Run(Folder):
         return f"epoch {len(self.rows) + 1}/{self.config['settings']['epochs']}"
 
     def add(self, norm, *others, **figures):
-        """Sum up what a step has computed: `figures`, scalar tensors, the first of them the loss.
-        The `norm` of the gradient and `others`, tensors, have to be finite, too; with a scaler,
-        which leaves out such a step, the norm may be infinite. Nobody waits for the device."""
+        """Sum up what a step has computed: `figures`, scalar tensors, the first of them
+        the loss. The `norm` of the gradient and `others`, tensors, have to be finite,
+        too; with a scaler, which leaves out such a step, the norm may be infinite.
+        Nobody waits for the device."""
         scaler = self.tracked.get("scaler")
         others = others if scaler is not None and scaler.is_enabled() else (norm, *others)
         values = torch.stack([value.detach().sum() for value in (*figures.values(), *others)])
@@ -224,7 +228,7 @@ class Run(Folder):
         self.names = list(figures)
 
     def read_figures(self):
-        """Read what was added, the mean of all ranks. Raises UserError where it is not finite."""
+        """Read what was added, mean of all ranks. Raises UserError if not finite."""
         if self.totals is None:
             return
         values = processes.average([self.totals])[0].tolist()
@@ -246,14 +250,14 @@ class Run(Folder):
         return {name: value / self.done for name, value in self.sums.items()}
 
     def watched(self, batches):
-        """The same batches; between them, a signal ends the run, if no other ranks count on it."""
+        """The same batches; a signal between them ends a run of one process."""
         for batch in batches:
             if processes.size() == 1:
                 self.stop_if_asked()
             yield batch
 
     def end_epoch(self, row, lines):
-        """Keep the epoch's `row` of metrics, save a checkpoint, and print `lines` about it."""
+        """Keep the epoch's `row` of metrics, save a checkpoint, and print `lines`."""
         self.seconds += time.monotonic() - self.measuring
         title = self.title()
         if self.rows and self.rows[0].keys() != {*row, "seconds"}:
@@ -286,7 +290,7 @@ def generators():
 
 
 def set_generators(states):
-    """Go on with this rank's random draws; with new ones if the number of ranks has changed."""
+    """Go on with this rank's random draws; new ones for another number of ranks."""
     same = len(states) == processes.size()
     cpu, cuda = states[processes.rank() if same else 0]
     torch.set_rng_state(cpu)
@@ -297,7 +301,7 @@ def set_generators(states):
 
 
 def progress_bar(count, done, title):
-    """A context: a progress bar, or None where stdout is no terminal or tqdm is not installed."""
+    """A context: a progress bar, or None if stdout is no terminal or without tqdm."""
     if not sys.stdout.isatty() or processes.rank() > 0:
         return contextlib.nullcontext()
     try:
@@ -308,8 +312,8 @@ def progress_bar(count, done, title):
 
 
 def check_optimizer(optimizer, state):
-    """Raises where `state` is not of this optimizer: load_state_dict would take it, and a step
-    would fail."""
+    """Raises where `state` is not of this optimizer: load_state_dict would take it, and
+    a step would fail."""
     own = optimizer.state_dict()["param_groups"]
     for group, like in zip(state["param_groups"], own, strict=True):
         if {**group, "lr": 0} != {**like, "lr": 0} or not 0 <= group["lr"] < math.inf:

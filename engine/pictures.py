@@ -1,8 +1,9 @@
-"""Picture folders: read into one tensor, or, where that does not fit, as they are asked for.
+"""Picture folders: read into one tensor, or, where that does not fit, on demand.
 
-`Files` stands in for the uint8 tensor of a data.Dataset. Worker processes decode and crop
-whole batches ahead of time; every picture's random crop has a seed of its own, so that the
-number of workers and of ranks changes nothing, and a run goes on in the middle of an epoch.
+`Files` stands in for the uint8 tensor of a data.Dataset. Worker processes decode and
+crop whole batches ahead of time; every picture's random crop has a seed of its own, so
+that the number of workers and of ranks changes nothing, and a run goes on in the middle
+of an epoch.
 """
 import hashlib
 import os
@@ -21,8 +22,8 @@ from model_eval import LARGE  # larger pictures are cropped and coloured as on I
 
 
 def read_folder(root, test, size, skip_bad, workers):
-    """The pictures and labels of root/train, those of root/`test`, and the classes. Raises
-    UserError."""
+    """The pictures and labels of root/train, those of root/`test`, and the classes.
+    Raises UserError."""
     images, labels, classes, grey = _pictures(root, "train", test, size, skip_bad, workers)
     test_images, test_labels, test_classes, test_grey = _pictures(root, test, test, size, skip_bad,
                                                                   workers)
@@ -37,8 +38,8 @@ def read_folder(root, test, size, skip_bad, workers):
 def _pictures(root, part, test, size, skip_bad, workers):
     """All pictures of a folder, the shorter side resized to `size`, then cropped.
 
-    workers: None for a tensor, else a number for Files. Returns images (N, 3, size, size),
-    labels, class names, whether all are grey.
+    workers: None for a tensor, else a number for Files. Returns images (N, 3, size,
+    size), labels, class names, whether all are grey.
     """
     folder = os.path.join(root, part)
     if not os.path.isdir(folder):
@@ -117,8 +118,9 @@ def memory():
 # ---------------------------------------------------------------- as they are asked for
 
 class Files:
-    """Pictures in files, as (N, 3, size, size). paths: theirs; workers: processes that read
-    ahead; skip_bad: a picture that cannot be read is replaced by the next that can."""
+    """Pictures in files, as (N, 3, size, size). paths: theirs; workers: processes that
+    read ahead; skip_bad: a picture that cannot be read is replaced by the next that
+    can."""
 
     def __init__(self, paths, size, workers, skip_bad=False):
         self.paths, self.workers, self.skip_bad = paths, workers, skip_bad
@@ -145,9 +147,9 @@ class Files:
         return digest.digest()
 
     def read(self, batches, random):
-        """The pictures of each batch, uint8 (B, 3, size, size), on the device. batches: rows
-        (picture, ..., seed); random: whether large pictures are cropped and coloured at random.
-        Raises UserError."""
+        """The pictures of each batch, uint8 (B, 3, size, size), on the device. batches:
+        rows (picture, ..., seed); random: whether large pictures are cropped and
+        coloured at random. Raises UserError."""
         loader = DataLoader(Decoder(self, random), batch_size=None, sampler=batches,
                             num_workers=self.workers, worker_init_fn=ignore_interrupts,
                             pin_memory=self.device.type == "cuda", generator=torch.Generator())
@@ -188,7 +190,7 @@ class Decoder(torch.utils.data.Dataset):
 
 
 def transform(size, random=False):
-    """From a PIL picture to uint8 (3, size, size). Large ones as DARTS does on ImageNet."""
+    """From a PIL picture to uint8 (3, size, size). Large ones as DARTS on ImageNet."""
     if size <= LARGE:
         return v2.Compose([v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()])
     if random:
@@ -199,8 +201,9 @@ def transform(size, random=False):
 
 
 def open_picture(path):
-    """The PIL picture in a file, wholly read, as a viewer shows it: turned as its EXIF data say,
-    on white where it is transparent, in 8 bits. Raises what Pillow does, ValueError."""
+    """The PIL picture in a file, wholly read, as a viewer shows it: turned as its EXIF
+    data say, on white where it is transparent, in 8 bits. Raises what Pillow does,
+    ValueError."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         picture = Image.open(path)

@@ -1,4 +1,4 @@
-"""Gradients in 16 bits and over several processes: what stands between a loss and its step."""
+"""Gradients in 16 bits and over several processes: from a loss to its step."""
 import functools
 
 import torch
@@ -7,9 +7,9 @@ from engine import processes
 
 
 class Precision:
-    """With `amp` the forward pass of `network` computes in 16 bits: in bfloat16, or where a GPU
-    has none in float16, whose small gradients .scaler keeps above zero. All else is float32.
-    Gradients are the means over all processes."""
+    """With `amp` the forward pass of `network` computes in 16 bits: in bfloat16, or
+    where a GPU has none in float16, whose small gradients .scaler keeps above zero. All
+    else is float32. Gradients are the means over all processes."""
 
     def __init__(self, device, amp, network):
         half = amp and device.type == "cuda" and not torch.cuda.is_bf16_supported(
@@ -19,15 +19,15 @@ class Precision:
             enter_autocast(network, device.type, torch.float16 if half else torch.bfloat16)
 
     def backward(self, loss, sgd, last=True):
-        """Adds the gradients of `loss`. last: of the batches of one step; then they are averaged
-        over processes, and no longer scaled."""
+        """Adds the gradients of `loss`. last: of the batches of one step; then they are
+        averaged over processes, and no longer scaled."""
         self.scaler.scale(loss).backward()
         if last:
             processes.average_gradients([w for group in sgd.param_groups for w in group["params"]])
             self.scaler.unscale_(sgd)
 
     def step(self, sgd):
-        """A step of the optimizer, which a scaler leaves out where gradients are not finite."""
+        """A step of the optimizer; left out by a scaler if gradients are not finite."""
         self.scaler.step(sgd)
         self.scaler.update()
 
@@ -38,7 +38,7 @@ class Precision:
         return [slope / scale for slope in processes.average(slopes)]
 
     def guard(self, architect):
-        """Returns the architect, whose steps are left out as those of the weights are."""
+        """Returns the architect, whose steps are left out as the weights' are."""
         if self.scaler.is_enabled():
             architect.descend = functools.partial(self.descend_if_finite, architect.descend)
         return architect

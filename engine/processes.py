@@ -1,13 +1,14 @@
-"""One run on several processes, started by torchrun: every rank computes its part of each batch.
+"""One run on several processes, started by torchrun: every rank computes its part of
+each batch.
 
     torchrun --nproc-per-node=4 train_search.py --dataset cifar10
 
-All ranks hold the same weights and alphas. Gradients are averaged where they leave the code.
-There is no DistributedDataParallel: its hooks do not fire for torch.autograd.grad, which
-alpha's steps use. Batch norm is of each rank's own pictures, its running statistics are averaged.
-What is drawn while training, drop path or noise on skips, every rank draws for itself: with it,
-N ranks do not compute what one does. In one process, nothing is sent, and every function here
-gives back what it is given.
+All ranks hold the same weights and alphas. Gradients are averaged where they leave the
+code. There is no DistributedDataParallel: its hooks do not fire for
+torch.autograd.grad, which alpha's steps use. Batch norm is of each rank's own pictures,
+its running statistics are averaged. What is drawn while training, drop path or noise on
+skips, every rank draws for itself: with it, N ranks do not compute what one does. In
+one process, nothing is sent, and every function here gives back what it is given.
 """
 import atexit
 import datetime
@@ -77,7 +78,7 @@ def average_gradients(parameters):
 
 
 def average_statistics(network):
-    """Replace the running statistics of batch norms, of each rank's pictures, by their means."""
+    """Replace batch norms' running statistics, one of each rank, by their means."""
     if size() > 1:
         statistics = [b for b in network.buffers() if b.is_floating_point()]
         torch._foreach_copy_(statistics, average(statistics))

@@ -72,6 +72,6 @@ def passes(count, most, epochs, steps):
 
 
 def describe(dataset, settings, names):
-    """The line of a new run on a folder, of the settings `names` that its recipe is about."""
+    """The line of a new run on a folder, of the settings `names` of its recipe."""
     return (f"settings for {len(dataset.labels):,} pictures of {dataset.images.shape[2]} pixels: "
             + " ".join(f"--{name} {settings[name]}" for name in sorted(names)))

@@ -1,4 +1,4 @@
-"""report.md: what a finished run was and what it found, in plain text, to paste into an issue."""
+"""report.md: what a finished run was and found, as plain text for an issue."""
 import os
 import shlex
 import subprocess
@@ -12,8 +12,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def write_report(run, device, results, command):
-    """Write RUN/report.md from what the run has recorded. results: {what: value}, further lines;
-    command: how to go on."""
+    """Write RUN/report.md from what the run has recorded. results: {what: value},
+    further lines; command: how to go on."""
     if processes.rank() > 0:
         return
     config, seconds = run.config, sum(run.column("seconds"))
@@ -39,7 +39,7 @@ def write_report(run, device, results, command):
 
 
 def commit():
-    """The commit of this code, with -dirty where files differ from it; None outside a clone."""
+    """The commit of this code, -dirty where files differ; None outside a clone."""
     if not os.path.exists(os.path.join(ROOT, ".git")):
         return None
     try:

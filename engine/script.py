@@ -16,12 +16,12 @@ OPTIONAL = {"tqdm": "the progress bar", "matplotlib": "figures"}
 class Script:
     """A script as a function of no argument, which main calls.
 
-    name: of its file; table: its flags; recipe: its half of a Recipe, "search" or "eval";
-    prepare: from the flags given to those flags, the defaults that they change, and the names of
-    flags that are of no use then; check(s, dataset): raises UserError; work(run, s, dataset):
-    does the run and returns the exit code; presets: {name: {flag: value}} for the help;
-    over(s, rows), again(run, s): whether a run has ended, and what to do then on --resume;
-    evaluate(run, s, dataset): what --evaluate does.
+    name: of its file; table: its flags; recipe: its half of a Recipe, "search" or
+    "eval"; prepare: from the flags given to those flags, the defaults that they change,
+    and the names of flags that are of no use then; check(s, dataset): raises UserError;
+    work(run, s, dataset): does the run and returns the exit code; presets: {name:
+    {flag: value}} for the help; over(s, rows), again(run, s): whether a run has ended,
+    and what to do then on --resume; evaluate(run, s, dataset): what --evaluate does.
     """
 
     def __init__(self, name, description, table, recipe, prepare, check, work, presets={},

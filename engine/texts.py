@@ -1,10 +1,11 @@
-"""The text of an architecture, read and checked: a published name, a path to genotype.json, or a
-"Genotype(...)" text. Nothing that is read is executed.
+"""The text of an architecture, read and checked: a published name, a path to
+genotype.json, or a "Genotype(...)" text. Nothing that is read is executed.
 
     >>> get("FairDARTS_a").normal[0]
     Edge(op='sep_conv_3x3', node=2, source=0)
 
-`spaces`: modules of further spaces, whose genotypes are read as well, see spaces/__init__.py.
+`spaces`: modules of further spaces, whose genotypes are read as well, see
+spaces/__init__.py.
 """
 import ast
 import json
@@ -25,10 +26,10 @@ class GenotypeError(UserError, ValueError):
 def get(text, spaces=()):
     """The genotype that `text` means. Raises GenotypeError.
 
-    text: a published name ("FairDARTS_a"), the path of a genotype.json, or a "Genotype(...)" as
-        this project, DARTS and Fair DARTS print it: edges (op, node, source), or pairs
-        (op, source), two for each node; of another space, as `print` shows it, for NAS-Bench-201
-        "|nor_conv_3x3~0|+|...|+|...|".
+    text: a published name ("FairDARTS_a"), the path of a genotype.json, or a
+        "Genotype(...)" as this project, DARTS and Fair DARTS print it: edges (op, node,
+        source), or pairs (op, source), two for each node; of another space, as `print`
+        shows it, for NAS-Bench-201 "|nor_conv_3x3~0|+|...|+|...|".
     """
     published = dict(PUBLISHED)
     for space in spaces:
@@ -68,8 +69,8 @@ def load(path, spaces=()):
 
 
 def to_json(genotype):
-    """`genotype` as JSON: {"normal": [[op, node, source], ...], "reduce": [...]}, or in another
-    space its own fields."""
+    """`genotype` as JSON: {"normal": [[op, node, source], ...], "reduce": [...]}, or in
+    another space its own fields."""
     return json.dumps(genotype._asdict(), indent=1)
 
 

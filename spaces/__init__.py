@@ -11,13 +11,12 @@
     derived(s, genotype, num_classes, shape)  the network that a genotype stands for
     primitives(s), rows(s)  the columns and the number of rows of a matrix of gates
     row_names(count)        what its rows are called in figures
-    dominant(gates, primitives)  names of the dominant operations of one matrix (Fig. 1, 2)
-    kept_edges(gates, edges_per_node, primitives)  (rows, 1), 1 for the edges that may be kept
-    discrete_gates(genotype, gates, primitives)  the gates as a genotype has them, 0 and 1
+    dominant(gates, primitives)  names of a matrix's dominant operations (Fig. 1, 2)
+    kept_edges(gates, edges_per_node, primitives)  (rows, 1), 1: edges that may be kept
+    discrete_gates(genotype, gates, primitives)  the gates of a genotype, 0 and 1
     checked(fields)         the genotype of {field: value}; raises ValueError
-    from_text(text)         the same of a text that str() makes of a genotype, if it is the space's
-                            own; raises ValueError
-    known(genotype)         what is known of it without training, {column of metrics.csv: value}
+    from_text(text)         the same of a text by str(), where the space has its own
+    known(genotype)         what is known untrained, {column of metrics.csv: value}
 """
 from collections import ChainMap
 
@@ -34,8 +33,8 @@ def of_genotype(genotype):
 
 
 def foreign(space, kind):
-    """{flag: the name of a space that has it} of the flags that `space` does not have. kind:
-    "SEARCH_FLAGS" or "EVAL_FLAGS"."""
+    """{flag: the name of a space that has it} of the flags that `space` does not have.
+    kind: "SEARCH_FLAGS" or "EVAL_FLAGS"."""
     own = getattr(space, kind)
     return {flag: name for name, other in reversed(SPACES.items())
             for flag in getattr(other, kind) - own}

@@ -1,10 +1,12 @@
-"""The space of NAS-Bench-201 (Dong & Yang, ICLR 2020), whose answers are known: each of its 15,625
-cells has been trained, so a genotype's accuracy is looked up. The figures here are not those of its
-authors but of AnalogNAS-Bench, which trained all cells again, see nasbench201_cifar10.md.
+"""The space of NAS-Bench-201 (Dong & Yang, ICLR 2020), whose answers are known: each of
+its 15,625 cells has been trained, so a genotype's accuracy is looked up. The figures
+here are not those of its authors but of AnalogNAS-Bench, which trained all cells again,
+see nasbench201_cifar10.md.
 
 A cell has four states: 0 is its input, 3 its output. Each of its six edges applies one
-operation to the state that it leaves; a state is the sum of the edges that enter it. An edge keeps
-one operation, or none. All cells are normal cells; residual blocks reduce the size.
+operation to the state that it leaves; a state is the sum of the edges that enter it. An
+edge keeps one operation, or none. All cells are normal cells; residual blocks reduce
+the size.
 """
 import functools
 import os
@@ -24,8 +26,9 @@ TABLE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "nasbench201_ci
 
 
 class CellGenotype(namedtuple("CellGenotype", "cell")):
-    """cell: a list of Edge, in the order of EDGES; what is not named is none. str() is the
-    benchmark's text, |nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|avg_pool_3x3~2|"""
+    """cell: a list of Edge, in the order of EDGES; what is not named is none. str() is
+    the benchmark's text,
+    |nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|avg_pool_3x3~2|"""
 
     def __str__(self):
         ops = {(node, source): op for op, node, source in self.cell}
@@ -180,8 +183,8 @@ class SupernetNB201(Stages):
 
 
 class NetworkNB201(Stages):
-    """The network of a CellGenotype. in: (B, in_channels, H, W); out: logits (B, num_classes), and
-    None, there being no auxiliary head."""
+    """The network of a CellGenotype. in: (B, in_channels, H, W); out: logits (B,
+    num_classes), and None, there being no auxiliary head."""
 
     def __init__(self, genotype, init_channels=16, stage_cells=5, num_classes=10, in_channels=3):
         super().__init__(functools.partial(DerivedCell, genotype.cell), init_channels,
@@ -208,7 +211,8 @@ def discretize_edges(gates, threshold=0.85, primitives=tuple(OPS)):
     """The CellGenotype of the gates (6, operations).
 
     Each edge keeps its best operation, the first of equals, if its gate is at least
-    `threshold`; threshold=0 is argmax (Eq. 3). A cell through which nothing passes keeps nothing.
+    `threshold`; threshold=0 is argmax (Eq. 3). A cell through which nothing passes
+    keeps nothing.
     """
     edges = []
     for (node, source), values in zip(EDGES, torch.as_tensor(gates).tolist()):
@@ -243,8 +247,8 @@ def from_text(text):
 
 
 def checked(fields):
-    """The CellGenotype of {"cell": [[op, node, source], ...]}. Raises ValueError, which names the
-    edge."""
+    """The CellGenotype of {"cell": [[op, node, source], ...]}. Raises ValueError, which
+    names the edge."""
     found = {}
     if not isinstance(fields["cell"], list):
         raise ValueError(f"cell: expected a list of edges, got {str(fields['cell'])[:60]}")
@@ -306,8 +310,8 @@ def rows(s):
 
 @functools.cache
 def accuracies():
-    """Test accuracies on CIFAR-10 in percent, an axis for each edge, along it OPS: (5, 5, 5,
-    5, 5, 5). See nasbench201_cifar10.md."""
+    """Test accuracies on CIFAR-10 in percent, an axis for each edge, along it OPS: (5,
+    5, 5, 5, 5, 5). See nasbench201_cifar10.md."""
     with np.load(TABLE, allow_pickle=False) as file:
         return file["accuracy"] / 100
 

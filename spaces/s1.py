@@ -1,4 +1,4 @@
-"""The space S1, the cells of DARTS, for what works on any space; the root is its code."""
+"""The space S1, DARTS's cells, for what works on any space; its code is the root."""
 import torch
 
 import genotypes

@@ -1,8 +1,8 @@
 """The space S2 (Sec. 4.1): a chain of 19 layers in the manner of MobileNetV2.
 
-Each layer is an inverted bottleneck of expansion 3 or 6 and kernel 3, 5 or 7, or, where the
-layer keeps its input's shape, the identity. A genotype names for each layer one of these
-CHOICES, or several, whose outputs are added.
+Each layer is an inverted bottleneck of expansion 3 or 6 and kernel 3, 5 or 7, or, where
+the layer keeps its input's shape, the identity. A genotype names for each layer one of
+these CHOICES, or several, whose outputs are added.
 """
 import math
 from collections import namedtuple
@@ -37,8 +37,8 @@ SEARCH_DEFAULTS, EVAL_DEFAULTS, CANDIDATES = {}, {}, dict.fromkeys(CHOICES)
 # ---------------------------------------------------------------- the networks
 
 class InvertedBottleneck(nn.Module):
-    """mbN_kK: 1x1 to N times the channels, BN, activation; depthwise KxK, BN, activation; 1x1,
-    BN; plus its input where the layer keeps the shape (`residual`)."""
+    """mbN_kK: 1x1 to N times the channels, BN, activation; depthwise KxK, BN,
+    activation; 1x1, BN; plus its input where the layer keeps the shape (`residual`)."""
 
     def __init__(self, in_channels, out_channels, stride, kernel, expansion, residual,
                  affine=True, activation=nn.ReLU6, squeeze=False):
@@ -101,8 +101,9 @@ def scaled(channels, width):
 
 
 def chain_strides(size):
-    """The strides of the stem and the layers for pictures of `size` pixels a side. For 64 or
-    fewer the first become 1, as many as it takes to bring 8x8 or more to the last layer."""
+    """The strides of the stem and the layers for pictures of `size` pixels a side. For
+    64 or fewer the first become 1, as many as it takes to bring 8x8 or more to the last
+    layer."""
     strides = [2] + [stride for _, stride in CHAIN]
     halvings = max(0, int(math.log2(size / 8))) if size <= 64 else 5
     for index in [index for index, stride in enumerate(strides) if stride == 2][:5 - halvings]:
@@ -111,7 +112,7 @@ def chain_strides(size):
 
 
 def chain_shapes(size, width):
-    """The stride of the stem; of each layer (in_channels, out_channels, stride, same_shape)."""
+    """The stem's stride; for layers (in_channels, out_channels, stride, same_shape)."""
     first, *strides = chain_strides(size)
     channels = [scaled(count, width) for count in (CHAIN_INPUT, *(count for count, _ in CHAIN))]
     return first, list(zip(channels, channels[1:], strides, SAME_SHAPE))
@@ -120,8 +121,9 @@ def chain_shapes(size, width):
 class SupernetS2(nn.Module):
     """The supernet. in: (B, in_channels, H, W); out: logits (B, num_classes).
 
-    .alphas: [one Parameter (19, 7)]; .present: (19, 7) of bool, which choices there are. The
-    alphas of the others, where a layer has no identity, take no part in anything.
+    .alphas: [one Parameter (19, 7)]; .present: (19, 7) of bool, which choices there
+    are. The alphas of the others, where a layer has no identity, take no part in
+    anything.
     width: factor of all channels; image_size: see `chain_strides`; otherwise as
     model_search.Network.
     """
@@ -184,11 +186,11 @@ class ChainLayer(nn.Module):
 
 
 class NetworkS2(nn.Module):
-    """The network of a ChainGenotype. in: (B, in_channels, H, W); out: logits (B, num_classes),
-    and None, there being no auxiliary head.
+    """The network of a ChainGenotype. in: (B, in_channels, H, W); out: logits (B,
+    num_classes), and None, there being no auxiliary head.
 
-    width: factor of all channels; squeeze: squeeze-and-excitation in every block; h_swish: in
-    place of ReLU6; image_size: see `chain_strides`.
+    width: factor of all channels; squeeze: squeeze-and-excitation in every block;
+    h_swish: in place of ReLU6; image_size: see `chain_strides`.
     """
 
     def __init__(self, genotype, num_classes=1000, dropout=0.2, width=1.0, squeeze=False,
@@ -225,9 +227,9 @@ def derived(s, genotype, num_classes, shape):
 def discretize_chain(gates, threshold=0.85, ops_per_layer=1):
     """The ChainGenotype of the gates (layers, choices).
 
-    Each layer keeps the choices whose gate is at least `threshold`, the best `ops_per_layer` of
-    them; where there is none, the identity if it is a choice, else the best. threshold=0 is
-    argmax (Eq. 3). What has a gate below 0 is no choice.
+    Each layer keeps the choices whose gate is at least `threshold`, the best
+    `ops_per_layer` of them; where there is none, the identity if it is a choice, else
+    the best. threshold=0 is argmax (Eq. 3). What has a gate below 0 is no choice.
     """
     layers = []
     for values, same_shape in zip(torch.as_tensor(gates).tolist(), SAME_SHAPE):
@@ -276,7 +278,7 @@ def known(genotype):
 
 
 def checked(fields):
-    """The ChainGenotype of {"layers": lists of names}. Raises ValueError, which names the layer."""
+    """The ChainGenotype of {"layers": lists of names}. Raises ValueError."""
     layers = fields["layers"]
     if not isinstance(layers, list) or len(layers) != len(CHAIN):
         count = len(layers) if isinstance(layers, list) else type(layers).__name__

@@ -1,7 +1,8 @@
 """accelerate: the same function of the same parameters, several times as fast.
 
-It gives built modules the classes of this room. A network that it was not called for is the
-plain form that tests and benchmark compare with, and whose gradients have gradients.
+It gives built modules the classes of this room. A network that it was not called for is
+the plain form that tests and benchmark compare with, and whose gradients have
+gradients.
 """
 import functools
 
@@ -22,13 +23,13 @@ FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_
 
 
 def accelerate(network, recompute=False, memory_format=None):
-    """Returns the network of a space, for searching or derived, with the same parameters and
-    state_dict.
+    """Returns the network of a space, for searching or derived, with the same
+    parameters and state_dict.
 
-    recompute: cells (in S2 layers) compute their activations again in the backward pass.
-    memory_format: one of FORMATS, or None, the best that is known for the device.
-    May be called again, to change these. Forward hooks inside of cells, and other changes of
-    modules, come first: what they are attached to is then computed as it is.
+    recompute: cells (in S2 layers) compute their activations again in backward passes.
+    memory_format: one of FORMATS, or None, the best that is known for the device. May
+    be called again, to change these. Forward hooks inside of cells, and other changes
+    of modules, come first: what they are attached to is then computed as it is.
     """
     for module in network.modules():
         layers.replace(module)
@@ -48,7 +49,7 @@ def accelerate(network, recompute=False, memory_format=None):
 
 
 def arrange(memory_format, stem, inputs, output):
-    """The forward hook of a stem. What follows keeps the memory format of its output."""
+    """A stem's forward hook. What follows keeps the memory format of its output."""
     if memory_format is None:  # on MPS batch norm's gradient is wrong in channels_last
         memory_format = "contiguous" if output.device.type == "mps" else "channels_last"
     return output.contiguous(memory_format=FORMATS[memory_format])
@@ -57,7 +58,7 @@ def arrange(memory_format, stem, inputs, output):
 # ---------------------------------------------------------------- the parts of a network
 
 class Recomputed:
-    """Of a module that, with .recompute, keeps its inputs alone for the backward pass."""
+    """Of a module that, with .recompute, keeps its inputs alone for the backward."""
 
     def forward(self, *inputs):
         if not (self.recompute and self.training and torch.is_grad_enabled()):
@@ -66,8 +67,9 @@ class Recomputed:
 
 
 class Body(nn.Module):
-    """A forward pass of a module, without its hooks, that can be run again as it was: by the
-    backward pass the module may have other weights, and its statistics have moved."""
+    """A forward pass of a module, without its hooks, that can be run again as it was:
+    by the backward pass the module may have other weights, and its statistics have
+    moved."""
 
     def __init__(self, module, compute):
         super().__init__()
@@ -95,8 +97,8 @@ class SearchedLayer(Recomputed, GroupedLayer):
 
 class DerivedCell(Recomputed, model_eval.Cell):
     def node(self, *inputs):
-        """Its gradient will be dense, though it is a part of that of the cell's output: then the
-        backward pass of a batch norm is three times as fast."""
+        """Its gradient will be dense, though it is a part of that of the cell's output:
+        then the backward pass of a batch norm is three times as fast."""
         y = super().node(*inputs)
         if y.requires_grad and not torch.compiler.is_compiling():
             memory_format = format_of(y)

@@ -1,13 +1,14 @@
-"""The speed and memory of accelerated networks, as ratios to the same networks in plain PyTorch.
+"""The speed and memory of accelerated networks, as ratios to the same networks in plain
+PyTorch.
 
     python -m speed.benchmark                # about ten minutes on two cores
-    python -m speed.benchmark --quick        # one minute: a smaller supernet, fewer repeats
+    python -m speed.benchmark --quick        # a minute: smaller, fewer repeats
     python -m speed.benchmark --json FILE    # the same figures, to keep
     python -m speed.benchmark --device cuda  # also peak memory, and both memory formats
 
-The plain side is a network that `accelerate` was not called for, in NCHW; in the two-level step
-with a full backward pass for each optimiser. The two sides run in turn in one process, and each
-time is a median.
+The plain side is a network that `accelerate` was not called for, in NCHW; in the
+two-level step with a full backward pass for each optimiser. The two sides run in turn
+in one process, and each time is a median.
 """
 import copy
 import json
@@ -44,7 +45,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # ---------------------------------------------------------------- what is measured
 
 def in_turn(repeats, *sides):
-    """The median seconds of each side, run one after the other `repeats` times after a warm-up."""
+    """The median seconds of each side, in turn `repeats` times after a warm-up."""
     times = [[] for _ in sides]
     for repeat in range(repeats + 1):
         for side, record in zip(sides, times):
@@ -199,7 +200,7 @@ class Pictures(torch.utils.data.Dataset):
 
 
 def data_figures(repeats, count=5120, batch=128):
-    """Augmented pictures a second against torchvision's transforms in a DataLoader, 2 workers."""
+    """Augmented pictures a second; those of torchvision in a DataLoader, 2 workers."""
     images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
     labels = torch.zeros(count, dtype=torch.long)
     mean, std = torch.full((3,), 125.0), torch.full((3,), 63.0)
@@ -220,7 +221,7 @@ def data_figures(repeats, count=5120, batch=128):
 
 
 def process_figures(epochs):
-    """Time of an epoch of the search of digits, on one and on two processes of one thread."""
+    """Time of an epoch of digits' search, on one and two processes of one thread."""
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
         for processes in "12":

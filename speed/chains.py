@@ -1,4 +1,4 @@
-"""A layer of the supernet of S2 computed by groups of its choices, as groups.py does of edges."""
+"""A layer of the supernet of S2, by groups of its choices, as groups.py of edges."""
 from functools import reduce
 
 import torch
@@ -13,7 +13,7 @@ from speed.layers import is_depthwise, is_layer, is_plain_norm, is_pointwise, is
 
 
 class GroupedLayer(MixedOperation):
-    """After `group`, a layer of S2 computes the bottlenecks of one kernel size as one."""
+    """After `group`, a layer of S2 computes bottlenecks of one kernel size as one."""
 
     def group(self):
         self.straight, self.groups, by_kernel = [], [], {}
@@ -57,7 +57,8 @@ def norms_of(bottleneck):
 
 
 class Bottlenecks:
-    """The sum of bottlenecks of one kernel size and several expansions, each without its input.
+    """The sum of bottlenecks of one kernel size and several expansions, each without
+    its input.
 
     The 1x1 convolutions that expand are one, the depthwise ones are one, and those that
     project are one whose matrix has a block for each.

@@ -8,9 +8,9 @@ from speed.accelerate import FORMATS, accelerate
 
 
 def memory_format(run, network, s):
-    """For accelerate: on a GPU the faster of both formats, which the run keeps; depthwise
-    convolutions are several times slower in one of them, and which one depends. Elsewhere None,
-    the best that is known."""
+    """For accelerate: on a GPU the faster of both formats, which the run keeps;
+    depthwise convolutions are several times slower in one of them, and which one
+    depends. Elsewhere None, the best that is known."""
     device = next(network.parameters()).device
     if device.type != "cuda":
         return None
@@ -19,15 +19,15 @@ def memory_format(run, network, s):
 
 
 def fastest_format(network, shape, recompute=False):
-    """"channels_last" or "contiguous", for batches of `shape`. Leaves the network and random
-    generators as they were."""
+    """"channels_last" or "contiguous", for batches of `shape`. Leaves the network and
+    random generators as they were."""
     images = torch.zeros(shape, device=next(network.parameters()).device)
     seconds = time_formats(network, images, recompute)
     return min(seconds, key=seconds.get)
 
 
 def time_formats(network, images, recompute=False):
-    """{memory format: seconds of an accelerated forward and backward pass, the second of two}"""
+    """{memory format: seconds of an accelerated pass and backward, second of two}"""
     gpus, seconds = [images.device] if images.is_cuda else [], {}
     for name in FORMATS:
         fast = accelerate(copy.deepcopy(network).train(), recompute, name)

@@ -1,17 +1,18 @@
 """The supernet computed by groups of edges: 3 to 4 times as fast, the same function.
 
-Read model_search.py first. The k edges that leave a state have the same input. So the k copies
-of an operation are computed as one:
+Read model_search.py first. The k edges that leave a state have the same input. So the k
+copies of an operation are computed as one:
 
-- what has no weights (the identity, pooling with its batch norm) is the same for all k edges;
-- of SepConv and DilConv the weights are concatenated, those of all kernel sizes, too (a 3x3
-  filter is a 5x5 one with a border of zeros): one depthwise convolution on n*k*C channels, one
-  pointwise convolution with a group for each copy;
+- what has no weights (the identity, pooling with its batch norm) is the same for all k
+edges; - of SepConv and DilConv the weights are concatenated, those of all kernel sizes,
+too (a 3x3 filter is a 5x5 one with a border of zeros): one depthwise convolution on
+n*k*C channels, one pointwise convolution with a group for each copy;
 - gate * BN(x) is batch norm whose scale is the gate.
 
-There are no parameters here. The classes below hold lists of the modules of a supernet, made
-once, and concatenate their weights for each call; running statistics as well, which are then
-put back in place. An operation that is not recognised is computed as it is.
+There are no parameters here. The classes below hold lists of the modules of a supernet,
+made once, and concatenate their weights for each call; running statistics as well,
+which are then put back in place. An operation that is not recognised is computed as it
+is.
 """
 from functools import reduce
 
@@ -81,8 +82,8 @@ class EdgesOfState:
             self.different.append((columns, Separables(sizes)))
 
     def __call__(self, x, gates, sums):
-        """x: (B, C, H, W); gates: (k, operations); sums: (k, B, H', W', C), of the nodes that
-        the edges enter -> sums with the k mixtures added"""
+        """x: (B, C, H, W); gates: (k, operations); sums: (k, B, H', W', C), of the
+        nodes that the edges enter -> sums with the k mixtures added"""
         gates = gates.unbind(1)
         rectified(x)  # kept with x; first, so that its gradient is always added last
         maps, outputs = {}, []
@@ -106,8 +107,8 @@ class EdgesOfState:
 # ---------------------------------------------------------------- what an operation is
 
 def describe(op):
-    """(name, details): operations of which these are equal can be computed as one; those that
-    differ in the first detail of "separable", its kernel size, too."""
+    """(name, details): operations of which these are equal can be computed as one;
+    those that differ in the first detail of "separable", its kernel size, too."""
     if is_layer(op, nn.Identity):
         return ("identity",)
     if is_sequence(op, 2) and is_pool(op[0]) and is_plain_norm(op[1]):
@@ -136,7 +137,7 @@ def is_pool(op):
 
 
 def is_separable(op):
-    """Whether it is ReLU, depthwise convolution, pointwise convolution, BN of one width."""
+    """Whether it is ReLU, depthwise and pointwise convolution, BN of one width."""
     return (is_sequence(op, 4) and is_layer(op[0], nn.ReLU) and is_depthwise(op[1])
             and is_pointwise(op[2]) and is_plain_norm(op[3])
             and op[1].in_channels == op[2].in_channels == op[2].out_channels)
@@ -170,7 +171,7 @@ class Identities(Separate):
 
 
 class Pools:
-    """Pooling and its batch norm. While training, `once` computes them for all copies."""
+    """Pooling and its batch norm; in training `once` computes them for all copies."""
 
     def __init__(self, copies):
         self.pool, self.norms = copies[0][0], BatchNorms([copy[1] for copy in copies])
@@ -187,8 +188,8 @@ class Pools:
 
 
 class Separables:
-    """The sum over kernel sizes of k SepConv or DilConv each. sizes: [the copies of one size],
-    in the order of the sizes"""
+    """The sum over kernel sizes of k SepConv or DilConv each. sizes: [the copies of one
+    size], in the order of the sizes"""
 
     def __init__(self, sizes):
         self.halves = [Halves([[halves(op)[index] for op in copies] for copies in sizes])

@@ -1,7 +1,7 @@
 """Faster forms of what PyTorch computes. Nothing here knows of the paper; read it last.
 
-Each function equals one of PyTorch's own, which its docstring names. Results come in the memory
-format of the input: NCHW, or else channels_last.
+Each function equals one of PyTorch's own, which its docstring names. Results come in
+the memory format of the input: NCHW, or else channels_last.
 """
 import ctypes
 import sys
@@ -16,11 +16,13 @@ import torch.nn.functional as F
 def depthwise(x, weight, stride=1, dilation=1, small=0):
     """F.conv2d with one filter a channel, padded so that stride 1 keeps the size.
 
-    x: (B, C, H, W), first repeated to n*C channels; weight: (n*C, 1, K, K), K odd. The first
-    `small` filters are zero but for the inner 3x3, and need no gradient outside of it.
+    x: (B, C, H, W), first repeated to n*C channels; weight: (n*C, 1, K, K), K odd. The
+    first `small` filters are zero but for the inner 3x3, and need no gradient outside
+    of it.
 
-    With dilation 2, pixels of odd and of even rows and columns never meet: it is the plain
-    convolution of these four phases, stacked in the batch. With stride 2 one phase is asked for.
+    With dilation 2, pixels of odd and of even rows and columns never meet: it is the
+    plain convolution of these four phases, stacked in the batch. With stride 2 one
+    phase is asked for.
     """
     kernel, count = weight.shape[2], len(weight)
     if dilation == 2 and stride == 2:
@@ -36,7 +38,7 @@ def depthwise(x, weight, stride=1, dilation=1, small=0):
 
 
 class Depthwise(torch.autograd.Function):
-    """See `depthwise`. Only x itself is kept for the backward pass, not its repetition."""
+    """See `depthwise`. The backward pass keeps x itself, not its repetition."""
 
     @staticmethod
     def forward(ctx, x, weight, stride, small):
@@ -62,7 +64,7 @@ class Depthwise(torch.autograd.Function):
 
 
 def convolution_backward(gradient, x, weight, stride, of_weight=False):
-    """(dx, None) or (None, dweight) of a depthwise convolution that keeps the size at stride 1."""
+    """(dx, None) or (None, dweight) of a depthwise convolution, stride 1, size kept."""
     padding = [weight.shape[2] // 2, weight.shape[3] // 2]
     return torch.ops.aten.convolution_backward(
         gradient, x, weight, None, [stride] * 2, padding, [1, 1], False, [0, 0], len(weight),
@@ -72,10 +74,11 @@ def convolution_backward(gradient, x, weight, stride, of_weight=False):
 def filter_gradient(gradient, x, weight, stride, small):
     """dweight of `Depthwise`.
 
-    The CPU is ten times as fast for filters of at most 3 columns and of no more rows than the
-    output has. So rows of zeros are added (and a column to one, which cannot be shifted by two),
-    and the columns of a 5x5 (7x7) filter are computed apart: the first (two) from the input
-    shifted right, the inner three from the input, the last (two) from the input shifted left.
+    The CPU is ten times as fast for filters of at most 3 columns and of no more rows
+    than the output has. So rows of zeros are added (and a column to one, which cannot
+    be shifted by two), and the columns of a 5x5 (7x7) filter are computed apart: the
+    first (two) from the input shifted right, the inner three from the input, the last
+    (two) from the input shifted left.
     """
     count, kernel = len(weight), weight.shape[2]
     if x.device.type != "cpu":
@@ -111,7 +114,7 @@ def repeat(x, channels):
 
 
 def to_phases(x):
-    """(B, C, 2*H, 2*W) -> (4*B, C, H, W), the pixels of odd and of even rows and columns apart."""
+    """(B, C, 2*H, 2*W) -> (4*B, C, H, W), odd and even rows and columns apart."""
     b, c, h, w = x.shape
     phases = x.permute(0, 2, 3, 1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
     phases = phases.permute(2, 4, 0, 1, 3, 5).contiguous().view(4 * b, h // 2, w // 2, c)
@@ -138,8 +141,8 @@ def arranged(x, like):
 
 
 def rectified(x):
-    """F.relu(x), computed once for all who take the same x: kept on it with the versions of both,
-    which change when they are written to."""
+    """F.relu(x), computed once for all who take the same x: kept on it with the
+    versions of both, which change when they are written to."""
     if (torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or x.is_inference()
             or x.is_leaf and x.requires_grad):  # it would keep its own graph alive
         return F.relu(x)
@@ -152,7 +155,7 @@ def rectified(x):
 
 
 def keep_freed_memory():
-    """Have glibc keep freed memory, which it else gives back to the system at every step."""
+    """Have glibc keep freed memory, which it else gives back at every step."""
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
     mallopt = sys.platform == "linux" and getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:

@@ -1,5 +1,5 @@
-"""Single layers that accelerated networks have in place of PyTorch's, and what tells which
-modules a faster form may stand for."""
+"""Single layers that accelerated networks have in place of PyTorch's, and what tells
+which modules a faster form may stand for."""
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -14,7 +14,7 @@ class ReLU(nn.ReLU):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Does not count its batches, which nobody reads; the count stays in the state_dict."""
+    """Does not count its batches, which nobody reads; state_dict still has a count."""
 
     def forward(self, x):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias,

@@ -13,9 +13,9 @@ DEVIATION = 0.1  # of alphas: near where they begin
 
 
 def skip_share(record):
-    """The share of skips in the normal cell that argmax derives where alphas are exchangeable:
-    independent, normal, the same for all operations. By symmetry 1 / operations, unless some of
-    them share a softmax."""
+    """The share of skips in the normal cell that argmax derives where alphas are
+    exchangeable: independent, normal, the same for all operations. By symmetry 1 /
+    operations, unless some of them share a softmax."""
     s = argparse.Namespace(**record.settings)
     if not s.shared_softmax:
         return 1 / len(record.primitives)

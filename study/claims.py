@@ -31,8 +31,8 @@ def of_skips(measure):
 
 @of_skips
 def skips_beyond_chance(result):
-    """Dominant skips in the normal cell, mean of the last tenth of the epochs, less their share by
-    chance: 8 / operations."""
+    """Dominant skips in the normal cell, mean of the last tenth of the epochs, less
+    their share by chance: 8 / operations."""
     record = result.record
     counts = dominant_counts(record, "normal")
     late = counts[-max(1, len(counts) // 10):]
@@ -42,7 +42,7 @@ def skips_beyond_chance(result):
 
 @of_skips
 def derived_skips(result):
-    """The share of skips in the normal cell of the genotype, less that by chance, see chance.py."""
+    """The share of skips in the genotype's normal cell, less chance, see chance.py."""
     genotype = result.record.genotype
     if genotype is None:
         return None
@@ -72,8 +72,8 @@ def rho(result):
 
 
 def decision_epoch(result):
-    """The epoch after which half of the gates, 0.5 at first, are outside 0.25 to 0.75. Never: one
-    more than there were."""
+    """The epoch after which half of the gates, 0.5 at first, are outside 0.25 to 0.75.
+    Never: one more than there were."""
     if result.record.settings["gate"] == "softmax":
         return None
     left = (np.abs(all_gates(result.record) - 0.5) > 0.25).mean(1) >= 0.5
@@ -92,14 +92,14 @@ def selection(result):
 
 
 def whole_gap(result):
-    """Both together: what the supernet loses where its gates become those of the genotype."""
+    """Both: what the supernet loses as its gates become those of the genotype."""
     parts = rounding(result), selection(result)
     return None if None in parts else sum(parts)
 
 
 def by_learning(result):
-    """How much lower the others' mean gate ends with skip held high than with skip held low, by
-    learning alone, see hold.py."""
+    """How much lower the others' mean gate ends with skip held high than with skip held
+    low, by learning alone, see hold.py."""
     return result.held and -result.held["learning"]
 
 
@@ -109,8 +109,8 @@ def by_arithmetic(result):
 
 
 def ties_of(part):
-    """A measure: the share of the `part`'s kept gates that have a rejected rival within 0.005,
-    see ties.py."""
+    """A measure: the share of the `part`'s kept gates that have a rejected rival within
+    0.005, see ties.py."""
     def near_ties(result):
         s = result.record.settings
         near, kept = ties.near_ties(
@@ -120,7 +120,7 @@ def ties_of(part):
 
 
 def off_rest(result):
-    """The median of the open gates of the reduction cell, less study.resting.resting_gate."""
+    """The median of the reduction cell's open gates, less resting.resting_gate."""
     gates, s = last_gates(result.record, "reduce"), result.record.settings
     if not s["w01"] or not (gates > 0.5).any():
         return None
@@ -205,8 +205,8 @@ def differences(claim, results):
 
 
 def p_value(values, margin=None):
-    """Of the sign-flip test; with a margin the larger one of two: that the mean is above -margin,
-    and below margin."""
+    """Of the sign-flip test; with a margin the larger one of two: that the mean is
+    above -margin, and below margin."""
     if margin is None:
         return sign_flip(values)
     return max(sign_flip([margin + sign * value for value in values], "greater")

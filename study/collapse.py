@@ -1,4 +1,4 @@
-"""What collapse costs: the grid in the space of NAS-Bench-201, where accuracies are looked up."""
+"""What collapse costs: the grid in NAS-Bench-201's space; accuracies are looked up."""
 import functools
 import json
 
@@ -51,8 +51,8 @@ def by_argmax(result):
 
 
 def decline(result):
-    """By argmax: mean accuracy of the first third of the epochs, less that of the last third; None
-    of a search that was ended."""
+    """By argmax: mean accuracy of the first third of the epochs, less that of the last
+    third; None of a search that was ended."""
     if result.record.epoch < len(result.record.rows):
         return None
     values = [*known_curve(result.record, "benchmark_accuracy").values()]
@@ -62,7 +62,7 @@ def decline(result):
 
 @functools.cache
 def random_accuracies(primitives):
-    """Of all cells of these operations, each of which is as likely at random: (cells,)"""
+    """Of all cells of these operations, each as likely at random: (cells,)"""
     columns = [[*nasbench201.OPS].index(op) for op in primitives]
     return nasbench201.accuracies()[np.ix_(*[columns] * len(nasbench201.EDGES))].ravel()
 
@@ -204,8 +204,8 @@ HOW = ["The settings were chosen by what softmax does on seeds 0 to 2 (with 16 c
 
 
 def recorded(results):
-    """What docs/walkthrough.py draws: of all seeds what argmax would derive, epoch by epoch, and of
-    the seed whose softmax ends at the median the gates."""
+    """What docs/walkthrough.py draws: of all seeds what argmax would derive, epoch by
+    epoch, and of the seed whose softmax ends at the median the gates."""
     names = {"softmax": "softmax", "Fair DARTS": "l01"}
     order = sorted(range(len(results["softmax"])),
                    key=lambda index: by_argmax(results["softmax"][index]))

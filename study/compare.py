@@ -1,4 +1,4 @@
-"""Figures of several searches: the mean of each setting's runs, and how far they spread."""
+"""Figures of several searches: the mean of each setting's runs, and its spread."""
 import numpy as np
 
 from fair_darts import edge_row
@@ -9,9 +9,9 @@ from study.ties import kept_unpruned, published_gates
 
 
 def draw_bands(axes, records, curve, names=None):
-    """For the runs of each name the mean of their curves, {epoch: value}, and a band from the
-    least to the most, if it does not cover too many others, over the epochs that all of them
-    have. names: of each record."""
+    """For the runs of each name the mean of their curves, {epoch: value}, and a band
+    from the least to the most, if it does not cover too many others, over the epochs
+    that all of them have. names: of each record."""
     names = names or names_of(records)
     for index, name in enumerate(dict.fromkeys(names)):
         curves = [curve(record) for record, other in zip(records, names) if other == name]
@@ -25,8 +25,8 @@ def draw_bands(axes, records, curve, names=None):
 
 
 def dominant(records, names=None):
-    """Fig. 1: how many dominant operations are skip connections: mean, least and most. names: of
-    each record; by default what tells them apart."""
+    """Fig. 1: how many dominant operations are skip connections: mean, least and most.
+    names: of each record; by default what tells them apart."""
     figure = Figure((9, 3.4))
     parts = max((record.gates for record in records), key=len)
     panels = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
@@ -46,8 +46,10 @@ def dominant(records, names=None):
 
 
 def derived(records, names=None, random=None):
-    """What argmax would derive after each epoch: accuracy in the space's benchmark, and skips.
-    names: of each record; random: the mean accuracy of random cells, if it is to be drawn."""
+    """What argmax would derive after each epoch: accuracy in the space's benchmark, and
+    skips.
+    names: of each record; random: the mean accuracy of random cells, if it is to be
+        drawn."""
     figure = Figure((8, 4.6))
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     draw_bands(above, records, lambda record: known_curve(record, "benchmark_accuracy"), names)
@@ -62,8 +64,8 @@ def derived(records, names=None, random=None):
 
 
 def gap(records):
-    """Insight 2: what rounding the gates costs, what the choice of edges and operations, and both:
-    mean, least and most."""
+    """Insight 2: what rounding the gates costs, what the choice of edges and
+    operations, and both: mean, least and most."""
     figure = Figure((11, 3.4))
     parts = {"rounding": ["rounding"], "selection": ["edges", "operations"],
              "both": ["rounding", "edges", "operations"]}
@@ -95,7 +97,7 @@ def curvature(records):
 
 
 def ties(records):
-    """The gates of the authors' searches and of `records`, sorted, those that are kept marked."""
+    """The gates of the authors' searches and of `records`, sorted, kept ones marked."""
     figure, published = Figure((10, 5)), published_gates()
     panels = figure.subplots(2, 2, sharex="col", sharey=True)
     for row, part in zip(panels, ("normal", "reduce")):

@@ -1,6 +1,6 @@
-"""Other cures of collapse, in one view (Sec. 3 and 4 of the paper): it needs an unfair advantage of
-skip connections and an exclusive competition. A cure breaks one of the two, or the search ends
-in time, or its genotype is repaired.
+"""Other cures of collapse, in one view (Sec. 3 and 4 of the paper): it needs an unfair
+advantage of skip connections and an exclusive competition. A cure breaks one of the
+two, or the search ends in time, or its genotype is repaired.
 
     skip_dropout, skip_noise    the advantage: skips are disturbed while searching
     max_skips, max_curvature_ratio  the search stops before the collapse
@@ -92,7 +92,7 @@ def gate_of(s):
 
 
 def shared_gates(shared, alphas):
-    """A softmax of the operations that are `shared`, a sigmoid of each of the others."""
+    """A softmax of the operations `shared`, a sigmoid of each of the others."""
     shared = shared.to(alphas.device)
     return torch.where(shared, torch.softmax(alphas.masked_fill(~shared, -torch.inf), -1),
                        torch.sigmoid(alphas))
@@ -101,9 +101,10 @@ def shared_gates(shared, alphas):
 # ---------------------------------------------------------------- skips, disturbed
 
 class DisturbedSkip(nn.Identity):
-    """The identity of a supernet. While training, elements are dropped with probability .dropout
-    (P-DARTS), the others scaled so that the mean stays; then Gaussian noise of deviation .noise
-    is added. Both follow from .seed alone, in whatever order the edges are computed."""
+    """The identity of a supernet. While training, elements are dropped with probability
+    .dropout (P-DARTS), the others scaled so that the mean stays; then Gaussian noise of
+    deviation .noise is added. Both follow from .seed alone, in whatever order the edges
+    are computed."""
     dropout, noise, seed = 0.0, 0.0, 0
 
     def forward(self, x):  # (B, C, H, W) -> the same
@@ -121,8 +122,9 @@ class DisturbedSkip(nn.Identity):
 
 
 def disturb(network, architect, s):
-    """Let the skips of a supernet be disturbed anew in each pass, if `s` asks for it, and in all
-    passes of a step of alpha alike, for finite differences compare them; and let alpha wait."""
+    """Let the skips of a supernet be disturbed anew in each pass, if `s` asks for it,
+    and in all passes of a step of alpha alike, for finite differences compare them; and
+    let alpha wait."""
     network.skips, network.same_draws, network.waits = [], False, False
     if s.skip_dropout or s.skip_noise:
         for mixed in network.modules():
@@ -164,8 +166,8 @@ def step_of_same_draws(network, step, *batches):
 
 
 def set_rates(network, s, epoch):
-    """What is so in `epoch`, from 0: alpha waits; the skips' noise falls by half a cosine over
-    --noise_epochs, their dropout as `dropout_rate` says."""
+    """What is so in `epoch`, from 0: alpha waits; the skips' noise falls by half a
+    cosine over --noise_epochs, their dropout as `dropout_rate` says."""
     network.waits = epoch < s.arch_start
     done = min(1.0, epoch / (s.noise_epochs or s.epochs))
     for skip in network.skips:
@@ -174,9 +176,9 @@ def set_rates(network, s, epoch):
 
 
 def dropout_rate(s, epoch):
-    """The share of --skip_dropout that is left. "linear", of our own: 1 at first, 0 after the
-    last epoch. "pdarts", its scripts' rule: while alpha waits, a line that ends at 0 in the last
-    epoch; from --arch_start on exp(-0.2 * epochs since)."""
+    """The share of --skip_dropout that is left. "linear", of our own: 1 at first, 0
+    after the last epoch. "pdarts", its scripts' rule: while alpha waits, a line that
+    ends at 0 in the last epoch; from --arch_start on exp(-0.2 * epochs since)."""
     if s.skip_dropout_schedule == "linear":
         return 1 - epoch / s.epochs
     if epoch < s.arch_start:
@@ -201,13 +203,13 @@ def undisturbed(network):
 # ---------------------------------------------------------------- when to stop
 
 def outcome(s, rows):
-    """(epoch, why): the epoch whose gates count, from 1, and why the search is over; None while it
-    is not. rows: the metrics of each epoch.
+    """(epoch, why): the epoch whose gates count, from 1, and why the search is over;
+    None while it is not. rows: the metrics of each epoch.
 
-    --max_skips N (DARTS+, the first of its two criteria; the other, a ranking of alphas that stays
-    the same, is not here): as soon as argmax would derive more than N skips; the epoch before
-    counts (the first, if there is none).
-    --max_curvature_ratio R: see `stop_by_curvature`.
+    --max_skips N (DARTS+, the first of its two criteria; the other, a ranking of alphas
+    that stays the same, is not here): as soon as argmax would derive more than N skips;
+    the epoch before counts (the first, if there is none). --max_curvature_ratio R: see
+    `stop_by_curvature`.
     """
     for index, row in enumerate(rows):
         skips = row.get("derived_skips") or 0
@@ -224,11 +226,13 @@ def outcome(s, rows):
 
 
 def stop_by_curvature(curvatures, ratio, every, epochs):
-    """RobustDARTS's rule: (epoch that counts, why), or None. curvatures: {epoch, from 1: value}.
+    """RobustDARTS's rule: (epoch that counts, why), or None. curvatures: {epoch, from
+    1: value}.
 
-    A measurement's local average is the mean of the five that it is the last of, and belongs to
-    the epoch of the third of them. As soon as it is above `ratio` times that of four measurements
-    before, whose epoch counts, if that is the 11th or later. The last epoch's ends nothing.
+    A measurement's local average is the mean of the five that it is the last of, and
+    belongs to the epoch of the third of them. As soon as it is above `ratio` times that
+    of four measurements before, whose epoch counts, if that is the 11th or later. The
+    last epoch's ends nothing.
     """
     measured = sorted(epoch for epoch in curvatures if epoch < epochs)
     values = [curvatures[epoch] for epoch in measured]
@@ -252,9 +256,9 @@ def first_stop(every):
 # ---------------------------------------------------------------- the genotype
 
 def genotype(network, s, gates, limit=None):
-    """The genotype of the `gates`, with at most `limit` (--keep_skips) skips in its normal cell
-    (P-DARTS), or in its layers: the weakest gives way to the next best operation of its node,
-    until no more are left."""
+    """The genotype of the `gates`, with at most `limit` (--keep_skips) skips in its
+    normal cell (P-DARTS), or in its layers: the weakest gives way to the next best
+    operation of its node, until no more are left."""
     space = SPACES[s.space]
     rules = {name: getattr(s, name) for name in space.RULES}
     limit = s.keep_skips if limit is None else limit
@@ -272,7 +276,7 @@ def genotype(network, s, gates, limit=None):
 
 
 def derived_skips(network, s, gates):
-    """How many skips argmax (Eq. 3) would derive in the normal cell, in S2 in all layers."""
+    """How many skips argmax (Eq. 3) would derive: normal cell, in S2 all layers."""
     if "skip_connect" not in network.primitives:
         return 0
     argmax = argparse.Namespace(**{**vars(s), "threshold": 0})
@@ -281,6 +285,6 @@ def derived_skips(network, s, gates):
 
 
 def kept_skips(network, s, genotype, gates):
-    """On which rows of the first matrix of gates the genotype keeps the skip: bool, (rows,)"""
+    """On which rows of the first matrix of gates a skip is kept: bool, (rows,)"""
     kept = SPACES[s.space].discrete_gates(genotype, gates, network.primitives)[0]
     return kept[:, network.primitives.index("skip_connect")] > 0

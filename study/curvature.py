@@ -9,9 +9,9 @@ from fair_darts import frozen
 
 
 def curvature(plain, images, labels, weight_decay, tolerance=1e-3):
-    """On a batch, by batch statistics, with the weight decay of alpha, as its authors' scripts
-    have it. plain: the supernet, not accelerated, for only its operations have second
-    gradients."""
+    """On a batch, by batch statistics, with the weight decay of alpha, as its authors'
+    scripts have it. plain: the supernet, not accelerated, for only its operations have
+    second gradients."""
     value = None
     if processes.rank() == 0:
         value = weight_decay + hessian_eigenvalue(plain.train(), images, labels, tolerance)
@@ -19,8 +19,8 @@ def curvature(plain, images, labels, weight_decay, tolerance=1e-3):
 
 
 def hessian_eigenvalue(network, images, labels, tolerance):
-    """Within `tolerance` of the largest eigenvalue, relative to it, by exact products with the
-    Hessian. Changes the running statistics."""
+    """Within `tolerance` of the largest eigenvalue, relative to it, by exact products
+    with the Hessian. Changes the running statistics."""
     alphas = list(network.alphas)
     with frozen(network.weights()):
         loss = F.cross_entropy(network(images), labels)

@@ -45,8 +45,9 @@ def cell_layout(edges, last_node=genotypes.LAST_NODE):
 
 
 def draw_cell(edges, title, names=STATES, last_node=genotypes.LAST_NODE):
-    """A cell as a graph, from inputs to output; nodes that no edge enters are grey. names: of the
-    inputs and of the output, {state or "out": name}; without "out" the last node is the output."""
+    """A cell as a graph, from inputs to output; nodes that no edge enters are grey.
+    names: of the inputs and of the output, {state or "out": name}; without "out" the
+    last node is the output."""
     points, labels = cell_layout(edges, last_node)
     if "out" not in names:
         del points["out"]

@@ -104,8 +104,8 @@ def draw_gates(record):
 
 
 def draw_heatmap(*records):
-    """Fig. 4: the final gates, edges by operations; framed: kept by the genotype; marked: why a
-    high gate is not."""
+    """Fig. 4: the final gates, edges by operations; framed: kept by the genotype;
+    marked: why a high gate is not."""
     names = names_of(records) if len(records) > 1 else [setting(records[0])]
     parts = [(record, part, name) for record, name in zip(records, names)
              for part in record.gates]
@@ -139,8 +139,8 @@ def draw_heatmap(*records):
 
 
 def draw_penalty(record):
-    """Fig. 5: the penalties and their slopes, by the gate and by alpha, and what became of the
-    gates; dashed: where those settle that get no gradient from the data."""
+    """Fig. 5: the penalties and their slopes, by the gate and by alpha, and what became
+    of the gates; dashed: where those settle that get no gradient from the data."""
     figure = Figure((11, 5.4))
     panels = figure.subplot_mosaic([["value", "slope", "push"], ["gates"] * 3])
     z = torch.linspace(0, 1, 401, requires_grad=True)
@@ -174,8 +174,8 @@ def draw_penalty(record):
 
 
 def draw_gap(record):
-    """Insight 2: the supernet's accuracy with its gates, and what cutting them to the genotype's
-    costs, in its parts."""
+    """Insight 2: the supernet's accuracy with its gates, and what cutting them to the
+    genotype's costs, in its parts."""
     rows = [row for row in record.rows if row["soft_accuracy"] is not None]
     if not rows:
         return None
@@ -197,7 +197,7 @@ def draw_gap(record):
 
 
 def draw_curvature(record):
-    """The largest eigenvalue of the Hessian by alpha over epochs (RobustDARTS, Fig. 4)."""
+    """The Hessian's largest eigenvalue by alpha over epochs (RobustDARTS, Fig. 4)."""
     rows = [row for row in record.rows if row["curvature"] is not None]
     if not rows:
         return None

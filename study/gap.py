@@ -15,8 +15,9 @@ GAP = ("soft_accuracy", "discrete_accuracy", "gap_rounding", "gap_edges", "gap_o
 
 
 def rounded(gates, kind="sigmoid", shared=None):
-    """Each gate at the nearer end: 1 from 1/2 up; of a softmax, 1 where it is largest. (edges,
-    operations) -> 0 and 1. shared: bool, (operations,): those that share a softmax."""
+    """Each gate at the nearer end: 1 from 1/2 up; of a softmax, 1 where it is largest.
+    (edges, operations) -> 0 and 1. shared: bool, (operations,): those that share a
+    softmax."""
     if kind == "sigmoid" and shared is None:
         return (gates >= 0.5).to(gates)
     rivals = gates if shared is None else gates.masked_fill(~shared.to(gates.device), -1)
@@ -27,8 +28,9 @@ def rounded(gates, kind="sigmoid", shared=None):
 
 
 def encoding_gap(gates, first, kind="sigmoid", present=None, shared=None):
-    """rho, what Insight 2 is about: mean |gate - rounded gate|, relative to that of the `first`
-    gates, of alphas 0: 1/2 for a sigmoid, (2 / K) * (1 - 1 / K) for a softmax of K operations.
+    """rho, what Insight 2 is about: mean |gate - rounded gate|, relative to that of the
+    `first` gates, of alphas 0: 1/2 for a sigmoid, (2 / K) * (1 - 1 / K) for a softmax
+    of K operations.
 
     gates, first: (edges, operations); present: bool, which of them there are.
     """
@@ -40,13 +42,13 @@ def encoding_gap(gates, first, kind="sigmoid", present=None, shared=None):
 
 
 def split_gap(g, ge, gs, r, re, s):
-    """The discretisation gap A(g) - A(s) in three parts that sum up to it: (rounding, edges,
-    operations).
+    """The discretisation gap A(g) - A(s) in three parts that sum up to it: (rounding,
+    edges, operations).
 
-    The arguments are accuracies A, with gates as they are and rounded (g, r), of the best edges
-    alone (ge, re), of the genotype alone (gs, s). Rounding is measured with all gates and with
-    those of the genotype, the selection of edges, then of operations, before and after rounding;
-    each is the mean of both.
+    The arguments are accuracies A, with gates as they are and rounded (g, r), of the
+    best edges alone (ge, re), of the genotype alone (gs, s). Rounding is measured with
+    all gates and with those of the genotype, the selection of edges, then of
+    operations, before and after rounding; each is the mean of both.
     """
     rounding = ((g - r) + (gs - s)) / 2
     edges = ((g - ge) + (r - re)) / 2
@@ -65,9 +67,10 @@ def accuracy(run, network, half, gates=None):
 
 @torch.no_grad()
 def gap(run, network, half, s):
-    """Columns of GAP: accuracies on `half`, in percent, with the gates as they are and with those
-    of the genotype, 0 and 1, and the gap's parts. By batch statistics: the running ones belong
-    to the former gates. {} where a cell of the genotype is empty."""
+    """Columns of GAP: accuracies on `half`, in percent, with the gates as they are and
+    with those of the genotype, 0 and 1, and the gap's parts. By batch statistics: the
+    running ones belong to the former gates. {} where a cell of the genotype is
+    empty."""
     space, soft = SPACES[s.space], network.compute_gates()
     genotype = cures.genotype(network, s, soft)
     if not all(genotype):
@@ -89,7 +92,7 @@ def gap(run, network, half, s):
 
 @contextmanager
 def frozen_statistics(network):
-    """Within it, training passes leave the running statistics of batch norms as they are."""
+    """Within it, training passes leave batch norms' running statistics as they are."""
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -102,8 +105,8 @@ def frozen_statistics(network):
 
 
 def count_gates(network, s):
-    """Columns of metrics.csv: how far the gates have come, skips that argmax would derive,
-    and dominant ones (Fig. 1)."""
+    """Columns of metrics.csv: how far the gates have come, skips that argmax would
+    derive, and dominant ones (Fig. 1)."""
     space, gates = SPACES[s.space], network.all_gates().detach()
     matrices = [matrix.detach() for matrix in network.compute_gates()]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What study.reproduce compares: the settings of its grids, their claims, tables and figures."""
+"""What study.reproduce compares: settings of grids, claims, tables and figures."""
 import functools
 from collections import namedtuple
 
@@ -195,7 +195,7 @@ CURE_TABLES = {
 
 
 def cures_figures(results):
-    """Skips over epochs, the curvature of softmax's searches, and a picture of each quantity."""
+    """Skips over epochs, the curvature under softmax, a picture of each quantity."""
     names = {arm: CURE_ARMS[arm].name for arm in results}
     shown = [arm for arm in results if CURE_ARMS[arm].of is None]
     drawn = {

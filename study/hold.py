@@ -1,5 +1,5 @@
-"""What a skip connection does to the others: a finished search goes on with skip held high, and
-again with skip held low.
+"""What a skip connection does to the others: a finished search goes on with skip held
+high, and again with skip held low.
 
     python -m study.hold RUN   # RUN/held.json; RUN itself stays as it is
 """
@@ -23,9 +23,10 @@ STEPS = 110  # ten epochs of the digits
 
 
 def hold(folder, height, steps):
-    """The normal cell's gates after so many `steps` of the search in `folder` from its end, at
-    its last rates, with skip's alpha held at `height`, and the gates before the first step. By
-    first-order steps, whatever its own were, and without its cures. Raises UserError."""
+    """The normal cell's gates after so many `steps` of the search in `folder` from its
+    end, at its last rates, with skip's alpha held at `height`, and the gates before the
+    first step. By first-order steps, whatever its own were, and without its cures.
+    Raises UserError."""
     run = Run.open(folder, "train_search")
     s = argparse.Namespace(**run.config["settings"])
     if s.space != "s1" or "skip_connect" not in s.primitives.split(","):
@@ -67,8 +68,8 @@ def hold(folder, height, steps):
 
 
 def effect(folder, height=HEIGHT, steps=STEPS):
-    """How the mean gate of the other operations differs, with skip high less with skip low:
-    {"arithmetic": before the first step, "learning": what the steps add}."""
+    """How the mean gate of the other operations differs, with skip high less with skip
+    low: {"arithmetic": before the first step, "learning": what the steps add}."""
     def others(gates):
         return gates[:, columns].mean().item()
 
@@ -81,7 +82,7 @@ def effect(folder, height=HEIGHT, steps=STEPS):
 
 
 def read(folder):
-    """What RUN/held.json holds, {"arithmetic", "learning"}, or None. Raises UserError."""
+    """RUN/held.json, {"arithmetic": ..., "learning": ...}; or None; or UserError."""
     run = Run.open(folder, "train_search")
     try:
         with open(run.path("held.json"), encoding="utf-8") as file:

@@ -15,8 +15,9 @@ def interval(values):
 
 
 def sign_flip(values, alternative="two-sided"):
-    """The p-value of the exact sign-flip test: how often the mean is as far from 0 where each
-    value's sign is a coin's. alternative: "two-sided" or "greater". Exact up to 20 values."""
+    """The p-value of the exact sign-flip test: how often the mean is as far from 0
+    where each value's sign is a coin's. alternative: "two-sided" or "greater". Exact up
+    to 20 values."""
     from scipy.stats import permutation_test
     if len(values) < 2 or not any(values):
         return 1.0
@@ -27,8 +28,8 @@ def sign_flip(values, alternative="two-sided"):
 
 
 def holm(p_values):
-    """The p-values of several tests, corrected by Holm: each times the number of those that are
-    not smaller, none below that of a smaller one."""
+    """The p-values of several tests, corrected by Holm: each times the number of those
+    that are not smaller, none below that of a smaller one."""
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     corrected, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):

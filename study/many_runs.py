@@ -1,5 +1,5 @@
-"""Many runs of the scripts, several at once; those that are complete are kept, those that were
-stopped go on."""
+"""Many runs of the scripts, several at once; those that are complete are kept, those
+that were stopped go on."""
 import argparse
 import os
 import subprocess
@@ -69,7 +69,8 @@ def execute(task, threads):
 
 
 def execute_all(tasks, later, jobs, threads):
-    """Execute those of the `tasks` that are not complete, `jobs` at once, and say what is left.
+    """Execute those of the `tasks` that are not complete, `jobs` at once, and say what
+    is left.
     later: how many others follow, at most."""
     tasks = {task.folder: task for task in tasks}.values()
     waiting = [task for task in tasks if not complete(*task)]

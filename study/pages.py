@@ -16,7 +16,7 @@ def spread(values, digits):
 
 
 def table(arms, columns, results):
-    """Lines of a table: a row for each of {arm: Results} that has one of the `columns`."""
+    """Lines of a table: a row for each of {arm: Results} with one of the `columns`."""
     yield "| | " + " | ".join(columns) + " |"
     yield "|---" * (len(columns) + 1) + "|"
     for arm, found in results.items():

@@ -1,4 +1,4 @@
-"""Is Fair DARTS's normal cell better than a collapsed one? The grid on real pictures."""
+"""Is Fair DARTS's normal cell better than a collapsed one? On real pictures."""
 import hashlib
 import os
 import random
@@ -44,8 +44,8 @@ def own_cells(arm):
 
 
 def at_random(count, draws):
-    """A random normal cell for each of `draws`, numbers that no other arm has, with as many skips
-    as `count` says of softmax's genotype; None: any."""
+    """A random normal cell for each of `draws`, numbers that no other arm has, with as
+    many skips as `count` says of softmax's genotype; None: any."""
     def networks(records, seed, size):
         skips = count(records["softmax"].genotype)
         cells = [random_genotype((EDGES, EDGES), THREE, 1000 * seed + draw, lambda genotype:
@@ -61,8 +61,8 @@ def all_skips(records, seed, size):
 
 
 def widened(records, seed, size):
-    """Softmax's cell, with so many channels that its multiply-accumulates are nearest to those of
-    Fair DARTS's."""
+    """Softmax's cell, with so many channels that its multiply-accumulates are nearest
+    to those of Fair DARTS's."""
     if not records["l01"].genotype:
         return []
     (fair, _), (soft, _) = (own_normal(arm)(records, seed, size)[0] for arm in ("l01", "softmax"))
@@ -105,10 +105,10 @@ SAME_REDUCTION = "softmax", "l01", "two", "same", "chance"
 
 
 def regression(results):
-    """Accuracy by skips and by whether the cell is Fair DARTS's, among networks of the same
-    width and reduction cell, each seed with a level of its own: [(points, half of the 95 %
-    interval)] of a skip more, and of Fair DARTS beyond its skips; None where too few were trained
-    to tell."""
+    """Accuracy by skips and by whether the cell is Fair DARTS's, among networks of the
+    same width and reduction cell, each seed with a level of its own: [(points, half of
+    the 95 % interval)] of a skip more, and of Fair DARTS beyond its skips; None where
+    too few were trained to tell."""
     from scipy.stats import t as student
     rows, y, seeds = [], [], []
     for arm in SAME_REDUCTION:
@@ -129,9 +129,9 @@ def regression(results):
 
 
 def power(results, first=4):
-    """(spread, difference): that of the first seeds' networks within an arm, over all arms that
-    train one for each seed, and the difference which so many seeds would find in 80 of 100
-    experiments."""
+    """(spread, difference): that of the first seeds' networks within an arm, over all
+    arms that train one for each seed, and the difference which so many seeds would find
+    in 80 of 100 experiments."""
     from scipy.stats import t as student
     parts = [[result.trained[-1] for result in results[arm][:first] if result.trained]
              for arm in ("softmax", "l01", "chance")]
@@ -216,8 +216,8 @@ HOW = ["The pictures of both parts of the folder were split anew, two thirds of 
 
 
 def on_pictures(grid, folder, runs):
-    """The grid whose trainings have the pictures of a folder, split anew by links below `runs`.
-    Raises UserError."""
+    """The grid whose trainings have the pictures of a folder, split anew by links below
+    `runs`. Raises UserError."""
     if folder is None:
         raise UserError("--grid pictures needs --data DIR, a folder train/CLASS/*, test/CLASS/* of "
                         "CIFAR-10's pictures, or of some of them")
@@ -228,9 +228,9 @@ def on_pictures(grid, folder, runs):
 
 
 def split_again(folder, prefix):
-    """Two thirds of each class of train/ and test/ in `folder` as links in train/ of a new folder,
-    the rest in its test/. Returns its path: the prefix and a name for these very pictures. Raises
-    UserError."""
+    """Two thirds of each class of train/ and test/ in `folder` as links in train/ of a
+    new folder, the rest in its test/. Returns its path: the prefix and a name for these
+    very pictures. Raises UserError."""
     classes = {}
     for part in ("train", "test"):
         root = os.path.join(folder, part)

@@ -7,9 +7,10 @@ from genotypes import LAST_NODE, Edge, Genotype
 
 
 def random_genotype(counts, primitives, seed, accepted=lambda genotype: True, tries=10000):
-    """A Genotype of counts[0] and counts[1] edges, each cell drawn uniformly from those that
-    a search can leave: at most two edges into a node, none from a node that nothing enters;
-    the first that is `accepted`. Raises GenotypeError where none of so many `tries` is.
+    """A Genotype of counts[0] and counts[1] edges, each cell drawn uniformly from those
+    that a search can leave: at most two edges into a node, none from a node that
+    nothing enters; the first that is `accepted`. Raises GenotypeError where none of so
+    many `tries` is.
     """
     dice = random.Random(seed)
     for _ in range(tries):

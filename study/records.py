@@ -31,7 +31,7 @@ READ = dict(space=str, gate=str, w01=float, zero_one_loss=str, primitives=str, n
 
 
 def read(folder):
-    """The Record of the search in `folder`. Raises UserError, whatever is wrong with it."""
+    """The Record of the search in `folder`. Raises UserError, whatever is wrong."""
     run = Run.open(folder, "train_search")
     try:
         return read_search(run)
@@ -75,8 +75,8 @@ def read_search(run):
 
 
 def read_again(record, mend):
-    """The Record as it would be if its search had had the settings `mend`, which end it earlier
-    or change its genotype alone."""
+    """The Record as it would be if its search had had the settings `mend`, which end it
+    earlier or change its genotype alone."""
     settings = {**record.settings, **mend}
     s = argparse.Namespace(**settings)
     epoch, _ = cures.outcome(s, record.rows) or (len(record.rows), None)
@@ -98,8 +98,8 @@ def fits(genotype, s, primitives):
 
 
 def read_gates(run, space, shape, primitives):
-    """{part: array} of gates.npz. Sizes are checked before memory is taken. Raises ValueError,
-    FileNotFoundError, and what zipfile and numpy do."""
+    """{part: array} of gates.npz. Sizes are checked before memory is taken. Raises
+    ValueError, FileNotFoundError, and what zipfile and numpy do."""
     path = run.path("gates.npz")
     with zipfile.ZipFile(path) as file:
         if sum(info.file_size for info in file.infolist()) > 8 * np.prod(shape) + 10000:
@@ -119,8 +119,9 @@ def read_gates(run, space, shape, primitives):
 
 
 def names_of(records):
-    """What tells runs apart: gate and penalty, and the other settings in which those of the same
-    gate and penalty differ; where all are alike, the names of their folders."""
+    """What tells runs apart: gate and penalty, and the other settings in which those of
+    the same gate and penalty differ; where all are alike, the names of their
+    folders."""
     names = []
     for record in records:
         alike = [other.settings for other in records if setting(other) == setting(record)]
@@ -137,8 +138,8 @@ def setting(record):
 
 
 def dominant_names(record, gates):
-    """The dominant operations of one epoch's gates: two for each node of a cell, or one for each
-    layer."""
+    """The dominant operations of one epoch's gates: two for each node of a cell, or one
+    for each layer."""
     return record.space.dominant(gates, record.primitives)
 
 
@@ -155,8 +156,8 @@ def all_gates(record):
 
 
 def known_curve(record, column):
-    """Of a space whose architectures are known, what argmax (Eq. 3) would derive after each epoch:
-    {epoch: one of space.known's columns}"""
+    """Of a space whose architectures are known, what argmax (Eq. 3) would derive after
+    each epoch: {epoch: one of space.known's columns}"""
     found = [record.space.discretize_edges(gates, 0, record.primitives)
              for gates in record.gates["normal"]]
     return {epoch: record.space.known(cell)[column] for epoch, cell in enumerate(found, 1)}
@@ -183,7 +184,7 @@ def kept_gates(record, part):
 
 
 def reasons(record, part):
-    """Why gates that round to 1 are not kept: (edges, operations) of one of MARKS, or ""."""
+    """Why gates that round to 1 are not kept: (edges, operations) of MARKS, or ""."""
     gates = torch.as_tensor(last_gates(record, part)).nan_to_num(-1)
     kept, s = kept_gates(record, part), argparse.Namespace(**record.settings)
     marks = np.full(kept.shape, "", dtype=object)

@@ -1,18 +1,17 @@
 """The paper's claims, put to the test by a grid of searches and trainings.
 
-    python -m study.reproduce               # --scale laptop: digits; within two hours, two cores
+    python -m study.reproduce               # on digits: two hours on two cores
     python -m study.reproduce --seeds 2     # less of it
-    python -m study.reproduce --grid cures  # cures of collapse beside each other, in an hour
-    python -m study.reproduce --grid nasbench201 --data DIR  # what collapse costs, in accuracies
-                                            # that are known; DIR: CIFAR-10's pictures, or some
-    python -m study.reproduce --grid pictures --data DIR  # a collapsed cell on real pictures
-    python -m study.reproduce --random 20   # random genotypes instead, trained alike and ranked;
-                                            # --skips 2 --macs 1-2: only such
-    python -m study.reproduce --scale paper # the published recipe on CIFAR-10, which needs a
-                                            # GPU and days
+    python -m study.reproduce --grid cures  # cures of collapse, in an hour
+    python -m study.reproduce --grid nasbench201 --data DIR  # what collapse costs
+    python -m study.reproduce --grid pictures --data DIR     # ... of trained cells
+    python -m study.reproduce --random 20   # random genotypes, trained alike and ranked
+    python -m study.reproduce --random 20 --skips 2 --macs 1-2  # only such
+    python -m study.reproduce --scale paper # CIFAR-10, as published: a GPU and days
 
-Writes reproduction.md (cures.md; nasbench201.md and recorded_searches.json; pictures.md) and
-figures/ to docs/. Complete runs are used as they are; runs that were stopped are resumed.
+Writes reproduction.md (cures.md; nasbench201.md and recorded_searches.json;
+pictures.md) and figures/ to docs/. Complete runs are used as they are; runs that were
+stopped are resumed.
 """
 import argparse
 import functools
@@ -44,7 +43,7 @@ GRIDS = {**grids.GRIDS, "nasbench201": collapse.GRID, "pictures": pictures.GRID}
 # ---------------------------------------------------------------- the runs
 
 def searches(grid, scale, root, seeds):
-    """{(arm, seed): Task}, seed by seed, of the arms that have searches of their own."""
+    """{(arm, seed): Task}, seed by seed, of arms that have searches of their own."""
     s = grid.scales[scale]
     return {(arm, seed): Task(
         os.path.join(root, f"{grid.prefix}{scale}-{arm}-{seed}"), "train_search",
@@ -79,8 +78,8 @@ def networks(grid, scale, records, arm, seed):
 
 
 def random_training(grid, scale, root, record, seed):
-    """Of a random genotype with as many edges as that of the search. Those of the same numbers
-    and seed are one."""
+    """Of a random genotype with as many edges as that of the search. Those of the same
+    numbers and seed are one."""
     counts = [len(cell) for cell in record.genotype]
     name = "-".join(map(str, (scale, "random", len(record.primitives), *counts, seed)))
     return training(grid, scale, os.path.join(root, grid.prefix + name), seed,
@@ -153,8 +152,8 @@ def mean_of(lists):
 # ---------------------------------------------------------------- random search
 
 def size_of(grid, scale, genotype, flags=()):
-    """Millions of parameters, without the auxiliary head, and of multiply-accumulates of the
-    network that the trainings of `scale` build, with further `flags`."""
+    """Millions of parameters, without the auxiliary head, and of multiply-accumulates
+    of the network that the trainings of `scale` build, with further `flags`."""
     parser = train_eval.SCRIPT.parser()
     given = parser.parse_args([*grid.scales[scale].train, *flags])
     s = {**parser.defaults(), **RECIPES[given["dataset"]].eval, **given, "arch": str(genotype)}
@@ -167,8 +166,10 @@ def size_of(grid, scale, genotype, flags=()):
 
 
 def random_search(grid, scale, root, output, count, skips, macs, jobs):
-    """Train `count` random genotypes of eight edges a cell, and write and print their ranking.
-    skips: as many in the normal cell; macs: (least, most) of the network, in millions; None: any.
+    """Train `count` random genotypes of eight edges a cell, and write and print their
+    ranking.
+    skips: as many in the normal cell; macs: (least, most) of the network, in millions;
+        None: any.
     """
     os.makedirs(output, exist_ok=True)  # or fails before the work
 

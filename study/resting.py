@@ -10,7 +10,7 @@ from fair_darts import PENALTIES, zero_one_loss
 
 
 def push(gate, penalty=zero_one_loss):
-    """-d penalty / d alpha of one gate alone; for Eq. 7: 2 * (z - 1/2) * z * (1 - z)."""
+    """-d penalty / d alpha of one gate; for Eq. 7: 2 * (z - 1/2) * z * (1 - z)."""
     alpha = torch.logit(torch.tensor([gate], dtype=torch.float64)).requires_grad_()
     [slope] = torch.autograd.grad(penalty(torch.sigmoid(alpha)), alpha)
     return -slope.item()
@@ -21,13 +21,13 @@ def resting_gate(w01, count, weight_decay, penalty=zero_one_loss):
 
         w01 * push(z) / count = weight_decay * logit(z)
 
-    count: N, the number of all gates. Below 1/2 it is the mirror image, 1 - z. 0.5 if no gate
-    leaves 1/2; 1.0 without weight decay.
+    count: N, the number of all gates. Below 1/2 it is the mirror image, 1 - z. 0.5 if
+    no gate leaves 1/2; 1.0 without weight decay.
 
-    This is for weight decay as an L2 term of the gradient (Adam), not AdamW, whose gates go on
-    to 0.9998; and while the noise of L_val's gradient is small. Simulated, with the published
-    rates and steps: a deviation of 0.005 moves the median by 0.0002, one of 0.02 by 0.01; with
-    rate 0.05 and 275 steps 0.02 moves it by 0.055.
+    This is for weight decay as an L2 term of the gradient (Adam), not AdamW, whose
+    gates go on to 0.9998; and while the noise of L_val's gradient is small. Simulated,
+    with the published rates and steps: a deviation of 0.005 moves the median by 0.0002,
+    one of 0.02 by 0.01; with rate 0.05 and 275 steps 0.02 moves it by 0.055.
     """
     def moves_on(gate):
         return w01 * push(gate, penalty) / count > weight_decay * math.log(gate / (1 - gate))
@@ -49,7 +49,7 @@ def needed_w01(gate, count, weight_decay, penalty=zero_one_loss):
 
 
 def note(s, count):
-    """A line where such gates cannot reach the threshold, or None. count: of all gates."""
+    """A line if such gates cannot reach the threshold, or None. count: of all gates."""
     if s.gate == "softmax" or s.threshold <= 0.5:
         return None
     setting = count, s.arch_weight_decay, PENALTIES[s.zero_one_loss]

@@ -2,7 +2,7 @@
 
     python -m study.visualize RUN           # the figures of one search -> RUN/figures/
     python -m study.visualize RUN RUN ...   # the same runs side by side -> comparison/
-    python -m study.visualize FairDARTS_a   # its cells -> FairDARTS_a_normal.png, _reduce.png
+    python -m study.visualize FairDARTS_a   # -> FairDARTS_a_normal.png, _reduce.png
 """
 import functools
 import io

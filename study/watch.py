@@ -21,10 +21,11 @@ WATCH_FLAGS = {
 
 
 class Watch:
-    """Measures the supernet `network` at the end of each epoch, keeps all its gates, ends the
-    search where a cure says so, and draws figures now and then.
+    """Measures the supernet `network` at the end of each epoch, keeps all its gates,
+    ends the search where a cure says so, and draws figures now and then.
 
-    sgd, validation, train: of a search that goes on; state_dict holds the gates of all epochs.
+    sgd, validation, train: of a search that goes on; state_dict holds the gates of all
+        epochs.
     """
 
     def __init__(self, run, s, network, sgd=None, validation=None, train=None):
@@ -47,7 +48,7 @@ class Watch:
     # ------------------------------------------------------------ an epoch
 
     def end_epoch(self, epoch):
-        """Measure `epoch`, counted from 0, keep its gates, and return its row of metrics."""
+        """Measure `epoch`, from 0 on, keep its gates, and return its row of metrics."""
         s, network, done = self.s, self.network, epoch + 1
         row = {"epoch": done, **self.run.means(),
                "valid_accuracy": accuracy(self.run, network.eval(), self.half),
@@ -73,7 +74,7 @@ class Watch:
         return torch.stack([g.detach().cpu() for g in self.network.compute_gates()])
 
     def plain(self):
-        """A copy of the supernet that is not accelerated, and whose skips are not disturbed."""
+        """A copy of the supernet, not accelerated, its skips not disturbed."""
         config, alphas = self.run.config, self.network.alphas[0]
         with torch.random.fork_rng(devices=[]):
             copy = SPACES[self.s.space].supernet(self.s, len(config["classes"]), config["shape"],
@@ -121,8 +122,8 @@ class Watch:
     # ------------------------------------------------------------ the end
 
     def genotype(self):
-        """The genotype of the gates that count; and (why a cell is empty, a flag that would give
-        one), or None."""
+        """The genotype of the gates that count; and (why a cell is empty, a flag that
+        would give one), or None."""
         s, network = self.s, self.network
         epoch, why = cures.outcome(s, self.run.rows)
         if why:

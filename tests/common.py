@@ -1,4 +1,5 @@
-"""What several files of tests use: oracles, small networks and runs, scripts in child processes."""
+"""What several files of tests use: oracles, small networks and runs, scripts in child
+processes."""
 import copy
 import csv
 import hashlib
@@ -140,7 +141,8 @@ CLAIMS = grids.GRIDS["claims"]
 # ---------------------------------------------------------------- runs that cannot be lost
 
 class Launched:
-    """A script in a child of the fork server, see `fork`, handled like a subprocess.Popen."""
+    """A script in a child of the fork server, see `fork`, handled like a
+    subprocess.Popen."""
 
     def __init__(self, folder, script, *arguments):
         self.child, self.files = fork(folder, script, *arguments)
@@ -251,7 +253,8 @@ def limited(script, arguments, files, memory, seconds, setup):
 
 
 def fork(tmp_path, script, *arguments, memory=2 << 30, seconds=60, setup=None):
-    """Start a script in a child that is forked from a process which has imported everything."""
+    """Start a script in a child that is forked from a process which has imported
+    everything."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "sklearn.datasets"])
     files = [tmp_path / f"stream_{secrets.token_hex(4)}" for _ in range(2)]
@@ -262,8 +265,8 @@ def fork(tmp_path, script, *arguments, memory=2 << 30, seconds=60, setup=None):
 
 
 def ended(child, files):
-    """Exit code, stdout and stderr of such a child; 99: an unexpected exception, -14: out of
-    time."""
+    """Exit code, stdout and stderr of such a child; 99: an unexpected exception, -14:
+    out of time."""
     child.join()
     texts = [file.read_text(errors="backslashreplace") if file.exists() else "" for file in files]
     for file in files:
@@ -300,8 +303,8 @@ def deep(levels):
 
 
 def leaves(state, *places):
-    """`state` with other values: (path of keys, value) pairs; a function is called on what is
-    there, ... removes it."""
+    """`state` with other values: (path of keys, value) pairs; a function is called on
+    what is there, ... removes it."""
     state = copy.deepcopy(state)
     for keys, value in places:
         inner = state
@@ -315,7 +318,8 @@ def leaves(state, *places):
 
 
 def place(dice, value):
-    """The keys that lead to something inside of `value`, at random; everywhere, all alike."""
+    """The keys that lead to something inside of `value`, at random; everywhere, all
+    alike."""
     keys = []
     while isinstance(value, (dict, list)) and len(value) and (not keys or dice.random() < 0.8):
         keys.append(dice.choice(list(value) if isinstance(value, dict) else range(len(value))))

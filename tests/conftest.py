@@ -1,4 +1,5 @@
-"""Fixtures that several files use. Every worker has one thread: pytest-xdist starts one a core."""
+"""Fixtures that several files use. Every worker has one thread: pytest-xdist starts one
+a core."""
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for child processes
@@ -40,7 +41,8 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """Finished searches a, b (as a, another id), c (another seed); trainings d, e (as d)."""
+    """Finished searches a, b (as a, another id), c (another seed); trainings d, e (as
+    d)."""
     import train_eval
     import train_search
     from tests.common import TINY_EVAL, TINY_SEARCH, call
@@ -74,7 +76,8 @@ def imagenet(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained(finished):
-    """The folder of a training of cells, d, its Classifier, and what it was tested on."""
+    """The folder of a training of cells, d, its Classifier, and what it was tested
+    on."""
     from engine import data
     from use import classifier
     digits = data.load("digits")

@@ -1,4 +1,5 @@
-"""Which way imports point: the root is the paper, rooms are around it, nothing goes in a circle."""
+"""Which way imports point: the root is the paper, rooms are around it, nothing goes in
+a circle."""
 import ast
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""Ready for a GPU: nothing stays on the CPU, no step waits, the faster memory format is kept."""
+"""Ready for a GPU: nothing stays on the CPU, no step waits, the faster memory format is
+kept."""
 import copy
 from types import SimpleNamespace
 
@@ -59,7 +60,8 @@ NETWORKS = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_nothing_is_left_on_the_cpu(name):
-    """By tensors that claim to be on a GPU: those on the CPU are refused beside them."""
+    """By tensors that claim to be on a GPU: those on the CPU are refused beside
+    them."""
     run = loop.Run("nowhere", {"settings": {"epochs": 1, "log_every": 25}})
     with FakeTensorMode(allow_non_fake_inputs=True):
         with torch.device("cuda"):

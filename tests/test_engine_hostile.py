@@ -1,4 +1,5 @@
-"""Hostile files, names, settings and machines: one line each, nothing changed, no code run."""
+"""Hostile files, names, settings and machines: one line each, nothing changed, no code
+run."""
 import argparse
 import csv
 import errno

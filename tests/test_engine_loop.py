@@ -1,4 +1,5 @@
-"""The loop of a run: killed, stopped, out of disk, damaged, resumed bit for bit; its data."""
+"""The loop of a run: killed, stopped, out of disk, damaged, resumed bit for bit; its
+data."""
 import errno
 import functools
 import io
@@ -49,7 +50,8 @@ def ended_whole(kind, command, root):
 
 
 def interrupted(owner, name, call, number, entry):
-    """In a child: `entry`, whose process gets the signal `number` in that call of `name`."""
+    """In a child: `entry`, whose process gets the signal `number` in that call of
+    `name`."""
     owner = {"run": loop.Run, "os": os}[owner]  # a module cannot be sent to a child
     former, calls = getattr(owner, name), itertools.count(1)
 
@@ -66,8 +68,8 @@ SIGNALS = {"search": (signal.SIGINT, 130), "eval": (signal.SIGTERM, 143)}
 
 
 def test_killed_and_stopped_it_ends_as_what_nothing_interrupts(tmp_path):
-    """Killed in a step, in a write, at the end of an epoch, and stopped by a signal, bit for
-    bit."""
+    """Killed in a step, in a write, at the end of an epoch, and stopped by a signal,
+    bit for bit."""
     def run(kind):
         whole, folder = ended_whole(kind, LONG[kind], tmp_path), tmp_path / f"a {kind}"
         number, stopped = SIGNALS[kind]
@@ -137,7 +139,8 @@ def test_killed_at_ten_random_moments(tmp_path):
 
 @pytest.mark.parametrize("script, tiny", [(train_search, TINY_SEARCH), (train_eval, TINY_EVAL)])
 def test_one_run_has_one_writer(script, tiny, tmp_path, monkeypatch, capsys):
-    """While a new run or one that goes on works, another process cannot write it, then it may."""
+    """While a new run or one that goes on works, another process cannot write it, then
+    it may."""
     folder, codes = tmp_path / "a", []
 
     def work(run, s, dataset):
@@ -198,7 +201,8 @@ def test_a_checkpoint_when_its_minutes_are_over_and_after_the_row_of_an_epoch(tm
 
 
 def test_flags_that_resume_may_change():
-    """None that changes what is computed, but for rounding, the number of epochs and the cut."""
+    """None that changes what is computed, but for rounding, the number of epochs and
+    the cut."""
     assert flags.MAY_CHANGE == {
         "epochs", "threshold", "edges_per_node", "ops_per_edge", "ops_per_layer", "keep_skips",
         "device", "threads", "data", "plain", "checkpoint_minutes", "log_every", "workers",

@@ -1,4 +1,5 @@
-"""Several processes, one run: they compute what one does, stay equal, stop and go on together."""
+"""Several processes, one run: they compute what one does, stay equal, stop and go on
+together."""
 import json
 import os
 import secrets
@@ -63,7 +64,8 @@ def start_ranks(tmp_path, size, script, *arguments):
 
 
 def on_ranks(tmp_path, size, function, *arguments):
-    """Call function(*arguments, folder) on `size` ranks; what each saved as `rank`.pt."""
+    """Call function(*arguments, folder) on `size` ranks; what each saved as
+    `rank`.pt."""
     folder = tmp_path / f"{function.__name__}_{size}_{secrets.token_hex(4)}"
     folder.mkdir()
     port = free_port()
@@ -75,7 +77,8 @@ def on_ranks(tmp_path, size, function, *arguments):
 
 
 def two_level_steps(folder):
-    """Gradients of first and second order, and the weights after three steps, in float64."""
+    """Gradients of first and second order, and the weights after three steps, in
+    float64."""
     device = devices.choose_device("cpu")
     torch.manual_seed(0)
     network = accelerate(model_search.Network(2, 10, 3, 2).double()).eval()

@@ -104,7 +104,8 @@ def test_search_without_a_gate_at_the_threshold(tmp_path, monkeypatch, capsys):
 
 
 def small_search():
-    """The settings of a small search on digits, its network, and the validation half."""
+    """The settings of a small search on digits, its network, and the validation
+    half."""
     s = Namespace(**{**train_search.SCRIPT.parser().defaults(), **recipes.RECIPES["digits"].search,
                      "init_channels": 2, "layers": 3, "nodes": 2})
     dataset = data.load("digits")
@@ -115,8 +116,8 @@ def small_search():
 
 
 def test_steps_of_a_search(tmp_path, monkeypatch):
-    """Eq. 4: alpha's are on the validation half, those of the weights on the training half, with
-    gradients no longer than --grad_clip."""
+    """Eq. 4: alpha's are on the validation half, those of the weights on the training
+    half, with gradients no longer than --grad_clip."""
     names = torch.arange(1, 61, dtype=torch.uint8)  # each picture is of one grey, its name
     images, labels = names.view(60, 1, 1, 1).repeat(1, 1, 8, 8), torch.arange(60) % 3
     made = data.Dataset("digits", images, labels, images, labels, [*"abc"], torch.zeros(1),
@@ -205,7 +206,8 @@ def test_discretisation_gap(monkeypatch):
 
 
 def test_line_of_an_epoch():
-    """Two accuracies of one supernet are told apart; argmax has no threshold to count by."""
+    """Two accuracies of one supernet are told apart; argmax has no threshold to count
+    by."""
     s, network, _ = small_search()
     s.threshold = 0.5
     row = dict(train_loss=1, train_accuracy=2, valid_loss=3, valid_accuracy=4, penalty=-0.1,
@@ -225,7 +227,8 @@ normal 0, reduce 0
 
 
 def test_lines_of_an_epoch_are_narrow():
-    """Whatever their numbers: 110 columns at most, also in S2 and with the run's own prefix."""
+    """Whatever their numbers: 110 columns at most, also in S2 and with the run's own
+    prefix."""
     s = Namespace(**train_search.SCRIPT.parser().defaults())
     row = dict(train_loss=10.12345, train_accuracy=100, valid_loss=10.12345, valid_accuracy=100,
                penalty=-0.25, soft_accuracy=100, discrete_accuracy=100, gap_rounding=-99,
@@ -315,8 +318,8 @@ def test_plain_runs_and_goes_on_as_a_fast_one(tmp_path, monkeypatch):
 
 
 def test_search_in_the_space_of_the_benchmark(pictures, tmp_path, monkeypatch, capsys):
-    """On digits: what an epoch says, figures, a cell that comes out empty and is derived again;
-    training of what was found. With all flags that the space knows."""
+    """On digits: what an epoch says, figures, a cell that comes out empty and is
+    derived again; training of what was found. With all flags that the space knows."""
     common = ["--space", "nasbench201", "--dataset", "digits", "--batch_size", 100, "--epochs", 2,
               "--runs", tmp_path, "--name"]
     assert call(train_search, monkeypatch, *common, "a", "--figures_every", 2,
@@ -372,7 +375,8 @@ def test_search_in_the_space_of_the_benchmark(pictures, tmp_path, monkeypatch, c
 
 
 def test_what_is_said_of_an_empty_cell():
-    """The nearest gate, never one of none; and where none is best, that no threshold helps."""
+    """The nearest gate, never one of none; and where none is best, that no threshold
+    helps."""
     def said(gates):
         s = Namespace(keep_skips=-1, threshold=0.85, epochs=25)
         names = ["skip_connect", "nor_conv_3x3", "none"]
@@ -395,8 +399,8 @@ def test_what_is_said_of_an_empty_cell():
 
 
 def test_search_in_chains(pictures, tmp_path, monkeypatch, capsys):
-    """S2 on digits and on a picture folder, both gate kinds, figures, derived again, then the
-    training of what was found."""
+    """S2 on digits and on a picture folder, both gate kinds, figures, derived again,
+    then the training of what was found."""
     common = ["--space", "s2", "--width", 0.1, "--epochs", 1, "--runs", tmp_path, "--name"]
     digits = ["--dataset", "digits", "--batch_size", 50, "--train_fraction", 0.08,
               "--valid_fraction", 0.08]
@@ -467,8 +471,8 @@ class OneLayer(nn.Module):
 
 
 def test_steps_of_a_training_by_hand(tmp_path, monkeypatch):
-    """Smoothed labels, the weighted head, clipped gradients, SGD, a cosine; two steps, an epoch
-    each."""
+    """Smoothed labels, the weighted head, clipped gradients, SGD, a cosine; two steps,
+    an epoch each."""
     torch.manual_seed(0)
     network, given, following = OneLayer(), [], batches.Batches.next
     weights = [w.detach().clone().requires_grad_() for w in network.parameters()]
@@ -497,7 +501,8 @@ def test_steps_of_a_training_by_hand(tmp_path, monkeypatch):
 
 
 def test_figures_of_a_test():
-    """The loss, the share of pictures whose label is the first, and among the first five."""
+    """The loss, the share of pictures whose label is the first, and among the first
+    five."""
     network = OneLayer()
     network.forward = lambda images: (images, None)
     logits = torch.arange(7.0).flip(0).repeat(8, 1)
@@ -539,7 +544,8 @@ def test_evaluation_runs_and_resumes(finished, tmp_path, monkeypatch, capsys):
 
 
 def test_scripts_on_a_picture_folder(pictures, tmp_path, monkeypatch, capsys):
-    """As a user starts them: a search in a process of its own, then the command that it prints."""
+    """As a user starts them: a search in a process of its own, then the command that it
+    prints."""
     done = subprocess.run([sys.executable, *map(str, (
         "train_search.py", "--dataset", "folder", "--data", pictures, "--image_size", 16,
         "--init_channels", 2, "--layers", 3, "--batch_size", 8, "--epochs", 2, "--nodes", 2,

@@ -1,5 +1,6 @@
-"""The spaces: what is published of them; S1 by its interface; S2: its blocks by hand, its shapes,
-its discretisation; NAS-Bench-201: what is known of its cells, its networks."""
+"""The spaces: what is published of them; S1 by its interface; S2: its blocks by hand,
+its shapes, its discretisation; NAS-Bench-201: what is known of its cells, its
+networks."""
 import hashlib
 import itertools
 from argparse import Namespace

@@ -1,4 +1,5 @@
-"""The room speed: an accelerated network equals a plain one, and is itself a network."""
+"""The room speed: an accelerated network equals a plain one, and is itself a
+network."""
 import copy
 import io
 import pickle
@@ -36,7 +37,8 @@ def batch(size, count=6, channels=3):
 
 
 def assert_close(values, expected, tolerance=1e-9):
-    """By name; relative to the largest value, with a floor for what is zero but for rounding."""
+    """By name; relative to the largest value, with a floor for what is zero but for
+    rounding."""
     assert values.keys() == expected.keys()
     for name, value in values.items():
         scale = max(expected[name].abs().max().item(), 1e-4)
@@ -45,7 +47,8 @@ def assert_close(values, expected, tolerance=1e-9):
 
 
 def results(network, images, labels, passes=1):
-    """Logits, gradients and statistics of training passes, then logits in eval mode, by name."""
+    """Logits, gradients and statistics of training passes, then logits in eval mode, by
+    name."""
     values = {}
     for index in range(passes):
         network.zero_grad()
@@ -90,7 +93,8 @@ def supernet(*arguments, **options):
 
 
 def shortened(network):
-    """Four of the 19 layers of a network of S2: other channels, same shape, stride 2, the last."""
+    """Four of the 19 layers of a network of S2: other channels, same shape, stride 2,
+    the last."""
     kept = [0, 1, 14, 18]
     network.layers = nn.ModuleList(network.layers[index] for index in kept)
     if hasattr(network, "alphas"):
@@ -155,7 +159,8 @@ def test_gates_of_a_function_and_gates_that_are_given():
 
 
 def test_accelerated_supernet_of_s2_equals_the_plain_one():
-    """All layers, each size halved but the last, odd and even ones; then a few, all even."""
+    """All layers, each size halved but the last, odd and even ones; then a few, all
+    even."""
     torch.manual_seed(1)
     plain = s2.SupernetS2(10, 3, "softmax", 0.1, 65).double()
     with torch.no_grad():
@@ -235,7 +240,8 @@ def own(monkeypatch):
     (("sep_conv_7x7",), 1), (("sep_conv_9x9",), 1), (("sep_conv_1x1",), 1),
     (("dil_conv_7x7",), 1), (("dilation_3",), 1), (("dilation_1",), 1), (("max_pool_5x5",), 0)])
 def test_own_operations_are_computed_in_groups(names, count, own):
-    """Separable ones in as many groups as differ in more than the size of their kernels."""
+    """Separable ones in as many groups as differ in more than the size of their
+    kernels."""
     plain = supernet(2, 10, 3, 2, primitives=names)
     for size in (8, 7):
         fast = assert_accelerated_equals(plain, *batch(size))
@@ -259,7 +265,8 @@ def test_own_operations_that_are_not_known_are_computed_as_they_are(names, own):
 
 
 def test_cells_of_which_one_edge_is_another():
-    """With another operation the others stay in groups; an edited edge makes its cell plain."""
+    """With another operation the others stay in groups; an edited edge makes its cell
+    plain."""
     plain = supernet(2, 10, 3, 2)
     plain.cells[0].edges[1].operations[3] = halved(SepConv)(2, 3, 1, False).double()
     plain.cells[0].edges[3].operations[4][1][3].eps = 0.1
@@ -368,7 +375,8 @@ def test_functional_call_computes_with_the_weights_that_are_given():
 
 
 def test_modules_in_eval_mode_of_a_network_that_trains():
-    """Statistics that are frozen take part in the function, and are recomputed as they were."""
+    """Statistics that are frozen take part in the function, and are recomputed as they
+    were."""
     plain = model_eval.NetworkCIFAR(genotypes.FairDARTS_b, 2, 10, 3).double()
     images, labels = batch(8)
     plain(images)

@@ -151,8 +151,8 @@ def test_the_sign_flip_test_is_exact(count):
 
 
 def test_holm_rejects_what_its_steps_do():
-    """Step by step: the smallest p-value against level / m, the next against level / (m - 1), ...
-    until one is not rejected."""
+    """Step by step: the smallest p-value against level / m, the next against level / (m
+    - 1), ... until one is not rejected."""
     dice = random.Random(0)
     for _ in range(50):
         p_values = [round(dice.random() ** 3, 3) for _ in range(dice.randrange(1, 9))]
@@ -171,9 +171,9 @@ def test_holm_rejects_what_its_steps_do():
 # ---------------------------------------------------------------- chance, ties, skip held
 
 def test_chance_of_a_skip():
-    """Of two edges into one node, both are kept: then there is a closed form. A sigmoid is above
-    both shares of a softmax of two if its alpha is above the distance of theirs, whatever the
-    deviation: for normal ones atan(1 / sqrt(2)) / pi."""
+    """Of two edges into one node, both are kept: then there is a closed form. A sigmoid
+    is above both shares of a softmax of two if its alpha is above the distance of
+    theirs, whatever the deviation: for normal ones atan(1 / sqrt(2)) / pi."""
     three = "skip_connect", "sep_conv_3x3", "dil_conv_3x3"
     found = chance.simulate(three, "sigmoid", "sep_conv_3x3,dil_conv_3x3", 1, draws=6000)
     assert found == pytest.approx(math.atan(1 / math.sqrt(2)) / math.pi, abs=0.01)
@@ -187,7 +187,8 @@ def test_chance_of_a_skip():
 
 
 def test_published_gates_are_kept_by_a_hair():
-    """62 of the 64 kept gates of reduction cells, 5 of 31 of normal ones; anew, by loops."""
+    """62 of the 64 kept gates of reduction cells, 5 of 31 of normal ones; anew, by
+    loops."""
     found = ties.published_ties()
     assert found["reduce"][:2] == (62, 64) and found["normal"][:2] == (5, 31)
     assert found["reduce"][2] == 50.75
@@ -231,8 +232,8 @@ def test_ties_of_several_operations_an_edge():
 
 
 def test_skip_is_held(tmp_path, monkeypatch, capsys):
-    """Under softmax skip held high lowers the others by arithmetic, with sigmoid by nothing but
-    learning; the run itself stays as it is."""
+    """Under softmax skip held high lowers the others by arithmetic, with sigmoid by
+    nothing but learning; the run itself stays as it is."""
     monkeypatch.setattr(hold, "STEPS", 2)
     for gate in "softmax", "sigmoid":
         assert call(train_search, monkeypatch, *SMALL_SEARCH, "--nodes", "1", "--batch_size", "300",
@@ -296,7 +297,8 @@ def test_random_genotypes_are_seeded():
 # ---------------------------------------------------------------- grids and pages
 
 def settings_of(grid, scale):
-    """{arm: settings of its searches}, and a function that says in what two arms differ."""
+    """{arm: settings of its searches}, and a function that says in what two arms
+    differ."""
     parser, settings = train_search.SCRIPT.parser(), {}
     for (arm, seed), task in reproduce.searches(grid, scale, "", 1).items():
         given = parser.parse_args(task.flags)
@@ -362,7 +364,8 @@ def test_laptops_claim_nothing_of_networks():
 
 
 def seeds_of(tmp_path, skips, count=9, held=None, **settings):
-    """Results whose normal cells have a skip on so many edges, at the end of the rows."""
+    """Results whose normal cells have a skip on so many edges, at the end of the
+    rows."""
     found, dice = [], np.random.default_rng(skips)
     for seed in range(count):
         gates = np.full((14, 2), settings.pop("height", 0.9) if seed == 0 else found[0][1])
@@ -403,7 +406,8 @@ def test_claims_can_hold_and_fail(tmp_path):
 
 
 def test_searches_are_read_again(tmp_path):
-    """As if they had ended at a number of skips, as the curvature grew, or with fewer kept."""
+    """As if they had ended at a number of skips, as the curvature grew, or with fewer
+    kept."""
     gates = np.full((30, 2, 14, 2), 0.4, np.float32)
     gates[:, :, :, 1] = 0.6
     gates[9:, 0, :, 0] = 0.9  # from the tenth epoch on skips lead
@@ -458,8 +462,8 @@ def assert_picture_of(tmp_path, figure):
 
 @pytest.mark.slow
 def test_reproduce_runs_the_grid_once(tmp_path, monkeypatch, capsys):
-    """Real searches and trainings, the smallest there are; a run that was stopped goes on, one
-    that is complete is kept, and the page comes out the same, byte for byte."""
+    """Real searches and trainings, the smallest there are; a run that was stopped goes
+    on, one that is complete is kept, and the page comes out the same, byte for byte."""
     small = CLAIMS.scales["laptop"]._replace(
         search=[*SMALL_SEARCH, "--nodes", "1", "--batch_size", "300", "--arch_learning_rate", "1",
                 "--epochs", "1"], train=[*SMALL_EVAL, "--epochs", "1"], networks=True)

@@ -1,4 +1,5 @@
-"""What collapse costs: the measures of the grid in the space of NAS-Bench-201, and its page."""
+"""What collapse costs: the measures of the grid in the space of NAS-Bench-201, and its
+page."""
 import itertools
 
 import numpy as np
@@ -16,7 +17,8 @@ COMMON = {**train_search.SCRIPT.parser().defaults(), "space": "nasbench201",
 
 
 def record_of(*epochs, threshold=0.0, gates=None, **settings):
-    """A Record whose epochs' best operations are named, six each; their gates are 0.9."""
+    """A Record whose epochs' best operations are named, six each; their gates are
+    0.9."""
     s = {**COMMON, "threshold": threshold, "epochs": len(epochs), **settings}
     if gates is None:
         gates = np.full((len(epochs), 6, 4), 0.1, np.float32)
@@ -69,8 +71,8 @@ def test_a_threshold_leaves_edges_empty():
 
 
 def test_searches_that_are_read_again():
-    """DARTS+ ends softmax's with the epoch before the third skip; P-DARTS's limit takes the weakest
-    skips away."""
+    """DARTS+ ends softmax's with the epoch before the third skip; P-DARTS's limit takes
+    the weakest skips away."""
     grid = collapse.GRID
     record = record_of(CONVOLUTIONS, THREE_SKIPS, SKIPS, gate="softmax")
     limit = records.read_again(record, reproduce.mended(grid, "laptop", "limit"))
@@ -106,7 +108,8 @@ def test_the_runs_of_the_grid(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_the_grid_runs_to_its_page(pictures, tmp_path, monkeypatch, capsys):
-    """One seed on small pictures; softmax's curvature is measured, and all figures are drawn."""
+    """One seed on small pictures; softmax's curvature is measured, and all figures are
+    drawn."""
     grid, small = collapse.GRID, collapse.GRID.scales["laptop"]
     search = [*small.search[:-len(collapse.SLICE)], "--init_channels", "2", "--batch_size", "8",
               "--epochs", "24", *collapse.SLICE]

@@ -51,8 +51,8 @@ def test_resting_gate_is_where_a_long_descent_ends(penalty, w01, decay):
 
 
 def simulated_gate(optimizer, rate, steps, noise=0.0):
-    """The median of gates above 1/2, of 2,000 that L01 and weight decay drive in the published
-    setting, with noise on their gradients."""
+    """The median of gates above 1/2, of 2,000 that L01 and weight decay drive in the
+    published setting, with noise on their gradients."""
     alphas = torch.full((2000,), 0.01, dtype=torch.float64, requires_grad=True)
     adam = optimizer([alphas], rate, weight_decay=1e-3, fused=True)
     generator = torch.Generator().manual_seed(0)
@@ -303,8 +303,8 @@ def test_skips_that_argmax_derives_are_counted():
 
 
 def stop_of_robust_darts(curvature, ratio, every, epochs):
-    """The rule as its authors' scripts have it, in their terms, epochs from 0. -> the epoch of the
-    genotype, or None."""
+    """The rule as its authors' scripts have it, in their terms, epochs from 0. -> the
+    epoch of the genotype, or None."""
     eigenvalues, averages = [], []
     for epoch in range(epochs - 1):  # the last one's is measured, and ends nothing
         if epoch % every:

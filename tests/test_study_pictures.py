@@ -1,4 +1,5 @@
-"""The grid of a collapsed normal cell on real pictures: what is trained, measured and decided."""
+"""The grid of a collapsed normal cell on real pictures: what is trained, measured and
+decided."""
 import os
 import shutil
 from types import SimpleNamespace

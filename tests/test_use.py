@@ -25,7 +25,8 @@ from tests.common import assert_picture, call, leaves, refused, sealed, table
 
 
 class Pixels(nn.Module):
-    """Gives the squares of 10 pixels as logits; a softmax of the pixels would not see the mean."""
+    """Gives the squares of 10 pixels as logits; a softmax of the pixels would not see
+    the mean."""
 
     def forward(self, images):
         return images.flatten(1)[:, :10] ** 2, None

@@ -1,5 +1,5 @@
-"""docs/walkthrough.ipynb: it is what docs/walkthrough.py says, it runs, and it computes what README
-and pages quote."""
+"""docs/walkthrough.ipynb: it is what docs/walkthrough.py says, it runs, and it computes
+what README and pages quote."""
 import re
 from pathlib import Path
 

@@ -35,14 +35,15 @@ def architecture(text):
 
 
 def build(s, num_classes, shape):
-    """The network of the settings `s` of train_eval.py for pictures of `shape` (C, H, W)."""
+    """The network of train_eval.py's settings `s` for pictures of `shape` (C, H, W)."""
     genotype = genotype_of(s.arch)
     return of_genotype(genotype).derived(s, genotype, num_classes, shape)
 
 
 class Classifier(nn.Module):
-    """A trained network, in use. in: pictures (B, C, H, W), uint8 from 0 to 255 or float from 0
-    to 1; out: probabilities (B, classes). .classes: their names; .shape: (C, H, W) of training.
+    """A trained network, in use. in: pictures (B, C, H, W), uint8 from 0 to 255 or
+    float from 0 to 1; out: probabilities (B, classes). .classes: their names; .shape:
+    (C, H, W) of training.
     """
 
     def __init__(self, network, classes, mean, std, shape):
@@ -58,10 +59,11 @@ class Classifier(nn.Module):
 
 
 def load(path):
-    """The Classifier in a file of weights, on the CPU, in eval mode, without its auxiliary head.
+    """The Classifier in a file of weights, on the CPU, in eval mode, without its
+    auxiliary head.
 
-    path: RUN/weights.pt, of the last epoch, RUN/best.pt, of the one that was best on the test
-    set, or RUN, which is the former. Raises UserError.
+    path: RUN/weights.pt, of the last epoch, RUN/best.pt, of the one that was best on
+    the test set, or RUN, which is the former. Raises UserError.
     """
     state, s = read_weights(path)
     s.auxiliary = False
@@ -87,7 +89,7 @@ def weights_of(network, dataset, run, epoch, accuracy):
 
 
 def read_weights(path):
-    """What train_eval.py has written to such a path, and its settings. Raises UserError."""
+    """What train_eval.py has written to a path, and its settings. Raises UserError."""
     if os.path.isdir(path):
         path = os.path.join(path, "weights.pt")
     try:
@@ -125,7 +127,7 @@ def check_weights(state):
 
 
 def is_finite(value):
-    """Whether it is a dense tensor of finite float32 numbers, or of the counts of a batch norm."""
+    """Whether it is a dense tensor of finite float32, or of a batch norm's counts."""
     return (torch.is_tensor(value) and value.layout == torch.strided
             and (value.dtype == torch.float32 and bool(value.isfinite().all())
                  or value.dtype == torch.int64 and value.ndim == 0))

@@ -1,6 +1,6 @@
 """A trained network in the formats of other programs.
 
-    python -m use.export RUN   # RUN/model.pt2 and, where its packages are installed, model.onnx
+    python -m use.export RUN   # RUN/model.pt2, and model.onnx if its packages are there
 """
 import importlib.util
 import io
@@ -20,10 +20,10 @@ ANY_BATCH = ({0: torch.export.Dim("batch", min=1)},)
 
 
 def export(folder):
-    """Write RUN/model.pt2, the classifier.Classifier of the last epoch by torch.export, and where
-    its packages are installed RUN/model.onnx: from uint8 pictures (B, C, H, W), any B, to
-    probabilities (B, classes). Each is read back and compared before it is kept. Raises
-    UserError."""
+    """Write RUN/model.pt2, the classifier.Classifier of the last epoch by torch.export,
+    and where its packages are installed RUN/model.onnx: from uint8 pictures (B, C, H,
+    W), any B, to probabilities (B, classes). Each is read back and compared before it
+    is kept. Raises UserError."""
     run = Run.open(folder, "train_eval")
     classifier = load(folder)
     pictures = random_pictures(2, classifier.shape)
@@ -63,7 +63,7 @@ def to_onnx(classifier, pictures):
 
 
 def keep(run, name, content, classifier, restored):
-    """Write the file where `restored` gives what the classifier does. Raises UserError."""
+    """Write the file if `restored` gives what the classifier does. Raises UserError."""
     pairs = [(restored(images), classifier(images)) for images in (
         random_pictures(count, classifier.shape) for count in (1, 2, 7))]
     difference = torch.cat([found - own for found, own in pairs]).abs().max().item()  # or NaN

@@ -4,8 +4,8 @@ from use.classifier import NETWORK, read_weights
 
 
 def kept_settings(given):
-    """The settings that come with the weights of `given`["init"]. Raises UserError where flags
-    contradict them."""
+    """The settings that come with the weights of `given`["init"]. Raises UserError
+    where flags contradict them."""
     state, former = read_weights(given["init"])
     kept = {name: getattr(former, name) for name in NETWORK if name != "dropout"}
     for name, value in kept.items():
@@ -16,8 +16,8 @@ def kept_settings(given):
 
 
 def start_from(path, network, run):
-    """Load the weights of another training; those of a head for another number of classes
-    stay as they are. Raises UserError."""
+    """Load the weights of another training; those of a head for another number of
+    classes stay as they are. Raises UserError."""
     state, _ = read_weights(path)
     own, given = network.state_dict(), state["network"]
     new = [name for name in own if name.endswith(("classifier.weight", "classifier.bias"))

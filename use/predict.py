@@ -3,11 +3,11 @@
     python -m use.predict RUN cat.jpg dog.png          # a line a picture
     python -m use.predict RUN FOLDER --top 3           # all pictures in it
     python -m use.predict RUN FOLDER --json            # one line of JSON a picture
-    python -m use.predict RUN data/test                # class folders: accuracy, confusion matrix
+    python -m use.predict RUN data/test                # accuracy, confusion matrix
 
-RUN: the folder of a training, whose last weights are used, or a file of weights (RUN/best.pt).
-Pictures are brought to the network's size as in training. A file that cannot be used is named on
-stderr, and the exit code is 2.
+RUN: the folder of a training, whose last weights are used, or a file of weights
+(RUN/best.pt). Pictures are brought to the network's size as in training. A file that
+cannot be used is named on stderr, and the exit code is 2.
 """
 import importlib.util
 import io
@@ -42,7 +42,7 @@ def list_files(paths):
 
 
 def predict(classifier, files, device):
-    """Yields each file and its probabilities (classes,), or the fault for which it has none."""
+    """Yields each file and its probabilities (classes,), or why it has none."""
     channels, size, _ = classifier.shape
     fit, mode = transform(size), "L" if channels == 1 else "RGB"
     for start in range(0, len(files), BATCH):
@@ -61,13 +61,13 @@ def predict(classifier, files, device):
 
 
 def label_of(file, folder, classes):
-    """The class whose folder in `folder` the file is in, by its number; None if there is none."""
+    """The number of the class whose folder in `folder` the file is in, or None."""
     name = os.path.relpath(file, folder).split(os.sep)[0]
     return classes.index(name) if name in classes else None
 
 
 def draw_confusion(confusion, classes):
-    """confusion: (classes, classes), pictures of the row's class taken for the column's."""
+    """confusion: (classes, classes), the row's pictures taken for the column's."""
     from matplotlib.figure import Figure
     side = min(16, 2.5 + 0.35 * len(classes))
     figure = Figure((side + 0.8, side))
