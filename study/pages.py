@@ -76,8 +76,7 @@ def page(grid, scale, results, command, drawings, config, hours):
           f"`{' '.join(own_flags(grid, scale, arm))}`" for arm in s.arms
           if own_flags(grid, scale, arm))]
     if s.networks:
-        lines += [f"- All trainings, of derived and random networks alike: `{' '.join(s.train)}`, "
-                  "otherwise the recipe of train_eval.py."]
+        lines += [f"- All trainings: `{' '.join(s.train)}`, otherwise the recipe of train_eval.py."]
     lines += [
         *("- " + line for line in grid.how[scale]),
         f"- {hours:.1f} hours of computing, summed over the runs; torch {config['torch']}, Python "

@@ -62,9 +62,12 @@ def test_what_is_trained():
 
 def results_of(accuracies, skips):
     """{arm: Results}; accuracies, skips: {arm: [of each seed]}"""
-    return {arm: [Result(None, [0.0, value], genotypes=[Genotype(cell(
-        *["skip_connect"] * count, *["sep_conv_3x3"] * (8 - count)), pictures.REDUCE)])
-        for value, count in zip(accuracies[arm], skips[arm])] for arm in accuracies}
+    def result(value, count):
+        names = ["skip_connect"] * count + ["sep_conv_3x3"] * (8 - count)
+        return Result(None, [0.0, value], size=(0.1, 1.8 - 0.1 * count),
+                      genotypes=[Genotype(cell(*names), pictures.REDUCE)])
+
+    return {arm: [*map(result, accuracies[arm], skips[arm])] for arm in accuracies}
 
 
 def made_results(seeds=6, skip=-0.5, fair=1.0, noise=0.2):
@@ -93,9 +96,13 @@ def test_regression_against_the_normal_equations():
         np.diag(inverse) * (error @ error) / (len(y) - 8))
     assert np.allclose(pictures.regression(results), list(zip(found, half))[:2])
     (skip, skip_half), (fair, fair_half) = pictures.regression(results)
+    # here a skip is 0.1 million less
+    assert np.allclose(pictures.regression(results, claims.macs), [
+        (-10 * skip, 10 * skip_half), (fair, fair_half)])
     assert abs(skip + 0.5) < skip_half < 0.2 and abs(fair - 1) < fair_half < 1
     none = {**results, "l01": [Result(None)] * 6}
-    assert pictures.regression(none) is None and "too few networks" in pictures.further(none)[0]
+    assert pictures.regression(none) is None
+    assert "too few networks" in " ".join(pictures.further(none))
     assert "nan" not in " ".join(pictures.further(made_results(1)))
 
 
@@ -177,6 +184,6 @@ def test_the_grid_runs_to_its_page(request, tmp_path, monkeypatch):
     assert call(reproduce, monkeypatch, *command) == 0
     page = (tmp_path / "pictures.md").read_text()
     assert page.count("| invalid |") == len(pictures.CLAIMS) and "**Not met**" in page
-    assert "Beyond fewer skips" in page and "seeds 101 to 102" in page
+    assert "Beside the claims" in page and "test: 30 and 14" in page and "seeds 101 to 102" in page
     for name in ("accuracy", "skips"):
         assert_picture(tmp_path / "figures" / f"pictures_{name}.png")
