@@ -144,8 +144,8 @@ def power(results, first=4):
 
 
 def further(results):
-    met = all(met for _, met in valid(results))
-    lines = ["**Beside the claims**" + (":" if met else ", and under a condition that was not met:")]
+    lines = ["**Beside the claims**" + (
+        ":" if all(met for _, met in valid(results)) else ", and a condition was not met:")]
     for name, measure in (("skip in place of a convolution", skips),
                           ("million of multiply-accumulates more", claims.macs)):
         found = regression(results, measure)
@@ -184,7 +184,8 @@ SCALES = {"laptop": Scale(SEARCH.search, {"l01": SEARCH.more["l01"]}, TRAIN, Tru
 CLAIMS = [
     Claim("Fair DARTS's normal cells are better than softmax's", claims.last_accuracy, "l01",
           "softmax", family="primary"),
-    Claim("Fair DARTS's are better than random ones with 2 skips", claims.last_accuracy, "l01", "two"),
+    Claim("Fair DARTS's are better than random ones with 2 skips", claims.last_accuracy, "l01",
+          "two"),
     Claim("Softmax's are better than random ones with as many skips", claims.last_accuracy,
           "softmax", "same"),
     Claim("Fair DARTS's are better than softmax's of equal MACs", claims.last_accuracy, "l01",

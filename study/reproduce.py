@@ -4,14 +4,15 @@
     python -m study.reproduce --seeds 2     # less of it
     python -m study.reproduce --grid cures  # cures of collapse, in an hour
     python -m study.reproduce --grid nasbench201 --data DIR  # what collapse costs
+    python -m study.reproduce --grid collapse --data DIR     # ... on new seeds
     python -m study.reproduce --grid pictures --data DIR     # ... of trained cells
     python -m study.reproduce --random 20   # random genotypes, trained alike and ranked
     python -m study.reproduce --random 20 --skips 2 --macs 1-2  # only such
     python -m study.reproduce --scale paper # CIFAR-10, as published: a GPU and days
 
 Writes reproduction.md (cures.md; nasbench201.md and recorded_searches.json;
-pictures.md) and figures/ to docs/. Complete runs are used as they are; runs that were
-stopped are resumed.
+collapse.md; pictures.md) and figures/ to docs/. Complete runs are used as they are;
+runs that were stopped are resumed.
 """
 import argparse
 import functools
@@ -37,7 +38,8 @@ from study.records import read, read_again
 from use import classifier
 
 
-GRIDS = {**grids.GRIDS, "nasbench201": collapse.GRID, "pictures": pictures.GRID}
+GRIDS = {**grids.GRIDS, "nasbench201": collapse.GRID, "collapse": collapse.AGAIN,
+         "pictures": pictures.GRID}
 
 
 # ---------------------------------------------------------------- the runs
@@ -220,17 +222,17 @@ def reproduce():
     parser = Parser(__doc__)
     parser.add_argument("--grid", type=one_of(GRIDS),
                         help="claims (the default); cures: of collapse, beside each other; "
-                             "nasbench201: what collapse costs; pictures: a collapsed cell on "
-                             "real pictures")
+                             "nasbench201: what collapse costs; collapse: the same of two "
+                             "arms, on new seeds; pictures: a collapsed cell on real pictures")
     parser.add_argument("--data", type=path_name, metavar="DIR",
-                        help="of nasbench201 and pictures: a folder train/CLASS/*, test/CLASS/* "
-                             "with CIFAR-10's pictures, which are then of 16 pixels (default for "
-                             "nasbench201: a tenth of CIFAR-10)")
+                        help="of nasbench201, collapse and pictures: a folder train/CLASS/*, "
+                             "test/CLASS/* with CIFAR-10's pictures, which are then of 16 pixels "
+                             "(default but for pictures: a tenth of CIFAR-10)")
     parser.add_argument("--scale", type=one_of(GRIDS["claims"].scales),
                         help="laptop (the default) or paper: they differ only in settings")
     parser.add_argument("--seeds", type=number(int, 1, 1000), metavar="N",
                         help="seeds of each setting (default 9, with which twelve claims can be "
-                             "decided after Holm's correction; for pictures 12)")
+                             "decided after Holm's correction; for pictures 12, collapse 15)")
     parser.add_argument("--random", type=number(int, 1, 10**5), metavar="K",
                         help="train K random genotypes instead, and rank them")
     parser.add_argument("--skips", type=number(int, 0, 8), metavar="N",

@@ -7,7 +7,7 @@ import pytest
 
 import train_search
 from spaces import nasbench201
-from study import collapse, records, reproduce
+from study import claims, collapse, records, reproduce
 from study.claims import Result
 from tests.common import assert_picture, call, forked_runs, refused
 
@@ -56,6 +56,18 @@ def test_what_the_grid_measures():
     assert round(sum(cells) / 4096, 2) == 89.21  # as the page says
 
 
+def test_searches_that_end_below_random_ones():
+    below, above = (Result(record_of(cells)) for cells in (SKIPS, CONVOLUTIONS))
+    assert (collapse.ends_below(below), collapse.ends_below(above)) == (1, 0)  # 60.78, 93.24 %
+    nothing = Result(record_of(SKIPS, gates=np.full((1, 6, 4), 0.5, np.float32), threshold=0.85))
+    assert collapse.ends_below(nothing) is None
+    good, bad = [above] * 15, [below] * 10 + [above] * 5
+    shares, means = claims.find(collapse.AGAIN_CLAIMS, {"softmax": bad, "l01": good})
+    assert shares.mean == pytest.approx(10 / 15) and shares.verdict == "held"
+    assert shares.p == pytest.approx(2 / 2**10)  # an exact sign test of those that differ
+    assert means.mean == pytest.approx((93.24 - 60.78) * 10 / 15) and means.verdict == "held"
+
+
 def test_a_threshold_leaves_edges_empty():
     gates = np.full((1, 6, 4), 0.2, np.float32)
     gates[0, :, 3] = 0.84, 0.84, 0.84, 0.86, 0.84, 0.84  # 0 to 3 alone
@@ -100,6 +112,11 @@ def test_the_runs_of_the_grid(monkeypatch, capsys):
     assert "train_fraction" not in given
     assert given.keys() - {"data", "image_size"} == parser.parse_args(
         grid.scales["laptop"].search).keys() - {"train_fraction", "valid_fraction"}
+    again = reproduce.searches(collapse.AGAIN, "laptop", "runs", 15)
+    assert len(again) == 30 and {seed for _, seed in again} == {*range(81, 96)}
+    settings = parser.parse_args(again["softmax", 81].flags)  # but for the curvature, the same
+    assert {**flags, "seed": 81} == {**settings, "curvature_every": 2}
+    assert again["l01", 81].flags[:-1] == tasks["l01", 71].flags[:-1]
     assert "--data is not of --grid claims" in refused(
         capsys, monkeypatch, reproduce, "--data", "here")
     assert "--data is not of --grid nasbench201 --scale paper" in refused(
