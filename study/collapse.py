@@ -250,15 +250,15 @@ AGAIN_CLAIMS = [
           "share", ends_below, "softmax", "l01"),
     Claim("Fair DARTS's cells are better than softmax's, points", accuracy, "l01", "softmax")]
 AGAIN_NOTES = """\
-The [grid of nine seeds](nasbench201.md) left open whether Fair DARTS's cells are better than softmax's:
-six of softmax's nine searches ended below the mean of random cells (89.21 %) and none of Fair
-DARTS's, but accuracies with two humps make means uncertain, and there were ten more claims. So these
-two were fixed after that page and before these runs, for seeds on which nothing was chosen. If the
-shares were those of the nine seeds, 15 would decide the first claim with 97 %.
+The [grid of nine seeds](nasbench201.md) left open whether Fair DARTS's cells are better than
+softmax's: six of softmax's nine searches ended below the mean of random cells (89.21 %) and none
+of Fair DARTS's, but accuracies with two humps make means uncertain, and there were ten more
+claims. So these two were fixed after that page and before these runs, for seeds on which nothing
+was chosen. If the shares were those of the nine seeds, 15 would decide the first claim with 97 %.
 
-The space, the pictures, the settings and the looked-up accuracies are those of that page, and so are
-its limits: one operation on an edge, where a competition is right; small searches; not the paper's
-space."""
+The space, the pictures, the settings and the looked-up accuracies are those of that page, and so
+are its limits: one operation on an edge, where a competition is right; small searches; not the
+paper's space."""
 
 
 def again_figures(results):

@@ -190,8 +190,8 @@ CLAIMS = [
           "softmax", "same"),
     Claim("Fair DARTS's are better than softmax's of equal MACs", claims.last_accuracy, "l01",
           "wide"),
-    Claim("With their own reduction cells Fair DARTS's are better than softmax's", claims.last_accuracy,
-          "l01_own", "softmax_own")]
+    Claim("With their own reduction cells Fair DARTS's are better than softmax's",
+          claims.last_accuracy, "l01_own", "softmax_own")]
 TABLES = {"Networks": {
     "accuracy, last epoch, %": (claims.last_accuracy, 2), "skips of the normal cell": (skips, 1),
     "its edges": (edges, 1), "parameters, M": (claims.parameters, 3), "MACs, M": (claims.macs, 2)}}
@@ -217,27 +217,27 @@ def notes(results):
 
 
 NOTES = """\
-On digits every network is right on 98 to 99 %. So cells that were searched on digits, in the one of
-three settings in which softmax collapses there (three operations), are trained on pictures of
-CIFAR-10. *Fair DARTS* is its recipe as a whole: sigmoid, L01 and the threshold; softmax's cells are
-derived by argmax.
+On digits every network is right on 98 to 99 %. So cells that were searched on digits, in the one
+of three settings in which softmax collapses there (three operations), are trained on pictures of
+CIFAR-10. *Fair DARTS* is its recipe as a whole: sigmoid, L01 and the threshold; softmax's cells
+are derived by argmax.
 
 All networks have the same reduction cell, of max pooling alone, so that a normal cell can matter:
 with convolutions in it no difference between 2 and 8 skips was seen in a pilot (three trainings
-each, ± 2 points). The last claim asks with the searches' own reduction cells, as one would use them.
-Where a cell has a skip it lacks a convolution, so cells of more skips compute less; only the claim
-of equal MACs is free of that. Those of the widened networks, all of whose layers are wider, are
-{span} times Fair DARTS's.
+each, ± 2 points). The last claim asks with the searches' own reduction cells, as one would use
+them. Where a cell has a skip it lacks a convolution, so cells of more skips compute less; only
+the claim of equal MACs is free of that. Those of the widened networks, all of whose layers are
+wider, are {span} times Fair DARTS's.
 
-Of random cells with 2 skips and with softmax's number two are trained for each seed, and their mean
-counts; of these the sign-flip test is exact for symmetric differences alone. The first claim is
-tested at 5 %, the four others together at 5 %. Intervals of the table and the picture are of a row,
-those of claims of differences within seeds. The page is about these pictures, split once, and about
-networks of 8 channels and 5 cells that are right on half of them, not on 97 %."""
+Of random cells with 2 skips and with softmax's number two are trained for each seed, and their
+mean counts; of these the sign-flip test is exact for symmetric differences alone. The first claim
+is tested at 5 %, the four others together at 5 %. Intervals of the table and the picture are of a
+row, those of claims of differences within seeds. The page is about these pictures, split once,
+and about networks of 8 channels and 5 cells that are right on half of them, not on 97 %."""
 HOW = ["The pictures of both parts of the folder were split anew, two thirds of each class for "
        "training, one for the test: {} and {}.",
-       "Seeds, settings, claims and conditions were fixed before the runs; the wording of this page "
-       "and the regression on multiply-accumulates were added while they ran.", grids.SCALED]
+       "Seeds, settings, claims and conditions were fixed before the runs; the wording of this "
+       "page and the regression on multiply-accumulates were added while they ran.", grids.SCALED]
 
 
 def on_pictures(grid, folder, runs):
