@@ -64,7 +64,7 @@ class Architect:
     """The optimiser of alpha (Eq. 8): Adam on L_val + w01 * L01.
 
     network: a model_search.Network, or what has its .alphas, .weights(), .all_gates().
-    penalty: of all gates. gradients: a function of a loss and its inputs.
+    penalty: a function of all gates. gradients: of a loss and its inputs, as above.
     """
 
     def __init__(self, network, learning_rate=3e-3, betas=(0.9, 0.999), weight_decay=1e-3,

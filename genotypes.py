@@ -5,7 +5,7 @@ cells before it), and the nodes 2 to 5. Each edge applies one operation to the s
 that it leaves and adds the result to the node that it enters. The cell's output is the
 concatenation of its nodes; a node that no edge enters is no part of the cell.
 
-To add one, paste what a search prints after `NAME = `; --arch NAME finds it.
+A new architecture: paste what a search prints after `NAME = `, for --arch NAME.
 """
 from collections import namedtuple
 

@@ -1,4 +1,4 @@
-"""The supernet: every operation on every edge, weighted by its gate (Eq. 2, 6).
+"""The supernet: all operations on every edge, gated by softmax or sigmoid (Eq. 2, 6).
 
     MixedOperation  one edge:  x -> sum over operations o of gate[o] * o(x)
     Cell            x_j = sum over edges (i, j) of its mixed operation of x_i (Eq. 1)

@@ -17,35 +17,33 @@ def training_command(run, s, also=()):
     return shlex.join(command)
 
 
-def explain_empty_cell(genotype, network, s, gates, without_limit, rows):
+def explain_empty_cell(parts, names, rows, s, gates, derive):
     """Why a genotype has an empty cell, (a line, a flag that would give one), or None.
 
-    gates: those that it was derived from; without_limit: the genotype without
-    --keep_skips; rows: what the rows of gates are called.
+    parts, names, rows: what the matrices of gates, their columns and their rows are
+    called; derive: makes the genotype of these gates, by changed settings if any.
     """
-    empty = [part for part, edges in zip(network.parts, genotype) if not edges]
+    empty = [part for part, edges in zip(parts, derive()) if not edges]
     if not empty:
         return None
-    if s.keep_skips >= 0 and all(without_limit):
+    if s.keep_skips >= 0 and all(derive(keep_skips=-1)):
         return (f"the {empty[0]} cell is empty, for --keep_skips {s.keep_skips} leaves it nothing. "
                 "Derive again with more:", f"--keep_skips {s.keep_skips + 1}")
-    if not all(network.genotype(threshold=0, gates=gates)):
+    steps = {math.floor(100 * gate) / 100 for matrix in gates for gate in matrix.flatten().tolist()}
+    lower = [step for step in steps if step < s.threshold and all(derive(threshold=step))]
+    if not lower:
         return ("none is the best operation of so many edges that no threshold gives a cell. "
                 "Search without it (--primitives), or go on:", f"--epochs {2 * s.epochs}")
-    best = {}
-    for part, matrix in zip(network.parts, gates):
-        if "none" in network.primitives:
-            matrix = matrix.clone()
-            matrix[:, network.primitives.index("none")] = 0
-        row, column = divmod(int(matrix.argmax()), matrix.shape[1])
-        best[part] = (matrix[row, column].item(), f"{network.primitives[column]}, {rows[row]}")
+    flag, best = f"--threshold {max(lower)}", {}
+    for part, matrix in zip(parts, gates):
+        gate, row, op = max((gate, row, op) for row, values in zip(rows, matrix.tolist())
+                            for op, gate in zip(names, values) if op != "none")
+        best[part] = gate, f"{op}, {row}"
     short = [f"{part} cell: {gate:.4f}, {where}" for part, (gate, where) in best.items()
              if gate < s.threshold]
     if short:
         return (f"no gate of a cell reaches --threshold {s.threshold}; the nearest is, "
                 f"{'; '.join(short)}. Search longer, with a larger --w01 or --arch_learning_rate, "
-                "or derive again from the gates recorded:",
-                f"--threshold {math.floor(100 * min(gate for gate, _ in best.values())) / 100}")
+                "or derive again from the gates recorded:", flag)
     return (f"the {empty[0]} cell is empty: the edges whose gate reaches --threshold {s.threshold} "
-            "do not lead from an input to the output. Derive again with a lower one:",
-            f"--threshold {round(max(0.01, s.threshold - 0.1), 2)}")
+            "do not lead from an input to the output. Derive again with a lower one:", flag)

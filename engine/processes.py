@@ -78,7 +78,7 @@ def average_gradients(parameters):
 
 
 def average_statistics(network):
-    """Replace batch norms' running statistics, one of each rank, by their means."""
+    """Replace batch norms' running statistics, which differ by rank, by their means."""
     if size() > 1:
         statistics = [b for b in network.buffers() if b.is_floating_point()]
         torch._foreach_copy_(statistics, average(statistics))

@@ -39,7 +39,7 @@ def write_report(run, device, results, command):
 
 
 def commit():
-    """The commit of this code, -dirty where files differ; None outside a clone."""
+    """The commit of this code, or with -dirty if files differ; None outside a clone."""
     if not os.path.exists(os.path.join(ROOT, ".git")):
         return None
     try:

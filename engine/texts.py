@@ -36,7 +36,7 @@ def get(text, spaces=()):
         published.update(space.PUBLISHED)
     if text in published:
         return published[text]
-    if text.startswith("|") and spaces:
+    if text.startswith("|") and any(hasattr(space, "from_text") for space in spaces):
         return own_text(text, spaces)
     if "Genotype(" in text:
         return checked(parse(text, spaces), spaces)
@@ -48,7 +48,7 @@ def get(text, spaces=()):
 
 def own_text(text, spaces):
     """The genotype of a text like those of NAS-Bench-201. Raises GenotypeError."""
-    [from_text] = [space.from_text for space in spaces if hasattr(space, "from_text")]
+    from_text = next(space.from_text for space in spaces if hasattr(space, "from_text"))
     try:
         return from_text(text)
     except ValueError as error:

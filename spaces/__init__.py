@@ -15,7 +15,7 @@
     kept_edges(gates, edges_per_node, primitives)  (rows, 1), 1: edges that may be kept
     discrete_gates(genotype, gates, primitives)  the gates of a genotype, 0 and 1
     checked(fields)         the genotype of {field: value}; raises ValueError
-    from_text(text)         the same of a text by str(), where the space has its own
+    from_text(text)         its own text by str() there and back; raises ValueError
     known(genotype)         what is known untrained, {column of metrics.csv: value}
 """
 from collections import ChainMap

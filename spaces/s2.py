@@ -278,7 +278,8 @@ def known(genotype):
 
 
 def checked(fields):
-    """The ChainGenotype of {"layers": lists of names}. Raises ValueError."""
+    """The ChainGenotype of {"layers": lists of names}. Raises ValueError, which names
+    the layer."""
     layers = fields["layers"]
     if not isinstance(layers, list) or len(layers) != len(CHAIN):
         count = len(layers) if isinstance(layers, list) else type(layers).__name__

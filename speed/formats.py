@@ -27,7 +27,7 @@ def fastest_format(network, shape, recompute=False):
 
 
 def time_formats(network, images, recompute=False):
-    """{memory format: seconds of an accelerated pass and backward, second of two}"""
+    """{memory format: seconds of a forward and backward pass, the second of two}"""
     gpus, seconds = [images.device] if images.is_cuda else [], {}
     for name in FORMATS:
         fast = accelerate(copy.deepcopy(network).train(), recompute, name)

@@ -3,10 +3,10 @@
 Read model_search.py first. The k edges that leave a state have the same input. So the k
 copies of an operation are computed as one:
 
-- what has no weights (the identity, pooling with its batch norm) is the same for all k
-edges; - of SepConv and DilConv the weights are concatenated, those of all kernel sizes,
-too (a 3x3 filter is a 5x5 one with a border of zeros): one depthwise convolution on
-n*k*C channels, one pointwise convolution with a group for each copy;
+- what has no weights (the identity, pooling with its batch norm) is the same for all k;
+- of SepConv and DilConv the weights are concatenated, those of all kernel sizes, too (a
+  3x3 filter is a 5x5 one with a border of zeros): one depthwise convolution on n*k*C
+  channels, one pointwise convolution with a group for each copy;
 - gate * BN(x) is batch norm whose scale is the gate.
 
 There are no parameters here. The classes below hold lists of the modules of a supernet,

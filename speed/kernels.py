@@ -64,7 +64,7 @@ class Depthwise(torch.autograd.Function):
 
 
 def convolution_backward(gradient, x, weight, stride, of_weight=False):
-    """(dx, None) or (None, dweight) of a depthwise convolution, stride 1, size kept."""
+    """(dx, None) or (None, dweight) of a depthwise convolution, padded by half."""
     padding = [weight.shape[2] // 2, weight.shape[3] // 2]
     return torch.ops.aten.convolution_backward(
         gradient, x, weight, None, [stride] * 2, padding, [1, 1], False, [0, 0], len(weight),

@@ -268,7 +268,7 @@ def again_figures(results):
 
 
 AGAIN = GRID._replace(
-    page="collapse.md", first=81, title="How often softmax collapses, on new seeds",
+    page="collapse.md", prefix="collapse-", first=81, title="How often softmax collapses, on new seeds",
     arms=AGAIN_ARMS, scales={"laptop": SCALES["laptop"]._replace(more={}, arms=[*AGAIN_ARMS])},
     claims=AGAIN_CLAIMS, notes=lambda results: AGAIN_NOTES, tables={"What is derived": {
         "below the mean of random cells": (ends_below, 2), "accuracy, %": (accuracy, 2),

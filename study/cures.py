@@ -208,8 +208,8 @@ def outcome(s, rows):
 
     --max_skips N (DARTS+, the first of its two criteria; the other, a ranking of alphas
     that stays the same, is not here): as soon as argmax would derive more than N skips;
-    the epoch before counts (the first, if there is none). --max_curvature_ratio R: see
-    `stop_by_curvature`.
+    the epoch before counts (the first, if there is none).
+    --max_curvature_ratio R: see `stop_by_curvature`.
     """
     for index, row in enumerate(rows):
         skips = row.get("derived_skips") or 0

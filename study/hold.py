@@ -82,7 +82,7 @@ def effect(folder, height=HEIGHT, steps=STEPS):
 
 
 def read(folder):
-    """RUN/held.json, {"arithmetic": ..., "learning": ...}; or None; or UserError."""
+    """RUN/held.json, {"arithmetic", "learning": numbers}, or None. Raises UserError."""
     run = Run.open(folder, "train_search")
     try:
         with open(run.path("held.json"), encoding="utf-8") as file:

@@ -10,7 +10,7 @@ from fair_darts import PENALTIES, zero_one_loss
 
 
 def push(gate, penalty=zero_one_loss):
-    """-d penalty / d alpha of one gate; for Eq. 7: 2 * (z - 1/2) * z * (1 - z)."""
+    """-d penalty / d alpha, N = 1; for Eq. 7: 2 * (z - 1/2) * z * (1 - z)."""
     alpha = torch.logit(torch.tensor([gate], dtype=torch.float64)).requires_grad_()
     [slope] = torch.autograd.grad(penalty(torch.sigmoid(alpha)), alpha)
     return -slope.item()

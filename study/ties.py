@@ -49,7 +49,7 @@ def near_ties(gates, *rules, margin=MARGIN):
 
 
 def published_ties():
-    """{part: (near ties, kept gates, open gates a search)} of the published gates."""
+    """{part: (near ties, kept gates, mean open gates)} of the published gates."""
     searches, totals = published_gates(), {}
     for part in ("normal", "reduce"):
         counts = [(*near_ties(search[part]), int((search[part] >= 0.5).sum()))

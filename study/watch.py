@@ -1,4 +1,5 @@
 """What is measured, recorded and said of a search as it goes on."""
+import argparse
 import importlib.util
 import io
 import warnings
@@ -129,10 +130,13 @@ class Watch:
         if why:
             self.run.log(f"ended: {why}; the genotype is of epoch {epoch}")
         gates = list(self.epochs[epoch - 1])
-        genotype = cures.genotype(network, s, gates)
-        without_limit = cures.genotype(network, s, gates, limit=-1)
-        return genotype, explain_empty_cell(genotype, network, s, gates, without_limit,
-                                            SPACES[s.space].row_names(len(gates[0])))
+
+        def derive(**changed):
+            return cures.genotype(network, argparse.Namespace(**{**vars(s), **changed}), gates)
+
+        rows = SPACES[s.space].row_names(len(gates[0]))
+        return derive(), explain_empty_cell(network.parts, network.primitives, rows, s, gates,
+                                            derive)
 
     def report(self):
         """Lines of report.md."""

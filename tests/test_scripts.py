@@ -98,7 +98,7 @@ def test_search_without_a_gate_at_the_threshold(tmp_path, monkeypatch, capsys):
     again = out.strip().split("\n")[-1].split()  # the command that it proposes
     assert again[:2] == ["python", "train_search.py"]
     monkeypatch.setattr(data, "load", None)  # derives without the pictures
-    call(train_search, monkeypatch, *again[2:])
+    assert call(train_search, monkeypatch, *again[2:]) == 0
     assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--threshold", 0.4) == 0
     assert len(load_genotype(str(tmp_path / "a" / "genotype.json")).normal) == 4
 
@@ -363,7 +363,7 @@ def test_search_in_the_space_of_the_benchmark(pictures, tmp_path, monkeypatch, c
         assert_picture(tmp_path / "both" / f"{name}.png")
     for name, old, new, message in (  # damaged
             ("metrics.csv", "benchmark_rank", "rank", "lacks the columns of a search"),
-            ("genotype.json", '"cell"', '"cell": [], "was"', "genotype.json"),
+            ("genotype.json", '"cell"', '"cell": [], "was"', "exactly two cells"),
             ("genotype.json", path.read_text(), '{"cell": []}', "has an empty cell")):
         file = tmp_path / "a" / name
         whole = file.read_text()
@@ -375,14 +375,21 @@ def test_search_in_the_space_of_the_benchmark(pictures, tmp_path, monkeypatch, c
 
 
 def test_what_is_said_of_an_empty_cell():
-    """The nearest gate, never one of none; and where none is best, that no threshold
-    helps."""
+    """The nearest gate, never one of none, and the highest threshold that gives a cell;
+    where none is best, that no threshold does."""
     def said(gates):
         s = Namespace(keep_skips=-1, threshold=0.85, epochs=25)
         names = ["skip_connect", "nor_conv_3x3", "none"]
-        network = nasbench201.SupernetNB201(2, 1, 10, 1, "sigmoid", names)
-        return explain_empty_cell(network.genotype(0.85, [gates]), network, s, [gates], ([],),
-                                  nasbench201.row_names(6))
+
+        def derive(threshold=0.85):
+            return nasbench201.discretize_edges(gates, threshold, names)
+
+        message, flag = explain_empty_cell(["normal"], names, nasbench201.row_names(6), s, [gates],
+                                           derive)
+        if flag.startswith("--threshold"):
+            threshold = float(flag.split()[1])
+            assert derive(threshold).cell and not derive(threshold + 0.0101).cell
+        return message, flag
 
     gates = torch.full((6, 3), 0.4)
     gates[:, 2] = 0.7
@@ -391,11 +398,16 @@ def test_what_is_said_of_an_empty_cell():
         "without it (--primitives), or go on:", "--epochs 50")
     gates[4, 1] = 0.95  # 1 to 3, where nothing enters 1
     assert "no threshold" in said(gates)[0]
-    gates[3, 1] = 0.8
-    gates[4, 1] = 0.4
+    gates[3, 1], gates[4, 1] = 0.8055, 0.4
     message, flag = said(gates)
-    assert "the nearest is, normal cell: 0.8000, nor_conv_3x3, 0 → 3." in message
-    assert flag == "--threshold 0.8" or flag == "--threshold 0.79"
+    assert "the nearest is, normal cell: 0.8055, nor_conv_3x3, 0 → 3." in message
+    assert flag == "--threshold 0.8"
+    gates[:] = torch.tensor([0.1, 0.405, 0.1])
+    gates[0] = torch.tensor([0.1, 0.605, 0.7])  # none is best on 0 to 1
+    assert said(gates)[1] == "--threshold 0.4"
+    gates[0], gates[2, 1] = gates[1], 0.905  # 1 to 2 leads nowhere
+    message, flag = said(gates)
+    assert "do not lead from an input to the output" in message and flag == "--threshold 0.4"
 
 
 def test_search_in_chains(pictures, tmp_path, monkeypatch, capsys):
@@ -444,7 +456,7 @@ def test_empty_cell_is_not_written(tmp_path, monkeypatch, capsys):
     watching.epochs, watching.draw = [gates], lambda: None
     assert train_search.derive(run, s, network, watching) == 1
     out = capsys.readouterr().out
-    assert "reduce cell is empty" in out and "--threshold 0.75" in out
+    assert "reduce cell is empty" in out and out.endswith("--threshold 0.1\n")
     assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
 
 
