@@ -256,9 +256,8 @@ of Fair DARTS's, but accuracies with two humps make means uncertain, and there w
 claims. So these two were fixed after that page and before these runs, for seeds on which nothing
 was chosen. If the shares were those of the nine seeds, 15 would decide the first claim with 97 %.
 
-The space, the pictures, the settings and the looked-up accuracies are those of that page, and so
-are its limits: one operation on an edge, where a competition is right; small searches; not the
-paper's space."""
+The space, the settings and the looked-up accuracies are those of that page, and so are its limits:
+one operation on an edge, where a competition is right; small searches; not the paper's space."""
 
 
 def again_figures(results):
@@ -268,7 +267,8 @@ def again_figures(results):
 
 
 AGAIN = GRID._replace(
-    page="collapse.md", prefix="collapse-", first=81, title="How often softmax collapses, on new seeds",
+    page="collapse.md", prefix="collapse-", first=81,
+    title="How often softmax collapses, on new seeds",
     arms=AGAIN_ARMS, scales={"laptop": SCALES["laptop"]._replace(more={}, arms=[*AGAIN_ARMS])},
     claims=AGAIN_CLAIMS, notes=lambda results: AGAIN_NOTES, tables={"What is derived": {
         "below the mean of random cells": (ends_below, 2), "accuracy, %": (accuracy, 2),
