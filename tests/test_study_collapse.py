@@ -7,7 +7,7 @@ import pytest
 
 import train_search
 from spaces import nasbench201
-from study import claims, collapse, records, reproduce
+from study import claims, collapse, pages, records, reproduce
 from study.claims import Result
 from tests.common import assert_picture, call, forked_runs, refused
 
@@ -66,6 +66,12 @@ def test_searches_that_end_below_random_ones():
     assert shares.mean == pytest.approx(10 / 15) and shares.verdict == "held"
     assert shares.p == pytest.approx(2 / 2**10)  # an exact sign test of those that differ
     assert means.mean == pytest.approx((93.24 - 60.78) * 10 / 15) and means.verdict == "held"
+    [columns] = collapse.AGAIN.tables.values()
+    *_, first, second = pages.table(collapse.AGAIN_ARMS, columns, {"softmax": bad, "l01": good})
+    assert first.startswith("| softmax | 0.67 ± 0.27 (15) | 71.60 ± ")
+    assert "| 0.00 ± 0.00 (15) | 93.24 ± 0.00 (15) | " in second
+    [(_, draw)] = collapse.AGAIN.figures({"softmax": bad, "l01": good}).values()
+    assert len(draw().axes[0].get_yticks()) == 2
 
 
 def test_a_threshold_leaves_edges_empty():
