@@ -143,20 +143,33 @@ def power(results, first=4):
     return pooled ** 0.5, quantiles * (2 * pooled / count) ** 0.5
 
 
+def by_skips(results):
+    """{number of skips: [accuracies]} of networks of one width and reduction cell."""
+    found = {}
+    for arm in (*SAME_REDUCTION, "skips"):
+        for result in results[arm]:
+            if result.trained:
+                found.setdefault(int(skips(result)), []).append(result.trained[-1])
+    return dict(sorted(found.items()))
+
+
 def further(results):
     lines = ["**Beside the claims**" + (
-        ":" if all(met for _, met in valid(results)) else ", and a condition was not met:")]
+        ":" if all(met for _, met in valid(results)) else ", and a condition was not met:"), ""]
     for name, measure in (("skip in place of a convolution", skips),
                           ("million of multiply-accumulates more", claims.macs)):
         found = regression(results, measure)
-        lines += ["", f"- One {name}: " + (
+        lines += [f"- One {name}: " + (
             "too few networks were trained to tell." if found is None else
             "{:.2f} ± {:.2f} points; Fair DARTS's cells beyond that: {:.2f} ± {:.2f}.".format(
                 *found[0], *found[1]))]
-    lines += ["", "By regressions over all normal cells with the same reduction cell and width, "
-              "each seed with a level of its own. What Fair DARTS's cells have beyond is not the "
-              "search's alone: they may keep fewer edges, and no arm is like them in edges and "
-              "skips.", ""]
+    means = "; ".join(f"{count}: {np.mean(found):.1f} ({len(found)})"
+                      for count, found in by_skips(results).items())
+    lines += [f"- Mean accuracy by the number of skips (results): {means}.", "",
+              "The first two are regressions in a line over all normal cells with the same reduction "
+              "cell and width, each seed with a level of its own. What Fair DARTS's cells have "
+              "beyond is not the search's alone: they may keep fewer edges, and no arm is like them "
+              "in edges and skips.", ""]
     (spread, least), seeds = power(results), len(results["softmax"])
     return lines if seeds < 2 else lines + [
         f"**Power.** In the first {min(4, seeds)} seeds networks of one arm differed by "
@@ -237,7 +250,8 @@ and about networks of 8 channels and 5 cells that are right on half of them, not
 HOW = ["The pictures of both parts of the folder were split anew, two thirds of each class for "
        "training, one for the test: {} and {}.",
        "Seeds, settings, claims and conditions were fixed before the runs; the wording of this "
-       "page and the regression on multiply-accumulates were added while they ran.", grids.SCALED]
+       "page and what stands beside the claims, but the regression on skips, came later.",
+       grids.SCALED]
 
 
 def on_pictures(grid, folder, runs):

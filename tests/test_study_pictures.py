@@ -2,6 +2,7 @@
 decided."""
 import os
 import shutil
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -100,6 +101,10 @@ def test_regression_against_the_normal_equations():
     assert np.allclose(pictures.regression(results, claims.macs), [
         (-10 * skip, 10 * skip_half), (fair, fair_half)])
     assert abs(skip + 0.5) < skip_half < 0.2 and abs(fair - 1) < fair_half < 1
+    assert {count: len(found) for count, found in pictures.by_skips(results).items()} == Counter(
+        pictures.skips(result) for found in results.values() for result in found)
+    assert np.mean(pictures.by_skips(results)[8]) == np.mean(
+        [result.trained[-1] for result in results["skips"]])
     none = {**results, "l01": [Result(None)] * 6}
     assert pictures.regression(none) is None
     assert "too few networks" in " ".join(pictures.further(none))
