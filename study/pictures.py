@@ -166,10 +166,10 @@ def further(results):
     means = "; ".join(f"{count}: {np.mean(found):.1f} ({len(found)})"
                       for count, found in by_skips(results).items())
     lines += [f"- Mean accuracy by the number of skips (results): {means}.", "",
-              "The first two are regressions in a line over all normal cells with the same reduction "
+              "The first two are linear regressions over all normal cells with the same reduction "
               "cell and width, each seed with a level of its own. What Fair DARTS's cells have "
-              "beyond is not the search's alone: they may keep fewer edges, and no arm is like them "
-              "in edges and skips.", ""]
+              "beyond is not the search's alone: they may keep fewer edges, and no arm is like "
+              "them in edges and skips.", ""]
     (spread, least), seeds = power(results), len(results["softmax"])
     return lines if seeds < 2 else lines + [
         f"**Power.** In the first {min(4, seeds)} seeds networks of one arm differed by "
@@ -239,8 +239,8 @@ All networks have the same reduction cell, of max pooling alone, so that a norma
 with convolutions in it no difference between 2 and 8 skips was seen in a pilot (three trainings
 each, ± 2 points). The last claim asks with the searches' own reduction cells, as one would use
 them. Where a cell has a skip it lacks a convolution, so cells of more skips compute less; only
-the claim of equal MACs is free of that. Those of the widened networks, all of whose layers are
-wider, are {span} times Fair DARTS's.
+the claim of equal MACs is free of that. Those of the widened networks (in few cases narrowed),
+which have other channels in all layers, are {span} times Fair DARTS's.
 
 Of random cells with 2 skips and with softmax's number two are trained for each seed, and their
 mean counts; of these the sign-flip test is exact for symmetric differences alone. The first claim
