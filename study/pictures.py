@@ -239,8 +239,8 @@ All networks have the same reduction cell, of max pooling alone, so that a norma
 with convolutions in it no difference between 2 and 8 skips was seen in a pilot (three trainings
 each, ± 2 points). The last claim asks with the searches' own reduction cells, as one would use
 them. Where a cell has a skip it lacks a convolution, so cells of more skips compute less; only
-the claim of equal MACs is free of that. Those of the widened networks (in few cases narrowed),
-which have other channels in all layers, are {span} times Fair DARTS's.
+the claim of equal MACs is free of that. Those of the widened networks (narrowed where softmax's
+cell computes more), which have other channels in all layers, are {span} times Fair DARTS's.
 
 Of random cells with 2 skips and with softmax's number two are trained for each seed, and their
 mean counts; of these the sign-flip test is exact for symmetric differences alone. The first claim
