@@ -398,7 +398,7 @@ def test_what_is_said_of_an_empty_cell():
         "without it (--primitives), or go on:", "--epochs 50")
     gates[4, 1] = 0.95  # 1 to 3, where nothing enters 1
     assert "no threshold" in said(gates)[0]
-    gates[3, 1], gates[4, 1] = 0.8055, 0.4
+    gates[3, 1], gates[4, 1], gates[5, 2] = 0.8055, 0.4, 0.84
     message, flag = said(gates)
     assert "the nearest is, normal cell: 0.8055, nor_conv_3x3, 0 → 3." in message
     assert flag == "--threshold 0.8"

@@ -159,7 +159,10 @@ def test_a_folder_is_split_anew_by_links(request, tmp_path, monkeypatch, capsys)
         assert set(found["train", label] + found["test", label]) == every
     more = tmp_path / "more"
     shutil.copytree(folder, more)
-    assert pictures.split_again(str(more), prefix) != target  # nothing of the other is in it
+    other = pictures.split_again(str(more), prefix)
+    assert other != target  # nothing of the other folder is in it
+    shutil.copy(*sorted((more / "train" / "red").iterdir())[:1], more / "train" / "red" / "z.png")
+    assert pictures.split_again(str(more), prefix) not in (target, other)
     shutil.rmtree(more / "train" / "red")
     shutil.rmtree(more / "test" / "red")
     assert "fewer than 2 classes" in refused(
