@@ -100,7 +100,8 @@ def results(page, heading):
 
 
 @pytest.mark.parametrize("quoting, heading, written", [
-    ("README.md", "## Results", ["reproduction.md", "nasbench201.md"]),
+    ("README.md", "## Results", ["reproduction.md", "nasbench201.md", "collapse.md",
+                                 "pictures.md"]),
     ("docs/other-cures.md", "## What was found", ["cures.md"])])
 def test_what_is_quoted_is_on_the_pages_of_results(quoting, heading, written):
     """In their order."""
