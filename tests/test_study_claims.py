@@ -264,7 +264,7 @@ def test_skip_is_held(tmp_path, monkeypatch, capsys):
     with pytest.raises(flags.UserError, match="remove it"):
         hold.read(str(folder))
     other = recorded_run(tmp_path / "other", ("sep_conv_3x3", "dil_conv_3x3"))
-    assert "no skip_connect" in refused(capsys, monkeypatch, hold, other)
+    assert "--primitives have skip_connect" in refused(capsys, monkeypatch, hold, other)
 
 
 # ---------------------------------------------------------------- random genotypes
