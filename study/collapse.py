@@ -187,7 +187,8 @@ operation at most, so a competition on it is right, and Fair DARTS keeps none wh
 reaches the threshold. The accuracies are those of AnalogNAS-Bench (arXiv 2506.18495), which trained
 each cell once more, as a network of 15 cells of 16 channels, for 200 epochs on all of CIFAR-10, and
 tested it on pictures cropped and flipped at random, mean of 25 passes. They are not the figures of
-NAS-Bench-201's authors. The searches here are smaller, see below.
+NAS-Bench-201's authors. The searches here are smaller, see below. Whether Fair DARTS's cells are
+better than softmax's was asked once more, [on new seeds](collapse.md).
 
 *Random*: a cell that has one of the operations searched on each edge, all as likely. Exact, from
 the table: of four operations {0} % in the mean, {1} in the median; without skip_connect {2} and
