@@ -42,10 +42,7 @@ def _pictures(root, part, test, size, skip_bad, workers):
     size), labels, class names, whether all are grey.
     """
     folder = os.path.join(root, part)
-    if not os.path.isdir(folder):
-        raise UserError(f"there is no folder {folder!r}: --data must name a folder that holds "
-                        f"train/<class>/* and {test}/<class>/*")
-    classes, samples = _list_pictures(folder)
+    classes, samples = list_pictures(root, part, test)
     if len(classes) < 2:
         found = f"only one class, {classes[0]!r}" if classes else "no class"
         raise UserError(f"{folder}: {found}; a folder for each of two or more classes is needed")
@@ -87,8 +84,13 @@ def _check_classes(folder, classes, labels):
         raise UserError(f"{folder}: class {classes[empty[0]]!r} has no picture that can be used")
 
 
-def _list_pictures(folder):
-    """The classes, and (path, label) of every picture, in the order of ImageFolder."""
+def list_pictures(root, part, test="test"):
+    """The classes in the folder `part` of root, and (path, label) of every picture, in
+    the order of ImageFolder. test: what root calls its test part. Raises UserError."""
+    folder = os.path.join(root, part)
+    if not os.path.isdir(folder):
+        raise UserError(f"there is no folder {folder!r}: --data must name a folder that holds "
+                        f"train/<class>/* and {test}/<class>/*")
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     samples, seen = [], set()
     for label, name in enumerate(classes):

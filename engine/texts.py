@@ -36,8 +36,9 @@ def get(text, spaces=()):
         published.update(space.PUBLISHED)
     if text in published:
         return published[text]
-    if text.startswith("|") and any(hasattr(space, "from_text") for space in spaces):
-        return own_text(text, spaces)
+    readers = [space.from_text for space in spaces if hasattr(space, "from_text")]
+    if text.startswith("|") and readers:
+        return own_text(text, *readers)
     if "Genotype(" in text:
         return checked(parse(text, spaces), spaces)
     if os.path.isfile(text):
@@ -46,9 +47,8 @@ def get(text, spaces=()):
                         "a path to a genotype.json or a 'Genotype(...)' text works too")
 
 
-def own_text(text, spaces):
+def own_text(text, from_text):
     """The genotype of a text like those of NAS-Bench-201. Raises GenotypeError."""
-    from_text = next(space.from_text for space in spaces if hasattr(space, "from_text"))
     try:
         return from_text(text)
     except ValueError as error:

@@ -18,8 +18,8 @@ import torch.nn as nn
 
 import fair_darts
 from genotypes import Edge
-from model_eval import LARGE
 from model_search import MixedOperation
+from spaces import s1
 
 EDGES = [(node, source) for node in (1, 2, 3) for source in range(node)]  # the rows of gates
 TABLE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "nasbench201_cifar10.npz")
@@ -288,18 +288,11 @@ def row_names(count):
     return [f"{source} → {node}" for node, source in EDGES]
 
 
+primitives = s1.primitives
+
+
 def problem(s, dataset):
-    for op in primitives(s):
-        if op not in OPS:
-            return (f"--primitives {op} is no operation of --space nasbench201; choose from "
-                    f"{', '.join(OPS)}")
-    if dataset == "imagenet" and s.image_size > LARGE:
-        return (f"the cells of nasbench201 are searched on pictures of {LARGE} pixels or fewer, "
-                f"not {s.image_size}: give --space s2 or --image_size 32")
-
-
-def primitives(s):
-    return s.primitives.split(",")
+    return s1.problem(s, dataset, OPS)
 
 
 def rows(s):

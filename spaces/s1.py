@@ -27,12 +27,13 @@ def derived(s, genotype, num_classes, shape):
     return NetworkCIFAR(genotype, s.init_channels, num_classes, s.layers, s.auxiliary, shape[0])
 
 
-def problem(s, dataset):
+def problem(s, dataset, ops=OPS):
     for op in primitives(s):
-        if op not in OPS:
-            return f"--primitives {op} is no operation of --space s1; choose from {', '.join(OPS)}"
+        if op not in ops:
+            return (f"--primitives {op} is no operation of --space {s.space}; choose from "
+                    f"{', '.join(ops)}")
     if dataset == "imagenet" and s.image_size > LARGE:
-        return (f"the cells of s1 are searched on pictures of {LARGE} pixels or fewer, not "
+        return (f"the cells of {s.space} are searched on pictures of {LARGE} pixels or fewer, not "
                 f"{s.image_size}: give --space s2 or --image_size 32")
 
 
@@ -45,7 +46,8 @@ def rows(s):
 
 
 def row_names(count):
-    return [f"{source} → {node}" for node in range(2, count + 2) for source in range(node)][:count]
+    return [f"{source} → {node}" for node in range(2, count + 2)
+            for source in range(node)][:count]
 
 
 def dominant(gates, primitives):

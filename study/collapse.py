@@ -142,7 +142,8 @@ CLAIMS = [
 TABLES = {
     "What is derived": {
         "accuracy, %": (accuracy, 2), "rank of 15,625": (rank, 0),
-        "random cells that are better, %": (share_better, 0), "− mean of random": (over_random, 2),
+        "random cells that are better, %": (share_better, 0),
+        "− mean of random": (over_random, 2),
         "skips of 6": (skips, 1), "empty edges": (empty_edges, 1),
         "by argmax, %": (by_argmax, 2), "got worse by, points": (decline, 2),
         "epoch of the genotype": (claims.counted_epoch, 1),
@@ -154,9 +155,6 @@ def figures(results):
         return (grids.records(results, *arms),
                 [ARMS[arm].name for arm in arms for _ in results[arm]])
 
-    values = {ARMS[arm].name: [*map(accuracy, found)] for arm, found in results.items()
-              if ARMS[arm].seeds is None}
-    title = "Accuracy of the derived architecture in the benchmark (%)"
     return {
         "nasbench201_derived": (
             "What would be derived by argmax after each epoch: mean, least and most of the seeds",
@@ -164,9 +162,17 @@ def figures(results):
         "nasbench201_sigmoid": (
             "The same of sigmoid alone, and without skip_connect", lambda: compare.derived(
                 *drawn("sigmoid", "softmax_noskip", "l01_noskip"), mean_of_random())),
-        "nasbench201_accuracy": (title, functools.partial(compare.arms, title, values)),
+        "nasbench201_accuracy": accuracies(results),
         "nasbench201_heatmap": ("Final gates of the first seed", lambda: draw_heatmap(
             *[results[arm][0].record for arm in ("softmax", "sigmoid", "l01")]))}
+
+
+def accuracies(results):
+    """(caption, function that draws it): the accuracies of arms with all seeds."""
+    title = "Accuracy of the derived architecture in the benchmark (%)"
+    values = {ARMS[arm].name: [*map(accuracy, found)] for arm, found in results.items()
+              if ARMS[arm].seeds is None}
+    return title, functools.partial(compare.arms, title, values)
 
 
 def mean_of_random():
@@ -261,18 +267,13 @@ The space, the settings and the looked-up accuracies are those of that page, and
 one operation on an edge, where a competition is right; small searches; not the paper's space."""
 
 
-def again_figures(results):
-    title = "Accuracy of the derived architecture in the benchmark (%)"
-    values = {AGAIN_ARMS[arm].name: [*map(accuracy, found)] for arm, found in results.items()}
-    return {"collapse_accuracy": (title, lambda: compare.arms(title, values))}
-
-
 AGAIN = GRID._replace(
     page="collapse.md", prefix="collapse-", first=81,
     title="How often softmax collapses, on new seeds",
     arms=AGAIN_ARMS, scales={"laptop": SCALES["laptop"]._replace(more={}, arms=[*AGAIN_ARMS])},
     claims=AGAIN_CLAIMS, notes=lambda results: AGAIN_NOTES, tables={"What is derived": {
-        "below the mean of random cells": (ends_below, 2), "accuracy, %": (accuracy, 2),
-        "rank of 15,625": (rank, 0), "skips of 6": (skips, 1), "empty edges": (empty_edges, 1),
-        "by argmax, %": (by_argmax, 2)}},
-    figures=again_figures, how={"laptop": []}, seeds=15, files=None)
+        "below the mean of random cells": (ends_below, 2),
+        **{name: TABLES["What is derived"][name] for name in (
+            "accuracy, %", "rank of 15,625", "skips of 6", "empty edges", "by argmax, %")}}},
+    figures=lambda results: {"collapse_accuracy": accuracies(results)}, how={"laptop": []},
+    seeds=15, files=None)

@@ -9,7 +9,6 @@ two, or the search ends in time, or its genotype is repaired.
 
 All of them are off by default.
 """
-import argparse
 import functools
 import importlib.util
 import math
@@ -255,13 +254,12 @@ def first_stop(every):
 
 # ---------------------------------------------------------------- the genotype
 
-def genotype(network, s, gates, limit=None):
-    """The genotype of the `gates`, with at most `limit` (--keep_skips) skips in its
-    normal cell (P-DARTS), or in its layers: the weakest gives way to the next best
-    operation of its node, until no more are left."""
-    space = SPACES[s.space]
-    rules = {name: getattr(s, name) for name in space.RULES}
-    limit = s.keep_skips if limit is None else limit
+def genotype(network, s, gates, **changed):
+    """The genotype of the `gates` by the settings `s`, or `changed` ones, with at most
+    --keep_skips skips in its normal cell (P-DARTS), or in its layers: the weakest gives
+    way to the next best operation of its node, until no more are left."""
+    settings = {**vars(s), **changed}
+    rules, limit = {name: settings[name] for name in SPACES[s.space].RULES}, settings["keep_skips"]
     if limit < 0 or "skip_connect" not in network.primitives:
         return network.genotype(**rules, gates=gates)
     gates = [matrix.detach().clone() for matrix in gates]
@@ -279,8 +277,7 @@ def derived_skips(network, s, gates):
     """How many skips argmax (Eq. 3) would derive: normal cell, in S2 all layers."""
     if "skip_connect" not in network.primitives:
         return 0
-    argmax = argparse.Namespace(**{**vars(s), "threshold": 0})
-    found = genotype(network, argmax, gates, limit=-1)
+    found = genotype(network, s, gates, threshold=0, keep_skips=-1)
     return int(kept_skips(network, s, found, gates).sum())
 
 

@@ -6,7 +6,7 @@ import random
 import numpy as np
 
 from engine.flags import UserError
-from engine.pictures import IMG_EXTENSIONS
+from engine.pictures import list_pictures
 from genotypes import Edge, Genotype
 from study import claims, compare, grids
 from study.claims import Claim
@@ -103,6 +103,7 @@ def valid(results):
 
 
 SAME_REDUCTION = "softmax", "l01", "two", "same", "chance"
+SAME_WIDTH = *SAME_REDUCTION, "skips"
 
 
 def regression(results, measure=skips):
@@ -146,7 +147,7 @@ def power(results, first=4):
 def by_skips(results):
     """{number of skips: [accuracies]} of networks of one width and reduction cell."""
     found = {}
-    for arm in (*SAME_REDUCTION, "skips"):
+    for arm in SAME_WIDTH:
         for result in results[arm]:
             if result.trained:
                 found.setdefault(int(skips(result)), []).append(result.trained[-1])
@@ -218,7 +219,7 @@ def figures(results):
             "pictures_skips": ("Accuracy by the skips of the normal cell", lambda: compare.scatter(
                 {ARMS[arm].name: [(skips(result), claims.last_accuracy(result))
                                   for result in results[arm] if result.trained]
-                 for arm in (*SAME_REDUCTION, "skips")},
+                 for arm in SAME_WIDTH},
                 "skips of 8 in the normal cell", title))}
 
 
@@ -275,16 +276,11 @@ def split_again(folder, prefix):
     very pictures. Raises UserError."""
     classes = {}
     for part in ("train", "test"):
-        root = os.path.join(folder, part)
-        if not os.path.isdir(root):
-            raise UserError(f"there is no folder {root!r}: --data DIR needs DIR/train/CLASS/* and "
-                            "DIR/test/CLASS/*")
-        for label in sorted(os.listdir(root)):
-            if os.path.isdir(os.path.join(root, label)):
-                classes.setdefault(label, []).extend(
-                    os.path.abspath(os.path.join(root, label, name))
-                    for name in sorted(os.listdir(os.path.join(root, label)))
-                    if name.lower().endswith(IMG_EXTENSIONS))
+        names, samples = list_pictures(folder, part)
+        for name in names:
+            classes.setdefault(name, [])
+        for path, label in samples:
+            classes[names[label]].append(os.path.abspath(path))
     few = [label for label, paths in classes.items() if len(paths) < 3]
     if len(classes) < 2 or few:
         raise UserError(f"{folder!r} has " + (

@@ -85,7 +85,7 @@ def read_again(record, mend):
         network = record.space.supernet(s, 2, (3, 8, 8), cures.gate_of(s))
     genotype = cures.genotype(network, s, gates)
     rows = record.rows
-    if genotype != cures.genotype(network, s, gates, limit=-1):  # its gap was not measured
+    if genotype != cures.genotype(network, s, gates, keep_skips=-1):  # its gap was not measured
         rows = [*rows[:epoch - 1], {**rows[epoch - 1], **dict.fromkeys(GAP)}, *rows[epoch:]]
     return record._replace(settings=settings, epoch=epoch, rows=rows,
                            genotype=genotype if all(genotype) else None)

@@ -1,5 +1,5 @@
 """What is measured, recorded and said of a search as it goes on."""
-import argparse
+import functools
 import importlib.util
 import io
 import warnings
@@ -130,10 +130,7 @@ class Watch:
         if why:
             self.run.log(f"ended: {why}; the genotype is of epoch {epoch}")
         gates = list(self.epochs[epoch - 1])
-
-        def derive(**changed):
-            return cures.genotype(network, argparse.Namespace(**{**vars(s), **changed}), gates)
-
+        derive = functools.partial(cures.genotype, network, s, gates)
         rows = SPACES[s.space].row_names(len(gates[0]))
         return derive(), explain_empty_cell(network.parts, network.primitives, rows, s, gates,
                                             derive)

@@ -256,7 +256,7 @@ def test_other_cells_are_refused(cell, why):
 
 @pytest.mark.parametrize("space", ["s1", "nasbench201"])
 def test_pictures_too_large_for_cells(space):
-    s = Namespace(primitives="skip_connect,avg_pool_3x3", image_size=65)
+    s = Namespace(space=space, primitives="skip_connect,avg_pool_3x3", image_size=65)
     assert "64 pixels or fewer" in SPACES[space].problem(s, "imagenet")
     assert SPACES[space].problem(Namespace(**{**vars(s), "image_size": 64}), "imagenet") is None
 
