@@ -64,12 +64,15 @@ class Architect:
     """The optimiser of alpha (Eq. 8): Adam on L_val + w01 * L01.
 
     network: a model_search.Network, or what has its .alphas, .weights(), .all_gates().
-    penalty: a function of all gates. gradients: of a loss and its inputs, as above.
+    penalty: a function of all gates. gradients: of a loss and its inputs, as above;
+    update: does a step of the optimizer.
     """
 
     def __init__(self, network, learning_rate=3e-3, betas=(0.9, 0.999), weight_decay=1e-3,
-                 w01=10.0, penalty=zero_one_loss, gradients=gradients):
-        self.network, self.w01, self.penalty, self.gradients = network, w01, penalty, gradients
+                 w01=10.0, penalty=zero_one_loss, gradients=gradients,
+                 update=lambda optimizer: optimizer.step()):
+        self.network, self.w01, self.penalty = network, w01, penalty
+        self.gradients, self.update = gradients, update
         self.weights, self.alphas = network.weights(), list(network.alphas)
         self.optimizer = torch.optim.Adam(self.alphas, learning_rate, betas,
                                           weight_decay=weight_decay, fused=True)
@@ -95,7 +98,7 @@ class Architect:
         """Adam, along the gradients of the alphas."""
         for alpha, slope in zip(self.alphas, slopes):
             alpha.grad = slope
-        self.optimizer.step()
+        self.update(self.optimizer)
         self.optimizer.zero_grad()
 
     def unrolled(self, images, labels, train_images, train_labels, sgd, radius=1e-2):

@@ -25,7 +25,7 @@ from engine.precision import Precision
 from engine.report import write_report
 from engine.script import Script
 from spaces import foreign, of_genotype
-from speed import accelerate, memory_format
+from speed import accelerate
 from use import classifier, finetune
 
 positive, rate, part = number(int, 1), number(float, 0), number(float, 0, 0.999)
@@ -76,12 +76,12 @@ def train(run, s, dataset):
         finetune.start_from(s.init, network, run)
     precision, (parameters, head, macs) = Precision(device, s.amp, network), count(network, shape)
     if not s.plain:
-        accelerate(network, s.recompute, memory_format(run, network, s))
+        accelerate(network, s.recompute, s.graphs)
     sgd = torch.optim.SGD(network.parameters(), s.learning_rate, s.momentum,
                           weight_decay=s.weight_decay, fused=True)
     cross_entropy = functools.partial(F.cross_entropy, label_smoothing=s.label_smooth)
     training, test_set = batches.training_set(s, dataset, device)
-    run.track(network=network, sgd=sgd, train=training, scaler=precision.scaler)
+    run.track(network=network, sgd=sgd, train=training, precision=precision)
     run.log(f"run: {run.folder}  dataset: {dataset.name}, {len(dataset.labels)} + "
             f"{len(dataset.test_labels)} pictures {tuple(shape)}  device: {device}\n"
             f"{parameters:,} parameters, {parameters - head:,} without the auxiliary head, "
@@ -124,7 +124,7 @@ def train(run, s, dataset):
     best = max(accuracies)
     result = (f"{accuracies[-1]:.2f}% in the last epoch; best {best:.2f}% in epoch "
               f"{accuracies.index(best) + 1}, chosen on the test set")
-    write_report(run, device, {
+    write_report(run, {
         "architecture": f"`{s.arch}`", "parameters": f"{parameters:,}, {parameters - head:,} "
         "without the auxiliary head", "MACs": f"{macs / 1e6:.2f} M", "test accuracy": result},
         f"python -m use.predict {shlex.quote(run.folder)} IMAGE")
@@ -137,13 +137,15 @@ def train(run, s, dataset):
 def test(network, pairs):
     """(mean cross entropy, accuracy, top-5 accuracy in percent) on (images, labels)."""
     network.eval()
-    sums = torch.zeros(4, device=next(network.parameters()).device)
+    sums, count = torch.zeros(3, device=next(network.parameters()).device), 0
     for images, labels in pairs:
         logits, _ = network(images)
         best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (B, 5)
         loss = F.cross_entropy(logits, labels, reduction="sum")
-        sums += torch.stack([loss, best[:, 0].sum(), best.sum(), loss.new_tensor(len(labels))])
-    loss, hits, hits5, number = processes.total(sums).tolist()
+        sums += torch.stack([loss, best[:, 0].sum(), best.sum()])
+        count += len(labels)
+    sums = processes.total(torch.cat([sums, sums.new_full((1,), count)]))
+    loss, hits, hits5, number = sums.tolist()
     return loss / number, 100 * hits / number, 100 * hits5 / number
 
 
@@ -184,6 +186,7 @@ def evaluate(run, s, dataset):
     device, best = choose_device(s.device), classifier.read_best(run)
     network = classifier.build(s, len(dataset.classes), run.config["shape"]).to(device)
     run.restore(network, "network", best)
+    Precision(device, s.amp, network)  # as it was tested in the run
     if not s.plain:
         accelerate(network)
     _, test_set = batches.training_set(s, dataset, device)

@@ -21,14 +21,14 @@ from engine.advice import training_command
 from engine.data import DATA_FLAGS
 from engine.devices import choose_device, set_learning_rate
 from engine.flags import RUN_FLAGS, UserError, main, number, one_of, refuse, some_of
-from engine.precision import Precision
+from engine.precision import Precision, full_float32
 from engine.report import write_report
 from engine.script import Script
 from engine.texts import to_json
 from fair_darts import PENALTIES, Architect, frozen
 from genotypes import PRIMITIVES
 from spaces import CANDIDATES, SPACES, foreign
-from speed import accelerate, memory_format
+from speed import accelerate
 from study import cures
 from study.watch import WATCH_FLAGS, Watch
 
@@ -87,18 +87,18 @@ def search(run, s, dataset):
     torch.manual_seed(s.seed)
     network = supernet(run, s).to(device)
     weights, precision = network.weights(), Precision(device, s.amp, network)
-    architect = precision.guard(Architect(
+    architect = Architect(
         network, s.arch_learning_rate, (s.arch_beta1, 0.999), s.arch_weight_decay, s.w01,
-        PENALTIES[s.zero_one_loss], precision.gradients))
+        PENALTIES[s.zero_one_loss], precision.gradients, precision.step)
     sgd = torch.optim.SGD(weights, s.learning_rate, s.momentum, weight_decay=s.weight_decay,
                           fused=True)
     cures.disturb(network, architect, s)
     if not s.plain:
-        accelerate(network, s.recompute, memory_format(run, network, s))
+        accelerate(network, s.recompute, s.graphs)
     train, validation = batches.halves(s, dataset, device)
     watch = Watch(run, s, network, sgd, validation, train)
     run.track(network=network, sgd=sgd, adam=architect.optimizer, train=train,
-              validation=validation, scaler=precision.scaler, gates=watch)
+              validation=validation, precision=precision, gates=watch)
     watch.begin(dataset.name, len(train.labels), len(validation.labels), device)
 
     for epoch in run.epochs():  # until all are done, or a cure ends the search
@@ -111,7 +111,8 @@ def search(run, s, dataset):
             # alpha, on the validation half: Eq. 8, with Eq. 7 or 9
             batch = (images, labels) if s.single_level else validation.next()
             unrolled = (images, labels, sgd) if s.unrolled else ()
-            valid_loss, penalty = architect.step(*batch, *unrolled)
+            with full_float32(s.unrolled):
+                valid_loss, penalty = architect.step(*batch, *unrolled)
 
             # the weights, on the training half: Eq. 4
             sgd.zero_grad()
@@ -141,7 +142,7 @@ def derive(run, s, network, watch):
         result, command = f"`{genotype}`", training_command(run, s, also)
         run.write("genotype.json", to_json(genotype))
     watch.draw()
-    write_report(run, network.alphas[0].device, {**watch.report(), "genotype": result}, command)
+    write_report(run, {**watch.report(), "genotype": result}, command)
     run.log(f"{result.strip('`')}\n{command}")
     return 1 if advice else 0
 
@@ -175,6 +176,9 @@ def check(s, dataset):
     if problem:
         raise UserError(problem)
     cures.check(s)
+    if s.amp and (s.unrolled or s.curvature_every):
+        raise UserError("--amp: the differences of --unrolled and --curvature_every are lost in 16 "
+                        "bits: leave one of the two out")
     batches.check_fractions(s)
     batches.check_batch(s.batch_size, min(map(len, batches.parts(s, dataset.labels))))
 

@@ -13,6 +13,8 @@ import sys
 import time
 import warnings
 
+import torch
+
 
 class UserError(Exception):
     """Something the user can fix: one line that says what is wrong, what was given and
@@ -94,6 +96,7 @@ RUN_FLAGS = {
     "threads": (0, number(int, 0, 1024), "CPU threads; 0: PyTorch's choice"),
     "plain": (False, bool, "compute everything as the pages say, by plain PyTorch: slow"),
     "amp": (False, bool, "forward passes in bfloat16, or float16 where a GPU has no bfloat16"),
+    "graphs": (False, bool, "on a GPU the network as CUDA graphs: faster, in more memory"),
     "recompute": (False, bool, "compute activations again in the backward pass: less memory"),
     "checkpoint_minutes": (10.0, number(float, 0), "between checkpoints inside an epoch"),
     "log_every": (25, number(int, 1), "steps between readings of the loss from the device"),
@@ -102,7 +105,7 @@ RUN_FLAGS = {
 }
 # What a resumed run may have otherwise
 MAY_CHANGE = {"epochs", "threshold", "edges_per_node", "ops_per_edge", "ops_per_layer",
-              "keep_skips", "device", "threads", "data", "plain", "checkpoint_minutes",
+              "keep_skips", "device", "threads", "data", "plain", "graphs", "checkpoint_minutes",
               "log_every", "workers", "gap_every", "figures_every"}
 
 
@@ -235,7 +238,7 @@ def main(function):
         if isinstance(error, BrokenPipeError):  # or Python would complain once more at its end
             sys.stdout = open(os.devnull, "w")
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         message = ("out of memory: lower --batch_size, --init_channels or --width, or use "
                    "--recompute; a checkpoint that was written stays")
@@ -244,6 +247,12 @@ def main(function):
         message = f"rank {rank}: {message}"
     tell(f"{os.path.basename(sys.argv[0])}: error: {message}")
     sys.exit(2)
+
+
+def is_out_of_memory(error):
+    """Whether memory has run out: of Python, of a GPU, of PyTorch's allocator on the CPU."""
+    return (isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            or isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
 
 
 def leave(error):

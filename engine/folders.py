@@ -23,7 +23,7 @@ try:
 except ImportError:  # Windows: there, nobody keeps two processes from writing one run
     fcntl = None
 
-VERSION = 6  # of what a run's files hold; raised when old ones can no longer be read
+VERSION = 7  # of what a run's files hold; raised when old ones can no longer be read
 HEADER = ("script", "version", "id", "settings")  # of every torch file
 
 

@@ -26,10 +26,11 @@ import warnings
 import torch
 
 from engine import processes
-from engine.flags import UserError, reason
+from engine.devices import name_of, peak_memory, reset_peak_memory
+from engine.flags import UserError, is_out_of_memory, reason
 from engine.folders import Folder
 
-LOOP = ("random", "rows", "done", "sums", "seconds")  # of a checkpoint
+LOOP = ("random", "rows", "done", "sums", "seconds", "machine")  # of a checkpoint
 
 
 class Stopped(Exception):
@@ -47,7 +48,8 @@ class Run(Folder):
         self.over = lambda: len(self.rows) >= self.config["settings"]["epochs"]
         self.between_epochs = lambda: None
         self.done, self.count, self.sums, self.seconds = 0, 0, {}, 0.0  # of the epoch in progress
-        self.totals = None  # of the epoch's figures, on the device
+        self.totals, self.begun = None, 0.0  # of the epoch's figures, on the device; when it began
+        self.machine, self.troubled = {}, False  # see `save_checkpoint`, `read_figures`
         self.changed, self.signal, self.former_handlers, self.bar = False, 0, {}, None
 
     def __exit__(self, kind, error, trace):
@@ -61,8 +63,8 @@ class Run(Folder):
                 sys.exit(128 + self.signal)
             if kind is not None and issubclass(kind, OSError):
                 raise error
-            expected = UserError, KeyboardInterrupt, SystemExit, MemoryError
-            if kind is not None and not issubclass(kind, expected) and "memory" not in str(error):
+            expected = UserError, KeyboardInterrupt, SystemExit
+            if kind and not issubclass(kind, expected) and not is_out_of_memory(error):
                 print(f"unexpected error; the last checkpoint is whole, go on with: "
                       f"{self.resume_command()}", file=sys.stderr)
         except OSError as error:
@@ -114,6 +116,7 @@ class Run(Folder):
         else:
             processes.differ()
         self.tracked, self.checkpoint = parts, None
+        reset_peak_memory(self.device())
         if self.changed:
             self.write_config()
         for what, now in (("threads", torch.get_num_threads()), ("processes", processes.size())):
@@ -138,6 +141,7 @@ class Run(Folder):
     def load_state_dict(self, state):
         """Where the loop was. What is raised here, `restore` reports."""
         rows, done, sums, seconds = (state[key] for key in ("rows", "done", "sums", "seconds"))
+        self.machine = dict(state["machine"])
         if not isinstance(rows, list) or [row["epoch"] for row in rows] != list(
                 range(1, len(rows) + 1)):
             raise ValueError("the epochs of its rows are not 1, 2, ...")
@@ -165,6 +169,8 @@ class Run(Folder):
         self.signal = number
 
     def stop_if_asked(self):
+        """Raises Stopped where a rank has received a signal; all ranks agree."""
+        self.signal = processes.maximum(self.signal)
         if self.signal:
             raise Stopped
 
@@ -179,28 +185,26 @@ class Run(Folder):
         """The steps that are left of `count` in this epoch, with a progress bar where
         stdout is a terminal. After each, it may save, or stop."""
         self.count, saved = count, time.monotonic()
+        self.begun = saved - self.seconds
         settings = self.config["settings"]
         with progress_bar(count, self.done, self.title()) as self.bar:
             while self.done < count:
-                start = time.monotonic()
                 yield self.done
                 self.done += 1
-                self.seconds += time.monotonic() - start
                 if self.bar is not None:
                     self.bar.update()
-                due = time.monotonic() - saved >= 60 * settings["checkpoint_minutes"]
-                asked = processes.maximum(2 * self.signal + due)  # all ranks agree
-                if asked > 1:
-                    self.signal = asked // 2
-                    raise Stopped
-                if asked:
+                read = self.done % settings["log_every"] == 0
+                if processes.size() > 1 and not read:
+                    continue  # ranks agree, and wait for each other, now and then
+                self.stop_if_asked()
+                if processes.maximum(time.monotonic() - saved
+                                     >= 60 * settings["checkpoint_minutes"]):
                     self.save_checkpoint()
                     saved = time.monotonic()
-                elif self.done % settings["log_every"] == 0:
+                elif read:
                     self.read_figures()
         self.read_figures()
         self.stop_if_asked()
-        self.measuring = time.monotonic()
         if "network" in self.tracked:
             processes.average_statistics(self.tracked["network"])
 
@@ -218,8 +222,9 @@ class Run(Folder):
         the loss. The `norm` of the gradient and `others`, tensors, have to be finite,
         too; with a scaler, which leaves out such a step, the norm may be infinite.
         Nobody waits for the device."""
-        scaler = self.tracked.get("scaler")
-        others = others if scaler is not None and scaler.is_enabled() else (norm, *others)
+        precision = self.tracked.get("precision")
+        scaled = precision is not None and precision.scaler.is_enabled()
+        others = others if scaled else (norm, *others)
         values = torch.stack([value.detach().sum() for value in (*figures.values(), *others)])
         values = values.to(torch.float32 if values.device.type == "mps" else torch.float64)
         if self.totals is None and self.sums:
@@ -242,6 +247,10 @@ class Run(Folder):
                 f"run with a lower {' or '.join(rates)}"
                 + (", or without --amp" if settings["amp"] else ""))
         self.sums = dict(zip(self.names, values))
+        trouble = "precision" in self.tracked and self.tracked["precision"].trouble()
+        if trouble and not self.troubled:  # said once
+            self.troubled = True
+            self.log(f"note: {trouble}")
         if self.bar is not None:
             self.bar.set_postfix(loss=f"{values[0] / self.done:.3f}")
 
@@ -258,7 +267,7 @@ class Run(Folder):
 
     def end_epoch(self, row, lines):
         """Keep the epoch's `row` of metrics, save a checkpoint, and print `lines`."""
-        self.seconds += time.monotonic() - self.measuring
+        self.seconds = time.monotonic() - self.begun
         title = self.title()
         if self.rows and self.rows[0].keys() != {*row, "seconds"}:
             raise UserError(f"the epochs that {self.folder!r} holds have other columns than "
@@ -273,13 +282,23 @@ class Run(Folder):
         self.save_checkpoint()
         self.log(f"{title}  {self.rows[-1]['seconds']:.1f} s  {lines}")
 
+    def device(self):
+        """That of the network, or the CPU."""
+        network = self.tracked.get("network")
+        return torch.device("cpu") if network is None else next(network.parameters()).device
+
     def save_checkpoint(self):
+        """Of all that is tracked. machine: what computed it, and its largest memory."""
         self.read_figures()
+        if self.done:
+            self.seconds = time.monotonic() - self.begun
+        memory = max(peak_memory(self.device()), self.machine.get("memory", 0))
+        self.machine = {"device": name_of(self.device()), "memory": memory}
         if "network" in self.tracked:
             processes.average_statistics(self.tracked["network"])
         self.save("checkpoint.pt", {
             "random": processes.gather(generators()), "rows": self.rows, "done": self.done,
-            "sums": self.sums, "seconds": self.seconds,
+            "sums": self.sums, "seconds": self.seconds, "machine": self.machine,
             **{name: part.state_dict() for name, part in self.tracked.items()}})
 
 

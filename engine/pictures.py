@@ -181,7 +181,7 @@ class Decoder(torch.utils.data.Dataset):
                 path = self.files.paths[(index + offset) % len(self.files)]
                 try:
                     with torch.random.fork_rng(devices=[]):
-                        torch.manual_seed(seed)
+                        torch.default_generator.manual_seed(seed)  # not the GPU's as well
                         pictures.append(self.transform(open_picture(path).convert("RGB")))
                     break
                 except Exception as error:  # a damaged file makes Pillow raise nearly anything

@@ -1,20 +1,25 @@
 """Gradients in 16 bits and over several processes: from a loss to its step."""
-import functools
+import warnings
+from contextlib import contextmanager
 
 import torch
 
 from engine import processes
 
+IN_A_ROW = 20  # steps that float16 may leave out before the run says so
+
 
 class Precision:
     """With `amp` the forward pass of `network` computes in 16 bits: in bfloat16, or
     where a GPU has none in float16, whose small gradients .scaler keeps above zero. All
-    else is float32. Gradients are the means over all processes."""
+    else is float32. Gradients are the means over all processes. Nothing here waits for
+    the device but `trouble`."""
 
     def __init__(self, device, amp, network):
         half = amp and device.type == "cuda" and not torch.cuda.is_bf16_supported(
             including_emulation=False)
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
+        self.one, self.left_out = torch.ones((), device=device), {}
         if amp:
             enter_autocast(network, device.type, torch.float16 if half else torch.bfloat16)
 
@@ -26,27 +31,57 @@ class Precision:
             processes.average_gradients([w for group in sgd.param_groups for w in group["params"]])
             self.scaler.unscale_(sgd)
 
-    def step(self, sgd):
-        """A step of the optimizer; left out by a scaler if gradients are not finite."""
-        self.scaler.step(sgd)
-        self.scaler.update()
-
     def gradients(self, loss, inputs):
-        """As fair_darts.gradients; NaN where float16 has overflowed."""
-        scale = self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
-        slopes = torch.autograd.grad(loss * scale, inputs, materialize_grads=True)
-        return [slope / scale for slope in processes.average(slopes)]
+        """As fair_darts.gradients, but scaled; `step` takes the scale out."""
+        slopes = torch.autograd.grad(self.scaler.scale(loss), inputs, materialize_grads=True)
+        return processes.average(slopes)
 
-    def guard(self, architect):
-        """Returns the architect, whose steps are left out as the weights' are."""
-        if self.scaler.is_enabled():
-            architect.descend = functools.partial(self.descend_if_finite, architect.descend)
-        return architect
+    def step(self, optimizer):
+        """A step of a fused optimizer. Where a gradient is not finite, the scaler leaves
+        it out and halves the scale."""
+        if not self.scaler.is_enabled():
+            optimizer.step()
+            return
+        if isinstance(optimizer, torch.optim.SGD) and not optimizer.state:
+            # a fused step that is left out would keep a momentum that was never written
+            for weight in optimizer.param_groups[0]["params"]:
+                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        before = self.scaler.scale(self.one)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        now = self.left_out.get(optimizer, torch.zeros_like(self.one))
+        self.left_out[optimizer] = (now + 1) * (self.scaler.scale(self.one) < before)
 
-    @staticmethod
-    def descend_if_finite(descend, slopes):
-        if all(slope.isfinite().all() for slope in slopes):
-            descend(slopes)
+    def trouble(self):
+        """What there is to say of steps that are left out, or None."""
+        if self.left_out and max(map(float, self.left_out.values())) >= IN_A_ROW:
+            return (f"the last {IN_A_ROW} steps or more were left out, for gradients overflow in "
+                    f"float16 even at a loss scale of {self.scaler.get_scale():g}: lower the "
+                    "rates, or leave --amp out")
+        return None
+
+    def state_dict(self):
+        return self.scaler.state_dict()  # {} but in float16
+
+    def load_state_dict(self, state):
+        if bool(state) == self.scaler.is_enabled():
+            self.scaler.load_state_dict(state)
+        else:
+            names = ["bfloat16", "float16"] if self.scaler.is_enabled() else ["float16", "bfloat16"]
+            warnings.warn("the run began with --amp in {}, this device has {}: it goes on in that, "
+                          "not bit for bit".format(*names))
+
+
+@contextmanager
+def full_float32(needed=True):
+    """Within it convolutions on a GPU are not in TF32, if it is `needed`: in TF32 the
+    finite difference of the unrolled step is 58 % off."""
+    former = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = former and not needed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = former
 
 
 # ---------------------------------------------------------------- autocast, by hooks

@@ -56,7 +56,9 @@ def total(tensor):
 
 def maximum(number):
     """The largest of the whole numbers that the ranks give."""
-    tensor = torch.tensor(number)
+    if size() == 1:
+        return number
+    tensor = torch.tensor(int(number))
     together(dist.all_reduce, tensor, dist.ReduceOp.MAX)
     return int(tensor)
 

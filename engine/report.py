@@ -2,34 +2,30 @@
 import os
 import shlex
 import subprocess
-import sys
-
-import torch
 
 from engine import processes
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def write_report(run, device, results, command):
+def write_report(run, results, command):
     """Write RUN/report.md from what the run has recorded. results: {what: value},
     further lines; command: how to go on."""
     if processes.rank() > 0:
         return
     config, seconds = run.config, sum(run.column("seconds"))
     commands = [shlex.join(["python", *words]) for words in config["commands"]]
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else config["machine"]
     lines = {
         "command": f"`{'`, then `'.join(commands)}`",
         "code": commit() or "no commit is known",
         "versions": f"torch {config['torch']}, Python {config['python']}",
-        "device": f"{device}, {name}; threads: {config['threads']}, processes: "
+        "device": f"{run.machine['device']}; threads: {config['threads']}, processes: "
                   f"{config['processes']}",
         "dataset": f"{config['settings']['dataset']}, pictures of "
                    f"{'x'.join(map(str, config['shape']))}, {len(config['classes'])} classes, "
                    f"fingerprint {config['fingerprint']}",
         "epochs": f"{len(run.rows)} in {seconds:.0f} s",
-        "peak memory": peak_memory(device), **results, "go on": f"`{command}`"}
+        "peak memory": f"{run.machine['memory']} MiB", **results, "go on": f"`{command}`"}
     text = [f"# {os.path.basename(os.path.abspath(run.folder))}", ""]
     text += [f"- {what}: {value}" for what, value in lines.items()]
     folder = run.path("figures")
@@ -48,15 +44,3 @@ def commit():
                               check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def peak_memory(device):
-    """Of this process, or of its GPU."""
-    if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 2**20:.0f} MiB of the GPU"
-    try:
-        import resource
-    except ImportError:  # Windows
-        return "not known"
-    unit = 1 if sys.platform == "darwin" else 1024
-    return f"{unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.0f} MiB"

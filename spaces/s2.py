@@ -135,6 +135,10 @@ class SupernetS2(nn.Module):
         present = torch.ones(len(CHAIN), len(CHOICES), dtype=torch.bool)
         present[:, IDENTITY] = torch.tensor(SAME_SHAPE)
         self.register_buffer("present", present)
+        # the places of those: to index by `present` itself would wait for a GPU
+        places = [row * len(CHOICES) + column for row, same_shape in enumerate(SAME_SHAPE)
+                  for column in range(len(CHOICES)) if same_shape or column != IDENTITY]
+        self.register_buffer("places", torch.tensor(places), persistent=False)
         scale = 1e-3 if gate == "softmax" else 0
         self.alphas = nn.ParameterList([scale * torch.randn(present.shape) * present])
         first, shapes = chain_shapes(image_size, width)
@@ -157,7 +161,7 @@ class SupernetS2(nn.Module):
 
     def all_gates(self):
         """The N gates that the zero-one loss counts: (N,)"""
-        return self.compute_gates()[0][self.present]
+        return self.compute_gates()[0].flatten().index_select(0, self.places)
 
     def forward(self, images, gates=None):
         """gates: [(19, 7)], others than those of the alphas."""

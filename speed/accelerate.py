@@ -4,8 +4,6 @@ It gives built modules the classes of this room. A network that it was not calle
 the plain form that tests and benchmark compare with, and whose gradients have
 gradients.
 """
-import functools
-
 import torch
 import torch.nn as nn
 from torch.func import functional_call
@@ -14,45 +12,50 @@ from torch.utils.checkpoint import checkpoint
 import model_eval
 import model_search
 from spaces import nasbench201, s2
-from speed import layers
+from speed import graphs, layers
 from speed.chains import GroupedLayer
 from speed.groups import GroupedCell
 from speed.kernels import format_of, keep_freed_memory
 
-FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-
-
-def accelerate(network, recompute=False, memory_format=None):
+def accelerate(network, recompute=False, use_graphs=False):
     """Returns the network of a space, for searching or derived, with the same
     parameters and state_dict.
 
     recompute: cells (in S2 layers) compute their activations again in backward passes.
-    memory_format: one of FORMATS, or None, the best that is known for the device. May
-    be called again, to change these. Forward hooks inside of cells, and other changes
-    of modules, come first: what they are attached to is then computed as it is.
+    use_graphs: training passes as CUDA graphs, see graphs.py. May be called again, to
+    change these. Forward hooks inside of cells, and other changes of modules, come
+    first: what they are attached to is then computed as it is.
     """
+    if layers.plain_class(network) in NETWORKS:
+        network.__class__ = NETWORKS[layers.plain_class(network)]
+    graphs.GRAPHS.pop(network, None)
+    if use_graphs:
+        graphs.use(network, recompute)
+    # without graphs a derived network on a GPU waits for launches: there only what saves some
+    launches = (not (use_graphs or recompute or hasattr(network, "alphas"))
+                and next(network.parameters()).is_cuda)
     for module in network.modules():
-        layers.replace(module)
+        layers.replace(module, launches)
+    if launches:
+        return network
     for part in network.cells if hasattr(network, "cells") else network.layers:
         if layers.plain_class(part) in CLASSES:
             part.__class__, part.recompute = CLASSES[layers.plain_class(part)], recompute
             if isinstance(part, (GroupedCell, GroupedLayer)):
                 part.group()
     stem = network.stem_0 if hasattr(network, "stem_0") else network.stem
-    for key, hook in list(stem._forward_hooks.items()):
-        if isinstance(hook, functools.partial) and hook.func is arrange:
-            del stem._forward_hooks[key]  # of a former call
-    stem.register_forward_hook(functools.partial(arrange, memory_format))
+    if arrange not in stem._forward_hooks.values():
+        stem.register_forward_hook(arrange)
     if all(w.device.type == "cpu" for w in network.parameters()):
         keep_freed_memory()
     return network
 
 
-def arrange(memory_format, stem, inputs, output):
+def arrange(stem, inputs, output):
     """A stem's forward hook. What follows keeps the memory format of its output."""
-    if memory_format is None:  # on MPS batch norm's gradient is wrong in channels_last
-        memory_format = "contiguous" if output.device.type == "mps" else "channels_last"
-    return output.contiguous(memory_format=FORMATS[memory_format])
+    if output.device.type == "mps":  # there batch norm's gradient is wrong in channels_last
+        return output.contiguous()
+    return output.contiguous(memory_format=torch.channels_last)
 
 
 # ---------------------------------------------------------------- the parts of a network
@@ -121,3 +124,9 @@ class DerivedEdges(Recomputed, nasbench201.DerivedCell):
 CLASSES = {model_search.Cell: SearchedCell, model_search.MixedOperation: SearchedLayer,
            model_eval.Cell: DerivedCell, s2.ChainLayer: DerivedLayer,
            nasbench201.SearchedCell: SearchedEdges, nasbench201.DerivedCell: DerivedEdges}
+# With the forward pass of graphs.Graphed; named, so that they can be pickled
+NETWORKS = {plain: type(plain.__name__, (graphs.Graphed, plain), {"__module__": __name__})
+            for plain in (model_search.Network, model_eval.NetworkCIFAR, model_eval.NetworkImageNet,
+                          s2.SupernetS2, s2.NetworkS2, nasbench201.SupernetNB201,
+                          nasbench201.NetworkNB201)}
+globals().update({graphed.__name__: graphed for graphed in NETWORKS.values()})

@@ -1,289 +1,179 @@
-"""The speed and memory of accelerated networks, as ratios to the same networks in plain
-PyTorch.
+"""The speed and memory of accelerated networks against plain ones.
 
-    python -m speed.benchmark                # about ten minutes on two cores
+    python -m speed.benchmark                # ratios, minutes on two cores
     python -m speed.benchmark --quick        # a minute: smaller, fewer repeats
-    python -m speed.benchmark --json FILE    # the same figures, to keep
-    python -m speed.benchmark --device cuda  # also peak memory, and both memory formats
+    python -m speed.benchmark --device cuda  # milliseconds and peak memory of a GPU
 
-The plain side is a network that `accelerate` was not called for, in NCHW; in the
-two-level step with a full backward pass for each optimiser. The two sides run in turn
-in one process, and each time is a median.
+The sides run in turn in one process, and each time is a median. The plain side of a
+ratio is a network that `accelerate` was not called for, with a full backward pass for
+each optimiser, as in the published code.
 """
 import copy
-import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torchvision import transforms
 
 import genotypes
-from engine import batches
-from engine.devices import choose_device
+from engine.devices import choose_device, name_of, peak_memory, reset_peak_memory
 from engine.flags import Parser, main
-from engine.folders import read_metrics, write_whole
+from engine.precision import Precision
 from fair_darts import Architect, frozen
 from model_eval import NetworkCIFAR
 from model_search import Network
+from spaces.nasbench201 import OPS, SupernetNB201
 from spaces.s2 import SupernetS2
 from speed.accelerate import accelerate
-from speed.formats import time_formats
-
-DEVICE = torch.device("cpu")
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-# ---------------------------------------------------------------- what is measured
+# ---------------------------------------------------------------- steps
+
+def step_of(network, batch, amp=False, frozen_halves=True):
+    """A function that does a step of a search or of a training, as the scripts do;
+    without `frozen_halves` with all gradients in both halves."""
+    (images, labels), searched = batch, hasattr(network, "alphas")
+    precision = Precision(images.device, amp, network)
+    weights = network.weights() if searched else list(network.parameters())
+    sgd = torch.optim.SGD(weights, 0.005, 0.9, weight_decay=3e-4, fused=True)
+    architect = searched and Architect(network, gradients=precision.gradients,
+                                       update=precision.step)
+
+    def step():
+        if searched and frozen_halves:
+            architect.step(images, labels)
+        elif searched:
+            network.zero_grad()
+            loss_of(network, images, labels).backward()
+            architect.optimizer.step()
+        network.zero_grad()
+        with frozen(network.alphas if searched and frozen_halves else []):
+            precision.backward(loss_of(network, images, labels), sgd)
+        torch.nn.utils.clip_grad_norm_(weights, 5.0)
+        precision.step(sgd)
+
+    return step
+
+
+def loss_of(network, images, labels):
+    outputs = network(images)
+    if torch.is_tensor(outputs):
+        return F.cross_entropy(outputs, labels)
+    return F.cross_entropy(outputs[0], labels) + 0.4 * F.cross_entropy(outputs[1], labels)
+
+
+def random_batch(size, count, device):
+    return (torch.randn(count, 3, size, size, device=device),
+            torch.randint(0, 10, (count,), device=device))
+
 
 def in_turn(repeats, *sides):
     """The median seconds of each side, in turn `repeats` times after a warm-up."""
     times = [[] for _ in sides]
-    for repeat in range(repeats + 1):
+    for _ in range(repeats + 1):
         for side, record in zip(sides, times):
             start = time.perf_counter()
             side()
-            if DEVICE.type == "cuda":
+            if torch.cuda.is_initialized():
                 torch.cuda.synchronize()
             record.append(time.perf_counter() - start)
     return [statistics.median(record[1:]) for record in times]
 
 
-def saved_bytes(forward):
-    """The bytes of the distinct storages that `forward` keeps for a backward pass."""
-    storages = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = forward()
-    del loss
-    return sum(storages.values())
-
-
-def peak_bytes(step):
-    """The largest CUDA memory while `step` runs."""
-    torch.cuda.reset_peak_memory_stats()
-    step()
-    return torch.cuda.max_memory_allocated()
-
+# ---------------------------------------------------------------- on a CPU: ratios
 
 class CountOperators(TorchDispatchMode):
     """Counts the operators that are called, but for views of tensors."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
+    count = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.count += not function.is_view
         return function(*args, **(kwargs or {}))
 
 
-def count_operators(step):
-    with CountOperators() as counter:
-        step()
-    return counter.count
+def kept_bytes(network, batch):
+    """Of the distinct storages that a forward pass keeps for a backward pass."""
+    storages = {}
+
+    def pack(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = loss_of(network, *batch)
+    del loss
+    return sum(storages.values())
 
 
-# ---------------------------------------------------------------- the two sides
-
-def random_batch(size, batch):
-    images = torch.randn(batch, 3, size, size, device=DEVICE)
-    return images, torch.randint(0, 10, (batch,), device=DEVICE)
-
-
-def step_of(network, images, labels):
-    """A function that does a two-level step: alpha, then the weights."""
-    architect, weights = Architect(network), network.weights()
-    sgd = torch.optim.SGD(weights, 0.005, 0.9, weight_decay=3e-4, fused=True)
-
-    def step():
-        architect.step(images, labels)
-        sgd.zero_grad()
-        with frozen(network.alphas):
-            F.cross_entropy(network(images), labels).backward()
-        sgd.step()
-
-    return step
-
-
-def plain_step_of(network, images, labels):
-    """The same, each half as a full backward pass."""
-    optimizers = [torch.optim.Adam(network.alphas, 3e-3),
-                  torch.optim.SGD(network.weights(), 0.005, 0.9, weight_decay=3e-4)]
-
-    def step():
-        for optimizer in optimizers:
-            network.zero_grad()
-            F.cross_entropy(network(images), labels).backward()
-            optimizer.step()
-
-    return step
-
-
-# ---------------------------------------------------------------- the figures: (what, unit, ...)
-
-def search_figures(repeats, plain, name, size, batch):
-    """Time, memory and operators of a supernet."""
-    plain, (images, labels) = plain.to(DEVICE), random_batch(size, batch)
-    fast = accelerate(copy.deepcopy(plain))
-    recomputed = accelerate(copy.deepcopy(plain), recompute=True)
-
-    def loss(network):
+def ratios(repeats, name, plain, size, count):
+    """Prints how the accelerated network compares with the plain one."""
+    batch, plain = random_batch(size, count, "cpu"), plain.train()
+    fast, again = (accelerate(copy.deepcopy(plain), recompute) for recompute in (False, True))
+    steps = [step_of(fast, batch), step_of(again, batch), step_of(plain, batch, False, False)]
+    ours, recomputed, theirs = in_turn(repeats, *steps)
+    print(f"{name}, {size}x{size}, batch {count}\n"
+          f"  step             {ours:8.3f} s, plain {theirs:.3f} s: {theirs / ours:.2f} x as fast\n"
+          f"  --recompute      {recomputed / ours:8.2f} x the time")
+    kept = [kept_bytes(network, batch) for network in (fast, again, plain)]
+    print(f"  kept, recomputed {kept[0] / kept[2]:8.2f}, {kept[1] / kept[2]:.2f} of plain's "
+          f"{kept[2] / 2**20:.0f} MiB")
+    counts = []
+    for network in (fast, plain):
         network.zero_grad()  # or gradients would be added up, an operator each
-        return F.cross_entropy(network(images), labels)
-
-    steps = [step_of(fast, images, labels), step_of(recomputed, images, labels),
-             plain_step_of(plain, images, labels)]
-    ours, again, theirs = in_turn(repeats, *steps)
-    yield f"two-level step, {name}, {size}x{size}, batch {batch}", "s", ours, theirs, theirs / ours
-    yield "the same with --recompute: time against without", "s", again, ours, again / ours
-    if DEVICE.type == "cuda":
-        times = time_formats(plain, images)
-        yield ("forward and backward, " + " against ".join(times), "s", *times.values(),
-               times["contiguous"] / times["channels_last"])
-        peaks = [peak_bytes(side) / 2 ** 20 for side in steps]
-        yield "peak memory of the step", "MiB", peaks[0], peaks[2], peaks[0] / peaks[2]
-        yield "the same with --recompute", "MiB", peaks[1], peaks[2], peaks[1] / peaks[2]
-    ours, again, theirs = [saved_bytes(lambda: loss(network)) / 2 ** 20
-                           for network in (fast, recomputed, plain)]
-    yield "kept for backward", "MiB", ours, theirs, ours / theirs
-    yield "kept for backward with --recompute", "MiB", again, theirs, again / theirs
-    ours, theirs = [count_operators(lambda: loss(network).backward())
-                    for network in (fast, plain)]
-    yield "operators, one forward and backward", "", ours, theirs, ours / theirs
+        with CountOperators() as counter:
+            loss_of(network, *batch).backward()
+        counts.append(counter.count)
+    print(f"  operators        {counts[0] / counts[1]:8.2f} of plain's {counts[1]:,}", flush=True)
 
 
-def training_figures(repeats, channels, layers, batch):
-    """Time of a training step of a derived network."""
-    plain = NetworkCIFAR(genotypes.FairDARTS_a, channels, 10, layers).to(DEVICE)
-    fast, (images, labels) = accelerate(copy.deepcopy(plain)), random_batch(32, batch)
+# ---------------------------------------------------------------- on a GPU: milliseconds
 
-    def step(network):
-        network.zero_grad()
-        logits, auxiliary = network(images)
-        loss = F.cross_entropy(logits, labels) + 0.4 * F.cross_entropy(auxiliary, labels)
-        loss.backward()
-
-    ours, theirs = in_turn(repeats, lambda: step(fast), lambda: step(plain))
-    yield (f"training step of FairDARTS_a, {channels} channels, {layers} cells, batch {batch}", "s",
-           ours, theirs, theirs / ours)
-
-
-class Pictures(torch.utils.data.Dataset):
-    """Pictures as a torchvision user keeps and augments them, one by one."""
-
-    def __init__(self, images, mean, std):
-        self.pictures = [transforms.functional.to_pil_image(image) for image in images]
-        self.transform = transforms.Compose([
-            transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(), transforms.Normalize(mean / 255, std / 255),
-            transforms.RandomErasing(1.0, (0.25, 0.25), (1, 1))])
-
-    def __len__(self):
-        return len(self.pictures)
-
-    def __getitem__(self, index):
-        return self.transform(self.pictures[index]), 0
-
-
-def data_figures(repeats, count=5120, batch=128):
-    """Augmented pictures a second; those of torchvision in a DataLoader, 2 workers."""
-    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
-    labels = torch.zeros(count, dtype=torch.long)
-    mean, std = torch.full((3,), 125.0), torch.full((3,), 63.0)
-    loader = torch.utils.data.DataLoader(Pictures(images, mean, std), batch, shuffle=True,
-                                         num_workers=2, persistent_workers=True)
-    ours = batches.Batches(*(t.to(DEVICE) for t in (images, labels, mean, std)), batch, 4, True, 16,
-                        batches.generator(0))
-
-    def exhaust(iterable):
-        for _ in iterable:
-            pass
-
-    seconds = in_turn(repeats, lambda: exhaust(ours.next() for _ in range(len(ours))),
-                      lambda: exhaust(loader))
-    rates = [count / s for s in seconds]
-    yield (f"data with crop, flip and cutout, batch {batch}", "pictures/s", *rates,
-           rates[0] / rates[1])
-
-
-def process_figures(epochs):
-    """Time of an epoch of digits' search, on one and two processes of one thread."""
-    seconds = []
-    with tempfile.TemporaryDirectory() as folder:
-        for processes in "12":
-            command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", processes,
-                       "train_search.py", "--dataset", "digits", "--device", "cpu", "--threshold",
-                       "0", "--gap_every", "0", "--figures_every", "0", "--threads", "1",
-                       "--epochs", str(epochs), "--runs", folder, "--name", processes]
-            subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
-            rows = read_metrics(os.path.join(folder, processes))
-            seconds.append(statistics.median(row["seconds"] for row in rows[1:]))
-    one, two = seconds
-    yield "an epoch of digits, 2 processes of 1 thread against 1", "s", two, one, one / two
-
-
-def all_figures(quick):
-    """The figures, one after another."""
-    torch.manual_seed(0)
-    if quick:
-        yield from search_figures(2, Network(8, layers=4), "8 channels, 4 cells", 32, 16)
-        chain = SupernetS2(10, width=0.25, image_size=16)
-        yield from search_figures(2, chain, "S2, width 0.25", 16, 8)
-        yield from training_figures(2, 16, 8, 16)
-        yield from data_figures(2)
-        yield from process_figures(2)
-    else:
-        yield from search_figures(5, Network(16, layers=8), "16 channels, 8 cells", 32, 32)
-        chain = SupernetS2(10, width=0.5, image_size=32)
-        yield from search_figures(5, chain, "S2, width 0.5", 32, 16)
-        yield from training_figures(5, 36, 20, 32)
-        yield from data_figures(5)
-        yield from process_figures(6)
+def gpu_rows(device, repeats, name, make, size, count):
+    """Prints the step in each form, float32 (TF32 in convolutions) and --amp."""
+    for amp in (False, True):
+        for form in ("plain", "accelerated", "with graphs"):
+            network = make().to(device).train()
+            if form != "plain":
+                accelerate(network, use_graphs=form == "with graphs")
+            step = step_of(network, random_batch(size, count, device), amp)
+            for _ in range(3):
+                step()
+            reset_peak_memory(device)
+            [seconds] = in_turn(repeats, step)
+            print(f"{name:24} {form:12} {'--amp' if amp else 'float32':8} {1e3 * seconds:8.1f} ms  "
+                  f"{peak_memory(device):6} MiB", flush=True)
+            del network, step
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
 
 
 def benchmark():
-    global DEVICE
     parser = Parser(__doc__)
-    parser.add_argument("--quick", action="store_true", help="a smaller supernet, fewer repeats")
-    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE as well")
-    parser.add_argument("--device", help="auto, cpu, cuda, mps")
+    parser.add_argument("--quick", action="store_true", help="smaller networks, fewer repeats")
+    parser.add_argument("--device", help="cpu (the default), cuda, cuda:1")
     given = parser.parse_args()
-    DEVICE = choose_device(given.get("device", "auto"))
-    machine = dict(machine=platform.machine(), processor=processor(), device=str(DEVICE),
-                   threads=torch.get_num_threads(), torch=torch.__version__,
-                   python=platform.python_version())
-    print("  ".join(f"{key}: {value}" for key, value in machine.items()))
-    print(f"{'':65} {'this code':>12} {'against':>12} {'ratio':>8}")
-    rows = []
-    for what, unit, ours, other, ratio in all_figures("quick" in given):
-        print(f"{what:65} {ours:12,.4g} {other:12,.4g} {ratio:8.2f}  {unit}", flush=True)
-        rows.append(dict(what=what, unit=unit, ours=ours, against=other, ratio=ratio))
-    if "json" in given:
-        write_whole(given["json"], json.dumps(dict(machine, quick="quick" in given, figures=rows),
-                                              indent=1))
+    device, quick = choose_device(given.get("device", "cpu")), "quick" in given
+    print(f"{name_of(device)}  torch {torch.__version__}  threads: {torch.get_num_threads()}")
+    torch.manual_seed(0)
+    width, cells, small = (8, 4, 16) if quick else (16, 8, 32)
+    channels, layers = (16, 8) if quick else (36, 20)
 
+    def derived():
+        return NetworkCIFAR(genotypes.FairDARTS_a, channels, 10, layers)
 
-def processor():
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":")[1].strip() for line in file
-                        if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
+    if device.type != "cpu":
+        gpu_rows(device, 6, "S1", lambda: Network(width, layers=cells), 32, 128)
+        gpu_rows(device, 6, "FairDARTS_a", derived, 32, 96)
+        gpu_rows(device, 6, "NAS-Bench-201", lambda: SupernetNB201(
+            16, 5, 10, 3, "softmax", [*OPS]), 32, 64)
+        return
+    repeats = 2 if quick else 5
+    ratios(repeats, f"S1, {width} channels, {cells} cells", Network(width, layers=cells), 32, small)
+    s2 = SupernetS2(10, width=0.25 if quick else 0.5, image_size=small)
+    ratios(repeats, "S2", s2, small, 8 if quick else 16)
+    ratios(repeats, f"FairDARTS_a, {channels} channels, {layers} cells", derived(), 32, small)
 
 
 if __name__ == "__main__":

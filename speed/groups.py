@@ -38,7 +38,8 @@ class GroupedCell(model_search.Cell):
             rows = [[edge_row(node, source) for node in range(max(2, source + 1), self.nodes + 2)]
                     for source in range(self.nodes + 1)]
             self.groups = [EdgesOfState([self.edges[row] for row in group]) for group in rows]
-            self.order, self.counts = torch.tensor(sum(rows, [])), [len(group) for group in rows]
+            self.order = torch.tensor(sum(rows, []), device=next(self.parameters()).device)
+            self.counts = [len(group) for group in rows]
 
     def forward(self, state_0, state_1, gates):
         if not self.groups:

@@ -87,24 +87,29 @@ def shared_mask(s):
 def gate_of(s):
     """The gate of a supernet: a name, or a function from alphas to gates."""
     mask = shared_mask(s)
-    return s.gate if mask is None else functools.partial(shared_gates, mask)
+    return s.gate if mask is None else SharedSoftmax(mask)
 
 
-def shared_gates(shared, alphas):
-    """A softmax of the operations `shared`, a sigmoid of each of the others."""
-    shared = shared.to(alphas.device)
-    return torch.where(shared, torch.softmax(alphas.masked_fill(~shared, -torch.inf), -1),
-                       torch.sigmoid(alphas))
+class SharedSoftmax(nn.Module):
+    """Gates: a softmax of the operations `shared`, a sigmoid of each of the others."""
+
+    def __init__(self, shared):
+        super().__init__()
+        self.register_buffer("shared", shared, persistent=False)  # goes where the network goes
+
+    def forward(self, alphas):
+        return torch.where(self.shared, torch.softmax(
+            alphas.masked_fill(~self.shared, -torch.inf), -1), torch.sigmoid(alphas))
 
 
 # ---------------------------------------------------------------- skips, disturbed
 
 class DisturbedSkip(nn.Identity):
-    """The identity of a supernet. While training, elements are dropped with probability
+    """The identity of a supernet, whose passes vary (see speed/graphs.py). While training, elements are dropped with probability
     .dropout (P-DARTS), the others scaled so that the mean stays; then Gaussian noise of
     deviation .noise is added. Both follow from .seed alone, in whatever order the edges
     are computed."""
-    dropout, noise, seed = 0.0, 0.0, 0
+    dropout, noise, seed, varies = 0.0, 0.0, 0, True
 
     def forward(self, x):  # (B, C, H, W) -> the same
         if not (self.training and (self.dropout or self.noise)):

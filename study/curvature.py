@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from engine import processes
+from engine.precision import full_float32
 from fair_darts import frozen
 
 
@@ -14,7 +15,8 @@ def curvature(plain, images, labels, weight_decay, tolerance=1e-3):
     second gradients."""
     value = None
     if processes.rank() == 0:
-        value = weight_decay + hessian_eigenvalue(plain.train(), images, labels, tolerance)
+        with full_float32():
+            value = weight_decay + hessian_eigenvalue(plain.train(), images, labels, tolerance)
     return processes.broadcast(value)
 
 

@@ -188,6 +188,17 @@ def test_streamed_pictures_are_those_in_memory(pictures):
     assert len(some) == 2 and some.paths[0] == files.images.paths[3]
 
 
+def test_reading_leaves_the_generators_of_a_gpu(pictures, monkeypatch):
+    """Without workers it is this process that seeds, for each picture."""
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("it is seeded"))
+    files = data.load("folder", str(pictures), 16, stream=True, workers=0).images
+    state = torch.get_rng_state()
+    next(iter(files.read([torch.tensor([[0, 7], [1, 8]])], random=True)))
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(pytest.fail.Exception):
+        torch.manual_seed(0)
+
+
 def test_large_pictures_are_cropped_at_random(imagenet):
     d = data.load("imagenet", str(imagenet), 72)
     files, figures = d.images, torch.stack([d.mean, d.std]) / 255

@@ -1,27 +1,30 @@
-"""Ready for a GPU: nothing stays on the CPU, no step waits, the faster memory format is
-kept."""
+"""Ready for a GPU: nothing stays on the CPU, no step waits, 16 bits and TF32 are where
+they may be. tests/test_gpu.py is what runs on one."""
 import copy
-from types import SimpleNamespace
+import os
 
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fair_darts
 import genotypes
 import model_eval
 import model_search
-from engine import batches, devices, folders, loop
+import train_search
+from engine import batches, devices, loop
 from engine.flags import UserError
 from engine.precision import Precision, enter_autocast
 from fair_darts import Architect, frozen
-from spaces import s2
-from speed import accelerate, formats
+from spaces import nasbench201, s2
+from speed import accelerate, layers
+from study import cures
 from test_fair_darts import batch, small_network
-from tests.common import new_run
+from tests.common import TINY_SEARCH, call, new_run, refused
 from tests.test_speed import shortened
 
 
@@ -35,8 +38,11 @@ class CountWaits(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         aten, result = torch.ops.aten, function(*args, **(kwargs or {}))
         tensors = [t for t in (result, *args) if torch.is_tensor(t)]
-        if len({t.device for t in tensors}) > 1 or function.overloadpacket in (
-                aten._local_scalar_dense, aten.is_nonzero, aten.nonzero):
+        masks = [t for t in pytree.tree_leaves(args[1:]) if torch.is_tensor(t)
+                 and t.dtype == torch.bool and function.overloadpacket in (
+                     aten.index, aten.index_put, aten.index_put_)]  # nonzero inside of them
+        if masks or len({t.device for t in tensors}) > 1 or function.overloadpacket in (
+                aten._local_scalar_dense, aten.is_nonzero, aten.nonzero, aten.masked_select):
             self.found.append(str(function))
         return result
 
@@ -51,8 +57,13 @@ def fake_batches(device, size=8, count=40):
 NETWORKS = {
     "s1": lambda: accelerate(model_search.Network(4, 10, 3, 2)),
     "s2": lambda: accelerate(shortened(s2.SupernetS2(10, width=0.1, image_size=16))),
+    "shared softmax": lambda: accelerate(model_search.Network(
+        4, 10, 3, 2, gate=cures.SharedSoftmax(torch.arange(7) < 3))),
+    "nasbench201": lambda: accelerate(nasbench201.SupernetNB201(
+        4, 1, 10, 3, "sigmoid", [*nasbench201.OPS])),
     "plain": lambda: model_search.Network(4, 10, 3, 2, gate="softmax"),
     "cifar": lambda: accelerate(model_eval.NetworkCIFAR(genotypes.FairDARTS_a, 4, 10, 3)),
+    "plain cifar": lambda: model_eval.NetworkCIFAR(genotypes.FairDARTS_a, 4, 10, 3),
     "imagenet": lambda: accelerate(model_eval.NetworkImageNet(genotypes.FairDARTS_b, 4, 10, 3)),
     "chain": lambda: accelerate(shortened(s2.NetworkS2(s2.FairNAS_A, 10, 0.2, 0.1,
                                                        image_size=16)))}
@@ -78,6 +89,8 @@ def test_nothing_is_left_on_the_cpu(name):
             images, labels = train.next()
             outputs = network(images)
             loss = F.cross_entropy(outputs[0] if isinstance(outputs, tuple) else outputs, labels)
+            if hasattr(network, "alphas"):
+                loss = loss + fair_darts.zero_one_loss(network.all_gates())
             run.add(loss.detach(), loss=loss)
         assert waits.found == [] and run.totals.is_cuda and loss.is_cuda
         with CountWaits() as waits:
@@ -85,7 +98,7 @@ def test_nothing_is_left_on_the_cpu(name):
         assert waits.found  # it does find one
 
 
-@pytest.mark.parametrize("name", ["s1", "s2", "plain", "cifar", "chain"])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "imagenet"])
 def test_a_step_never_waits(name):
     run = loop.Run("nowhere", {"settings": {"epochs": 1, "log_every": 25}})
     network, train = NETWORKS[name]().train(), fake_batches("cpu")
@@ -113,33 +126,45 @@ def test_a_step_never_waits(name):
     with CountWaits() as waits:
         step()
     assert waits.found == []
-    with CountWaits() as waits:
-        float(run.totals.sum())
-    assert waits.found  # it does find one
+    for wait in (lambda: float(run.totals.sum()), lambda: weights[0][weights[0] > 0]):
+        with CountWaits() as waits:
+            wait()
+        assert waits.found  # it does find one
 
 
-def test_the_faster_memory_format_is_taken_and_kept(tmp_path, monkeypatch):
-    torch.manual_seed(0)
-    network = model_search.Network(2, 10, 3, 2).train()
-    settings = SimpleNamespace(batch_size=2, recompute=False)
-    run = new_run(tmp_path)
-    assert formats.memory_format(run, network, settings) is None  # on the CPU it is not timed
-    for seconds in (dict(channels_last=2.0, contiguous=1.0), dict(channels_last=1, contiguous=2)):
-        monkeypatch.setattr(formats, "time_formats", lambda *_: seconds)
-        assert seconds[formats.fastest_format(network, (2, 3, 8, 8))] == 1
-    calls = []
-    monkeypatch.setattr(formats, "fastest_format", lambda *_: calls.append(_) or "contiguous")
-    gpu = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(
-        device=torch.device("cuda", 0))]))
-    for _ in range(2):  # and not timed a second time
-        assert formats.memory_format(run, gpu, settings) == "contiguous"
-    assert len(calls) == 1 and folders.read_config(run.folder)["memory_format"] == "contiguous"
-    for name, form in formats.FORMATS.items():
-        states = []
-        fast = accelerate(copy.deepcopy(network), memory_format=name)
-        fast.cells[0].register_forward_hook(lambda _, inputs, __: states.append(inputs[0]))
-        fast(torch.randn(2, 3, 8, 8))
-        assert states[0].is_contiguous(memory_format=form)
+@pytest.mark.parametrize("name, rank, expected", [
+    ("auto", None, 0), ("cuda", None, 0), ("cuda:0", None, 0), ("cuda:1", None, 1),
+    ("cuda", "3", 3)])
+def test_a_gpu_has_an_index(name, rank, expected, monkeypatch):
+    """torch.cuda as it is, but for what asks the driver: it refuses a device without
+    an index."""
+    chosen, made = [], torch.empty
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
+    monkeypatch.setattr(devices.torch, "empty", lambda *size, device: made(*size))
+    monkeypatch.setattr(devices.torch.backends.cudnn, "benchmark", False)
+    if rank:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert devices.choose_device(name) == torch.device("cuda", expected)
+    assert chosen == [expected] and torch.backends.cudnn.benchmark
+    with pytest.raises(ValueError):
+        torch.cuda.set_device(torch.device("cuda"))
+
+
+def test_without_graphs_a_derived_network_on_a_gpu_has_what_saves_launches():
+    """There eager passes wait for launches; own gradients and phases add some."""
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+        network = accelerate(NETWORKS["plain cifar"]())
+        searched = accelerate(NETWORKS["plain"]())
+    kinds = {type(module) for module in network.modules()}
+    assert {layers.ReLU, layers.BatchNorm2d, nn.Conv2d, model_eval.Cell} <= kinds
+    assert layers.DepthwiseConv2d not in kinds and not network.stem_0._forward_hooks
+    assert layers.DepthwiseConv2d in {type(module) for module in searched.modules()}
+    assert layers.DepthwiseConv2d in {type(module) for module in NETWORKS["cifar"]().modules()}
+
+
+def test_tests_do_not_see_gpus():
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "" and not torch.cuda.is_available()
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda", "cuda:99", "mps", "tpu", "meta", ""])
@@ -153,16 +178,23 @@ def test_a_device_that_is_unavailable_is_named(name):
     assert devices.choose_device("cpu").type == "cpu"
 
 
+def in_float16(network, scale):
+    """What a GPU without bfloat16 gets by --amp."""
+    precision = Precision(torch.device("cpu"), False, network)
+    enter_autocast(network, "cpu", torch.float16)
+    precision.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    return precision
+
+
 def test_sixteen_bit_steps_stay_near_float32():
     results = []
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         network = accelerate(small_network().float())
         precision = Precision(torch.device("cpu"), dtype == torch.bfloat16, network)
-        if dtype == torch.float16:  # what a GPU without bfloat16 gets
-            enter_autocast(network, "cpu", dtype)
-            precision.scaler = torch.amp.GradScaler("cpu", init_scale=128.0)
-        sgd = torch.optim.SGD(network.weights(), 0.01, momentum=0.9)
-        architect = precision.guard(Architect(network, 0.02, gradients=precision.gradients))
+        if dtype == torch.float16:
+            precision = in_float16(network, 128.0)
+        sgd = torch.optim.SGD(network.weights(), 0.01, momentum=0.9, fused=True)
+        architect = Architect(network, 0.02, gradients=precision.gradients, update=precision.step)
         inside, losses = [], []
         for module in network.stem, network.cells[0].preprocess_0[1]:
             module.register_forward_hook(lambda *arguments: inside.append(arguments[2].dtype))
@@ -179,8 +211,6 @@ def test_sixteen_bit_steps_stay_near_float32():
             assert {t.dtype for t in (loss, penalty, logits, gates, train_loss,
                                       *network.parameters())} == {torch.float32}
             losses += [loss, train_loss.detach()]
-        [slopes] = precision.gradients(3 * network.alphas[0].sum(), list(network.alphas)[:1])
-        assert (slopes == 3).all()  # though they were scaled, which Adam does not see
         assert dtype in inside
         assert not torch.is_autocast_enabled("cpu")
         results.append((torch.stack(losses), network.all_gates().detach()))
@@ -191,21 +221,105 @@ def test_sixteen_bit_steps_stay_near_float32():
         assert (gates - expected_gates).abs().mean() < 0.01
 
 
-def test_a_step_that_overflows_is_left_out():
-    """float16: neither alpha nor the weights move where a gradient is not finite."""
+@pytest.fixture
+def memory_of_nan():
+    """Memory that was never written is not a number."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_a_step_that_overflows_is_left_out(memory_of_nan):
+    """float16: neither alpha nor the weights move where a gradient is not finite; each
+    lowers the scale, until the steps are those that float32 takes, momentum and all."""
     network = small_network().float()
+    plain = copy.deepcopy(network)
     precision = Precision(torch.device("cpu"), False, network)
     precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0 ** 127)
-    architect = precision.guard(Architect(network, 0.1, gradients=precision.gradients))
-    sgd = torch.optim.SGD(network.weights(), 0.1)
-    before = [w.detach().clone() for w in network.parameters()]
     images, labels = batch(8, 4, 1, 3)
-    architect.step(1e4 * images.float(), labels)
-    sgd.zero_grad()
-    precision.backward(1e4 * F.cross_entropy(network(images.float()), labels), sgd)
-    precision.step(sgd)
+    images = images.float()
+    networks = ((network, dict(gradients=precision.gradients, update=precision.step)), (plain, {}))
+    architects = [Architect(tested, 0.1, **others) for tested, others in networks]
+    sgds = [torch.optim.SGD(tested.weights(), 0.1, 0.9, fused=True) for tested, _ in networks]
+    before, scales = [w.detach().clone() for w in network.parameters()], [2.0 ** 127]
+    for _ in range(2):
+        architects[0].step(1e4 * images, labels)
+        scales.append(precision.scaler.get_scale())
+        sgds[0].zero_grad()
+        precision.backward(1e4 * F.cross_entropy(network(images), labels), sgds[0])
+        precision.step(sgds[0])
+        scales.append(precision.scaler.get_scale())
+    assert scales == [2.0 ** (127 - index) for index in range(5)]
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), before))
-    assert precision.scaler.get_scale() < 2.0 ** 127
+    for buffer, other in zip(network.buffers(), plain.buffers()):
+        buffer.copy_(other)
+    precision.scaler.update(1024.0)
+    for _ in range(3):
+        for architect, sgd in zip(architects, sgds):
+            architect.step(images, labels)
+            sgd.zero_grad()
+            loss = F.cross_entropy(architect.network(images), labels)
+            if architect.network is network:
+                precision.backward(loss, sgd)
+                precision.step(sgd)
+            else:
+                loss.backward()
+                sgd.step()
+    for ours, expected in zip(network.parameters(), plain.parameters()):
+        assert torch.allclose(ours, expected, 1e-4, 1e-6)
+    assert precision.trouble() is None
+
+
+def test_twenty_steps_left_out_in_a_row_are_said_once(tmp_path, capsys):
+    """Though the steps of the other optimiser are not left out."""
+    network = small_network().float()
+    precision = in_float16(network, 2.0 ** 10)
+    adam, sgd = torch.optim.Adam(network.alphas, fused=True), torch.optim.SGD(
+        network.weights(), 0.1, 0.9, fused=True)
+    run = new_run(tmp_path, epochs=1)
+    run.track(network=network, precision=precision)
+    for step in range(41):
+        for alphas in network.alphas:
+            alphas.grad = torch.full_like(alphas, float("nan"))
+        precision.step(adam)
+        precision.backward(sum(w.sum() for w in network.weights()) * 0, sgd)
+        precision.step(sgd)
+        run.add(torch.tensor(float("inf")), loss=torch.tensor(1.0))
+        run.done += 1
+        run.read_figures()
+        said = capsys.readouterr().out
+        assert (said.count("note: the last 20 steps or more were left out") == (step == 19)), step
+    run.__exit__(None, None, None)
+
+
+def test_a_run_in_the_other_16_bits_goes_on_and_says_so():
+    network = small_network().float()
+    half, brain = in_float16(network, 8.0), Precision(torch.device("cpu"), True, network)
+    with pytest.warns(UserWarning, match="began with --amp in bfloat16, this device has float16"):
+        half.load_state_dict(brain.state_dict())
+    with pytest.warns(UserWarning, match="began with --amp in float16, this device has bfloat16"):
+        brain.load_state_dict(half.state_dict())
+    again = in_float16(network, 2.0)
+    again.load_state_dict(half.state_dict())
+    assert again.scaler.get_scale() == 8.0
+
+
+def test_steps_are_in_full_float32_where_they_must_be(tmp_path, monkeypatch, capsys):
+    seen, forward = [], model_search.Network.forward
+
+    def watched(self, *arguments):
+        seen.append((torch.backends.cudnn.allow_tf32, self.training))
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(model_search.Network, "forward", watched)
+    search = [*TINY_SEARCH, "--runs", tmp_path, "--gap_every", "0"]
+    assert call(train_search, monkeypatch, *search, "--unrolled", "--curvature_every", "1") == 0
+    kinds = [tf32 for tf32, training in seen if training]
+    assert kinds == 2 * [False, False, False, False, True] + [False]  # unrolled, weights; curvature
+    assert torch.backends.cudnn.allow_tf32 and torch.get_float32_matmul_precision() == "highest"
+    for flags in (["--unrolled"], ["--curvature_every", "1"]):
+        line = refused(capsys, monkeypatch, train_search, *search, "--amp", *flags)
+        assert "--unrolled and --curvature_every" in line and "leave one of the two out" in line
 
 
 def test_an_error_in_a_forward_pass_leaves_autocast():

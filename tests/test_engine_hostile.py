@@ -747,6 +747,21 @@ def test_out_of_memory_is_one_line(tmp_path):
         assert all(flag in error for flag in ("--batch_size", "--init_channels", "--recompute"))
 
 
+def test_what_is_out_of_memory():
+    with pytest.raises(RuntimeError) as real:
+        torch.empty(2**60)
+    for error in (real.value, MemoryError(), torch.OutOfMemoryError("CUDA out of memory")):
+        assert flags.is_out_of_memory(error)
+    for text in ("CUDA error: an illegal memory access was encountered", "unsupported memory format"):
+        assert not flags.is_out_of_memory(RuntimeError(text))
+
+        def function():
+            raise RuntimeError(text)
+
+        with pytest.raises(RuntimeError, match=text):
+            flags.main(function)
+
+
 # ---- 8: checkpoints with a checksum that is right
 
 SGD, ADAM = ("sgd", "param_groups", 0), ("adam", "param_groups", 0)

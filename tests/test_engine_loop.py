@@ -200,6 +200,17 @@ def test_a_checkpoint_when_its_minutes_are_over_and_after_the_row_of_an_epoch(tm
                        (0, "checkpoint.pt"), (0, "log.txt")]
 
 
+def test_seconds_include_the_waiting_for_the_device(tmp_path, monkeypatch):
+    """Steps are only launched; reading a figure waits for them."""
+    run, now = new_run(tmp_path, epochs=1, log_every=2), [0.0]
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(run, "read_figures", lambda: now.append(now[0] + 5) or now.pop(0))
+    for _ in run.steps(4):
+        pass
+    run.end_epoch({"epoch": 1}, "")
+    assert run.rows[0]["seconds"] == 15  # after 2 steps, after 4, and at the end
+
+
 def test_flags_that_resume_may_change():
     """None that changes what is computed, but for rounding, the number of epochs and
     the cut."""

@@ -307,7 +307,6 @@ def test_plain_runs_and_goes_on_as_a_fast_one(tmp_path, monkeypatch):
     assert call(train_search, monkeypatch, *search, "b") == 0
     assert kinds == {SearchedCell}
     # timed on a GPU alone, and of no use elsewhere
-    assert "memory_format" not in json.loads((tmp_path / "b" / "config.json").read_text())
     rows = [{key: float(value) for key, value in table(tmp_path / name)[0].items() if value}
             for name in "ab"]
     assert rows[0] == pytest.approx(rows[1], rel=0.02, abs=0.6)  # the same search, but for rounding
@@ -553,6 +552,22 @@ def test_evaluation_runs_and_resumes(finished, tmp_path, monkeypatch, capsys):
     assert len(table(tmp_path / "a")) == 3 and table(tmp_path / "a")[:2] == rows
     assert [torch.load(tmp_path / "a" / name, weights_only=True)["epoch"]
             for name in ("weights.pt", "best.pt")] == [3, 1]
+
+
+def test_weights_are_tested_in_the_precision_of_their_run(tmp_path, monkeypatch, capsys):
+    assert call(train_eval, monkeypatch, *TINY_EVAL, "--amp", "--runs", tmp_path, "--name",
+                "a") == 0
+    [row] = table(tmp_path / "a")
+    capsys.readouterr()
+    assert call(train_eval, monkeypatch, "--evaluate", tmp_path / "a") == 0
+    assert f"test loss {float(row['test_loss']):.4f} acc" in capsys.readouterr().out
+    dtypes = set()
+    monkeypatch.setattr(train_eval, "test", lambda network, pairs: dtypes.add(
+        network.cells[0].preprocess_1[1].register_forward_hook(
+            lambda module, inputs, output: dtypes.add(output.dtype))) or network.eval()(
+                next(iter(pairs))[0]) and (0, 0, 0))
+    assert call(train_eval, monkeypatch, "--evaluate", tmp_path / "a") == 0
+    assert torch.bfloat16 in dtypes
 
 
 def test_scripts_on_a_picture_folder(pictures, tmp_path, monkeypatch, capsys):

@@ -15,13 +15,15 @@ import torch.nn as nn
 from PIL import Image
 
 import train_eval
+import train_search
 from engine import data
 from engine import pictures as pictures_module
-from engine import report
+from engine import loop, report
 from engine.flags import UserError
 from use import classifier, export, finetune, predict
 from test_fair_darts import close
-from tests.common import assert_picture, call, leaves, refused, sealed, table
+from tests.common import (TINY_SEARCH, assert_picture, call, leaves, refused, sealed,
+                          table)
 
 
 class Pixels(nn.Module):
@@ -267,6 +269,17 @@ def test_every_run_ends_with_a_report(finished):
     search = (finished / "a" / "report.md").read_text()
     assert f"--arch {finished}/a/genotype.json" in search and "- genotype: `Genotype(" in search
     assert int(re.search(r"peak memory: (\d+) MiB", search)[1]) > 100
+
+
+def test_a_report_is_of_what_searched(tmp_path, monkeypatch):
+    """Also after another genotype was derived, by another process."""
+    for memory, flags in ((111, [*TINY_SEARCH, "--runs", tmp_path, "--name", "a"]),
+                          (999, ["--resume", tmp_path / "a", "--threshold", "0.1"])):
+        monkeypatch.setattr(loop, "peak_memory", lambda device: memory)
+        monkeypatch.setattr(loop, "name_of", lambda device: f"{device}, card {memory}")
+        assert call(train_search, monkeypatch, *flags) == 0
+        text = (tmp_path / "a" / "report.md").read_text()
+        assert "- device: cpu, card 111; " in text and "- peak memory: 111 MiB" in text
 
 
 def test_commit_of_the_code(tmp_path, monkeypatch):
