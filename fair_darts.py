@@ -88,11 +88,15 @@ class Architect:
             slopes, loss, penalty = self.unrolled(images, labels, train_images, train_labels, sgd)
         else:
             with frozen(self.weights):
-                loss = F.cross_entropy(self.network(images), labels)
-                penalty = self.penalty(self.network.all_gates())
+                loss, penalty = self.losses(images, labels)
                 slopes = self.gradients(loss + self.w01 * penalty, self.alphas)  # Eq. 8
         self.descend(slopes)
         return loss.detach(), penalty.detach()
+
+    def losses(self, images, labels):
+        """The validation loss, and the penalty of all gates."""
+        loss = F.cross_entropy(self.network(images), labels)
+        return loss, self.penalty(self.network.all_gates())
 
     def descend(self, slopes):
         """Adam, along the gradients of the alphas."""

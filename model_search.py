@@ -58,25 +58,47 @@ class Cell(nn.Module):
         return torch.cat(states[2:], 1)
 
 
-class Network(nn.Module):
+class Supernet(nn.Module):
+    """What the supernets of all spaces have: .gate, .primitives and .alphas, a Parameter
+    (rows, operations) for each of .parts."""
+
+    def start(self, gate, primitives, rows):
+        """Alphas: 0, so that every sigmoid is 0.5, or for softmax 0.001 * normal, as in
+        DARTS; drawn for both, so that the weights are the same."""
+        self.gate, self.primitives = gate, tuple(primitives)
+        scale = 1e-3 if gate == "softmax" else 0
+        self.alphas = nn.ParameterList(
+            scale * torch.randn(rows, len(primitives)) for _ in self.parts)
+
+    def weights(self):
+        """All parameters but the alphas."""
+        return [w for name, w in self.named_parameters() if not name.startswith("alphas.")]
+
+    def gates_of(self, alphas):
+        return self.gate(alphas) if callable(self.gate) else fair_darts.gates(alphas, self.gate)
+
+    def compute_gates(self):
+        """The gates of the alphas: a matrix (rows, operations) for each of .parts."""
+        return [self.gates_of(alphas) for alphas in self.alphas]
+
+    def all_gates(self):
+        """The N gates that the zero-one loss counts: (N,)"""
+        return torch.cat(self.compute_gates()).flatten()
+
+
+class Network(Supernet):
     """The supernet. in: (B, in_channels, H, W); out: logits (B, num_classes).
 
     Cells layers // 3 and 2 * layers // 3 are reduction cells: half the size, twice the
     channels. primitives: names out of operations.OPS. gate: "sigmoid", "softmax", or a
-    function from alphas to gates.
-    .alphas: [normal, reduce], each a Parameter (14, 7) for 4 nodes; zero, so that every
-    sigmoid is 0.5, or for softmax 0.001 * normal, as in DARTS.
+    function from alphas to gates. .alphas: [normal, reduce], each (14, 7) for 4 nodes.
     """
     parts = "normal", "reduce"
 
     def __init__(self, init_channels=16, num_classes=10, layers=8, nodes=4, in_channels=3,
                  gate="sigmoid", primitives=PRIMITIVES):
         super().__init__()
-        self.gate, self.primitives = gate, tuple(primitives)
-        edges = nodes * (nodes + 3) // 2
-        scale = 1e-3 if gate == "softmax" else 0
-        self.alphas = nn.ParameterList(
-            scale * torch.randn(edges, len(primitives)) for _ in self.parts)
+        self.start(gate, primitives, nodes * (nodes + 3) // 2)
         channels = init_channels
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False),
@@ -90,20 +112,6 @@ class Network(nn.Module):
                 Cell(nodes, *widths, channels, reduction, after_reduction, primitives))
             widths, after_reduction = [widths[1], nodes * channels], reduction
         self.classifier = nn.Linear(widths[1], num_classes)
-
-    def weights(self):
-        """All parameters but the alphas."""
-        modules = self.stem, self.cells, self.classifier
-        return [w for module in modules for w in module.parameters()]
-
-    def compute_gates(self):
-        """[normal, reduce]: the gates of the alphas, each (edges, operations)."""
-        return [self.gate(alphas) if callable(self.gate) else fair_darts.gates(alphas, self.gate)
-                for alphas in self.alphas]
-
-    def all_gates(self):
-        """The N gates that the zero-one loss counts: (N,)"""
-        return torch.cat(self.compute_gates()).flatten()
 
     def forward(self, images, gates=None):
         """gates: [normal, reduce], others than those of the alphas."""

@@ -17,60 +17,22 @@ import torch.nn.functional as F
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine import batches, processes
-from engine.data import DATA_FLAGS
-from engine.devices import choose_device, set_learning_rate
-from engine.flags import RUN_FLAGS, UserError, main, number, one_of, path_name, refuse
+from engine import batches, data, processes
+from engine.devices import set_learning_rate
+from engine.flags import RUN_FLAGS, UserError, main, number, one_of, refuse
 from engine.precision import Precision
 from engine.report import write_report
-from engine.script import Script
-from spaces import foreign, of_genotype
+from engine.script import new_run, old_run, parser_of
+from spaces import foreign, read
 from speed import accelerate
 from use import classifier, finetune
 
-positive, rate, part = number(int, 1), number(float, 0), number(float, 0, 0.999)
-# The defaults are the published recipe on CIFAR-10; engine/recipes.py has what other sets change.
-FLAGS = {
-    "the network": {
-        "arch": (None, classifier.architecture, "a published name, a path to genotype.json, or "
-                 "the text of a genotype"),
-        "init": ("", path_name, "start from these weights (RUN or its best.pt), fine-tuning"),
-        "init_channels": (36, number(int, 2, 10**6), "cells: channels at first; nasbench201: 16"),
-        "layers": (20, number(int, 1, 10**4), "cells: how many"),
-        "stage_cells": (5, positive, "nasbench201: cells in each of three stages"),
-        "auxiliary": (True, bool, "cells: an auxiliary head at two thirds of the depth"),
-        "width": (1.0, number(float, 0, 1000, open_ends=True), "chains: factor of all channels"),
-        "squeeze": (False, bool, "chains: squeeze-and-excitation in every block"),
-        "h_swish": (False, bool, "chains: h-swish in place of ReLU6"),
-        "dropout": (0.2, part, "chains: before the classifier")},
-    "data": {
-        **DATA_FLAGS,
-        "cutout": (True, bool, "a random square of each picture blanked"),
-        "cutout_length": (16, positive, "the side of that square, in pixels")},
-    "training": {
-        "epochs": (600, positive, "passes over the training set"),
-        "batch_size": (96, number(int, 2), "pictures in a batch"),
-        "accumulate": (1, number(int, 1, 1000), "batches in a step, one after the other"),
-        "learning_rate": (0.025, rate, "at the start of a cosine that ends at 0"),
-        "gamma": (0.0, number(float, 0, 1), "instead of a cosine: the rate's factor an epoch"),
-        "momentum": (0.9, rate, "of SGD"),
-        "weight_decay": (3e-4, rate, "of SGD"),
-        "grad_clip": (5.0, number(float, 0, open_ends=True), "largest norm of the gradient"),
-        "label_smooth": (0.0, part, "share of the labels' weight that goes to all classes"),
-        "auxiliary_weight": (0.4, rate, "weight of the auxiliary head's loss"),
-        "drop_path_prob": (0.2, part, "cells: share of paths dropped at the end, rising from 0"),
-        "drop_path_on": ("node", one_of(["node", "edge"]), "cells: a path is the sum that enters "
-                         "a node, as published, or an edge, as in DARTS")},
-    "the run": RUN_FLAGS,
-}
 
-
-def train(run, s, dataset):
-    """The training of `run` with the settings `s`, from its start or its checkpoint.
-    Returns the exit code."""
-    device, shape = choose_device(s.device), run.config["shape"]
+def train(run):
+    """The training of `run`, from its start or its checkpoint. Returns the exit code."""
+    s, device, shape = run.s, run.device, run.config["shape"]
     torch.manual_seed(s.seed)
-    network = classifier.build(s, len(dataset.classes), shape).to(device)
+    network = classifier.build(s, len(run.config["classes"]), shape).to(device)
     network.drop_path_on = s.drop_path_on
     if s.init and run.checkpoint is None:
         finetune.start_from(s.init, network, run)
@@ -80,10 +42,10 @@ def train(run, s, dataset):
     sgd = torch.optim.SGD(network.parameters(), s.learning_rate, s.momentum,
                           weight_decay=s.weight_decay, fused=True)
     cross_entropy = functools.partial(F.cross_entropy, label_smoothing=s.label_smooth)
-    training, test_set = batches.training_set(s, dataset, device)
+    training, test_set = batches.training_set(run)
     run.track(network=network, sgd=sgd, train=training, precision=precision)
-    run.log(f"run: {run.folder}  dataset: {dataset.name}, {len(dataset.labels)} + "
-            f"{len(dataset.test_labels)} pictures {tuple(shape)}  device: {device}\n"
+    run.log(f"run: {run.folder}  dataset: {run.dataset.name}, {len(run.dataset.labels)} + "
+            f"{len(test_set.labels)} pictures {tuple(shape)}  device: {device}\n"
             f"{parameters:,} parameters, {parameters - head:,} without the auxiliary head, "
             f"{macs / 1e6:.2f} M MACs: {s.arch}")
 
@@ -107,8 +69,8 @@ def train(run, s, dataset):
             loss, accuracy, total = sums / len(pairs)
             run.add(norm, total, train_loss=loss, train_accuracy=accuracy)
 
-        test_loss, accuracy, top5 = test(network, run.watched(batches.in_order(*test_set)))
-        weights = classifier.weights_of(network, dataset, run, epoch + 1, accuracy)
+        test_loss, accuracy, top5 = test(network, run.watched(test_set.in_order()))
+        weights = classifier.weights_of(network, run, epoch + 1, accuracy)
         run.save("weights.pt", weights)
         if all(accuracy > former for former in run.column("test_accuracy")):
             run.save("best.pt", weights)
@@ -165,38 +127,86 @@ def count(network, shape):
 
 # ---------------------------------------------------------------- the command line
 
-def prepare(given):
-    kept = finetune.kept_settings(given) if given.get("init") else {}
-    if "arch" not in {**kept, **given}:
+positive, rate, part = number(int, 1), number(float, 0), number(float, 0, 0.999)
+# The defaults are the published recipe on CIFAR-10; engine/recipes.py has what other sets change.
+FLAGS = {
+    "the network": {
+        "arch": (None, lambda text: str(read(text)[1]), "a published name, a path to genotype.json, or "
+                 "the text of a genotype"),
+        "init": ("", str, "start from these weights (RUN or its best.pt), fine-tuning"),
+        "init_channels": (36, number(int, 2, 10**6), "cells: channels at first; nasbench201: 16"),
+        "layers": (20, number(int, 1, 10**4), "cells: how many"),
+        "stage_cells": (5, positive, "nasbench201: cells in each of three stages"),
+        "auxiliary": (True, bool, "cells: an auxiliary head at two thirds of the depth"),
+        "width": (1.0, number(float, 0, 1000, open_ends=True), "chains: factor of all channels"),
+        "squeeze": (False, bool, "chains: squeeze-and-excitation in every block"),
+        "h_swish": (False, bool, "chains: h-swish in place of ReLU6"),
+        "dropout": (0.2, part, "chains: before the classifier")},
+    "data": {
+        **data.DATA_FLAGS,
+        "cutout": (True, bool, "a random square of each picture blanked"),
+        "cutout_length": (16, positive, "the side of that square, in pixels")},
+    "training": {
+        "epochs": (600, positive, "passes over the training set"),
+        "batch_size": (96, number(int, 2), "pictures in a batch"),
+        "accumulate": (1, number(int, 1, 1000), "batches in a step, one after the other"),
+        "learning_rate": (0.025, rate, "at the start of a cosine that ends at 0"),
+        "gamma": (0.0, number(float, 0, 1), "instead of a cosine: the rate's factor an epoch"),
+        "momentum": (0.9, rate, "of SGD"),
+        "weight_decay": (3e-4, rate, "of SGD"),
+        "grad_clip": (5.0, number(float, 0, open_ends=True), "largest norm of the gradient"),
+        "label_smooth": (0.0, part, "share of the labels' weight that goes to all classes"),
+        "auxiliary_weight": (0.4, rate, "weight of the auxiliary head's loss"),
+        "drop_path_prob": (0.2, part, "cells: share of paths dropped at the end, rising from 0"),
+        "drop_path_on": ("node", one_of(["node", "edge"]), "cells: a path is the sum that enters "
+                         "a node, as published, or an edge, as in DARTS")},
+    "the run": RUN_FLAGS,
+}
+PARSER = parser_of(__doc__, FLAGS, "eval")
+PARSER.add_argument("--evaluate", metavar="RUN", help="folder of a run to test")
+
+
+def command():
+    given = PARSER.parse_args()
+    if "evaluate" in given:
+        refuse(given, ["resume"], "and --evaluate are two things")
+        return evaluate(old_run("train_eval", given["evaluate"], given))
+    if "resume" in given:
+        with old_run("train_eval", given["resume"], given) as run:
+            run.read_checkpoint()
+            data.load_again(run)
+            return train(run)
+    given = {**(finetune.kept_settings(given) if given.get("init") else {}), **given}
+    if "arch" not in given:
         raise UserError("--arch is missing: give a published name (FairDARTS_a), the path of a "
                         "genotype.json or the text of a genotype")
-    space = of_genotype(classifier.genotype_of({**kept, **given}["arch"]))
+    space, _ = read(given["arch"])
     unused = foreign(space, "EVAL_FLAGS")
     for flag, owner in unused.items():
         refuse(given, [flag], f"is for architectures of the space {owner}, which this one is not")
-    return {**kept, **given}, space.EVAL_DEFAULTS, unused.keys()
+    defaults = {**PARSER.defaults, **space.EVAL_DEFAULTS}
+    with new_run("train_eval", defaults, "eval", given, unused.keys(), check) as run:
+        return train(run)
 
 
 def check(s, dataset):
     batches.check_batch(s.batch_size, len(dataset.labels) // s.accumulate)
 
 
-def evaluate(run, s, dataset):
+def evaluate(run):
     """Test the best weights of a run."""
-    device, best = choose_device(s.device), classifier.read_best(run)
-    network = classifier.build(s, len(dataset.classes), run.config["shape"]).to(device)
-    run.restore(network, "network", best)
-    Precision(device, s.amp, network)  # as it was tested in the run
-    if not s.plain:
+    data.load_again(run)
+    best = classifier.read_weights(run.path("best.pt"))
+    network = classifier.build(run.s, len(run.config["classes"]), run.config["shape"])
+    network.to(run.device).load_state_dict(best["network"])
+    Precision(run.device, run.s.amp, network)  # as it was tested in the run
+    if not run.s.plain:
         accelerate(network)
-    _, test_set = batches.training_set(s, dataset, device)
-    loss, accuracy, top5 = test(network, batches.in_order(*test_set))
+    loss, accuracy, top5 = test(network, batches.training_set(run)[1].in_order())
     if processes.rank() == 0:
         print(f"{run.folder}: weights of epoch {best['epoch']}  test loss {loss:.4f} acc "
               f"{accuracy:.2f}% top-5 {top5:.2f}%")
 
 
-SCRIPT = Script("train_eval", __doc__, FLAGS, "eval", prepare, check, train, evaluate=evaluate)
-
 if __name__ == "__main__":
-    main(SCRIPT)
+    main(command)

@@ -16,21 +16,93 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils import clip_grad_norm_
 
-from engine import batches
+from engine import batches, data
 from engine.advice import training_command
-from engine.data import DATA_FLAGS
-from engine.devices import choose_device, set_learning_rate
+from engine.devices import set_learning_rate
 from engine.flags import RUN_FLAGS, UserError, main, number, one_of, refuse, some_of
 from engine.precision import Precision, full_float32
 from engine.report import write_report
-from engine.script import Script
-from engine.texts import to_json
+from engine.script import new_run, old_run, parser_of
 from fair_darts import PENALTIES, Architect, frozen
 from genotypes import PRIMITIVES
-from spaces import CANDIDATES, SPACES, foreign
+from spaces import CANDIDATES, SPACES, foreign, to_json
 from speed import accelerate
 from study import cures
 from study.watch import WATCH_FLAGS, Watch
+
+
+def search(run):
+    """The search of `run`, from its start or its checkpoint. Returns the exit code."""
+    s, device = run.s, run.device
+    torch.manual_seed(s.seed)
+    network = run.supernet(cures.gate_of(s)).to(device)
+    weights, precision = network.weights(), Precision(device, s.amp, network)
+    architect = Architect(
+        network, s.arch_learning_rate, (s.arch_beta1, 0.999), s.arch_weight_decay, s.w01,
+        PENALTIES[s.zero_one_loss], precision.gradients, precision.step)
+    sgd = torch.optim.SGD(weights, s.learning_rate, s.momentum, weight_decay=s.weight_decay,
+                          fused=True)
+    skips = cures.DisturbedSkips(network, s)
+    if not s.plain:
+        accelerate(network, s.recompute, s.graphs)
+    train, validation = batches.halves(run)
+    watch = Watch(run, network, skips, sgd, validation, train)
+    run.track(network=network, sgd=sgd, adam=architect.optimizer, train=train,
+              validation=validation, precision=precision, gates=watch)
+    watch.begin()
+
+    for epoch in run.epochs(until=watch.over):  # until all are done, or a cure ends the search
+        set_learning_rate(sgd, epoch, s.epochs, s.learning_rate, s.learning_rate_min)
+        skips.begin_epoch(epoch)
+        network.train()
+        for _ in run.steps(len(train)):
+            images, labels = train.next()
+
+            # alpha, on the validation half: Eq. 8, with Eq. 7 or 9
+            batch = (images, labels) if s.single_level else validation.next()
+            unrolled = (images, labels, sgd) if s.unrolled else ()
+            with skips.same_draws(), full_float32(s.unrolled):
+                if epoch >= s.arch_start:
+                    valid_loss, penalty = architect.step(*batch, *unrolled)
+                else:  # it waits
+                    with torch.no_grad():
+                        valid_loss, penalty = architect.losses(*batch)
+
+            # the weights, on the training half: Eq. 4
+            sgd.zero_grad()
+            with frozen(network.alphas):
+                logits = network(images)
+                loss = F.cross_entropy(logits, labels)
+                precision.backward(loss, sgd)
+            norm = clip_grad_norm_(weights, s.grad_clip)
+            precision.step(sgd)
+
+            run.add(norm, *network.alphas, train_loss=loss, valid_loss=valid_loss, penalty=penalty,
+                    train_accuracy=100 * (logits.argmax(1) == labels).float().mean())
+
+        row = watch.measure(epoch)
+        run.end_epoch(row, watch.lines(row))
+        watch.draw_now_and_then()
+    return derive(run, watch)
+
+
+def derive(run, watch):
+    """Write and print the genotype of the gates that count. Returns the exit code."""
+    genotype, advice = watch.genotype()
+    if advice:  # a cell is empty
+        result, flag = advice
+        command = f"{run.resume_command()} {flag}"
+    else:
+        also = [("width", FLAGS["the paper"]["width"][0])] if run.s.space == "s2" else []
+        result, command = f"`{genotype}`", training_command(run, also)
+        run.write("genotype.json", to_json(genotype))
+    watch.draw()
+    write_report(run, {**watch.report(), "genotype": result}, command)
+    run.log(f"{result.strip('`')}\n{command}")
+    return 1 if advice else 0
+
+
+# ---------------------------------------------------------------- the command line
 
 positive, rate = number(int, 1), number(float, 0)
 share = number(float, 0, 1, open_ends=True)
@@ -55,7 +127,7 @@ FLAGS = {
         "ops_per_edge": (1, positive, "s1: operations kept on each edge, at most"),
         "ops_per_layer": (1, positive, "s2: choices kept in each layer, at most")},
     "data": {
-        **DATA_FLAGS,
+        **data.DATA_FLAGS,
         "train_portion": (0.5, share, "part of the training set that trains the weights"),
         "train_fraction": (0.0, number(float, 0, 1), "instead of train_portion: this share of each "
                            "class for the weights (PC-DARTS on ImageNet: 0.1)"),
@@ -78,97 +150,34 @@ FLAGS = {
 # What DARTS does otherwise on CIFAR-10. Its rule (Eq. 3) is argmax, with no threshold.
 SOFTMAX = dict(batch_size=64, learning_rate=0.025, arch_learning_rate=3e-4, arch_beta1=0.5,
                w01=0.0, threshold=0.0)
+PARSER = parser_of(__doc__, FLAGS, "search", {"softmax": SOFTMAX})
 
 
-def search(run, s, dataset):
-    """The search of `run` with the settings `s`, from its start or its checkpoint.
-    Returns the exit code."""
-    device = choose_device(s.device)
-    torch.manual_seed(s.seed)
-    network = supernet(run, s).to(device)
-    weights, precision = network.weights(), Precision(device, s.amp, network)
-    architect = Architect(
-        network, s.arch_learning_rate, (s.arch_beta1, 0.999), s.arch_weight_decay, s.w01,
-        PENALTIES[s.zero_one_loss], precision.gradients, precision.step)
-    sgd = torch.optim.SGD(weights, s.learning_rate, s.momentum, weight_decay=s.weight_decay,
-                          fused=True)
-    cures.disturb(network, architect, s)
-    if not s.plain:
-        accelerate(network, s.recompute, s.graphs)
-    train, validation = batches.halves(s, dataset, device)
-    watch = Watch(run, s, network, sgd, validation, train)
-    run.track(network=network, sgd=sgd, adam=architect.optimizer, train=train,
-              validation=validation, precision=precision, gates=watch)
-    watch.begin(dataset.name, len(train.labels), len(validation.labels), device)
-
-    for epoch in run.epochs():  # until all are done, or a cure ends the search
-        set_learning_rate(sgd, epoch, s.epochs, s.learning_rate, s.learning_rate_min)
-        cures.set_rates(network, s, epoch)
-        network.train()
-        for _ in run.steps(len(train)):
-            images, labels = train.next()
-
-            # alpha, on the validation half: Eq. 8, with Eq. 7 or 9
-            batch = (images, labels) if s.single_level else validation.next()
-            unrolled = (images, labels, sgd) if s.unrolled else ()
-            with full_float32(s.unrolled):
-                valid_loss, penalty = architect.step(*batch, *unrolled)
-
-            # the weights, on the training half: Eq. 4
-            sgd.zero_grad()
-            with frozen(network.alphas):
-                logits = network(images)
-                loss = F.cross_entropy(logits, labels)
-                precision.backward(loss, sgd)
-            norm = clip_grad_norm_(weights, s.grad_clip)
-            precision.step(sgd)
-
-            run.add(norm, *network.alphas, train_loss=loss, valid_loss=valid_loss, penalty=penalty,
-                    train_accuracy=100 * (logits.argmax(1) == labels).float().mean())
-
-        row = watch.end_epoch(epoch)
-        run.end_epoch(row, watch.lines(row))
-    return derive(run, s, network, watch)
-
-
-def derive(run, s, network, watch):
-    """Write and print the genotype of the gates that count. Returns the exit code."""
-    genotype, advice = watch.genotype()
-    if advice:  # a cell is empty
-        result, flag = advice
-        command = f"{run.resume_command()} {flag}"
-    else:
-        also = [("width", FLAGS["the paper"]["width"][0])] if s.space == "s2" else []
-        result, command = f"`{genotype}`", training_command(run, s, also)
-        run.write("genotype.json", to_json(genotype))
-    watch.draw()
-    write_report(run, {**watch.report(), "genotype": result}, command)
-    run.log(f"{result.strip('`')}\n{command}")
-    return 1 if advice else 0
-
-
-def derive_again(run, s):
-    """The same from the checkpoint of a search that has ended, without its pictures."""
-    network = supernet(run, s)
-    watch = Watch(run, s, network)
-    run.track(network=network, gates=watch)
-    return derive(run, s, network, watch)
-
-
-def supernet(run, s):
-    gate = cures.gate_of(s)
-    return SPACES[s.space].supernet(s, len(run.config["classes"]), run.config["shape"], gate)
-
-
-# ---------------------------------------------------------------- the command line
-
-def prepare(given):
+def command():
+    given = PARSER.parse_args()
+    if "resume" in given:
+        return go_on(given)
     space = SPACES[given.get("space", "s1")]
     unused = foreign(space, "SEARCH_FLAGS")
     for flag, owner in unused.items():
         refuse(given, [flag], f"is of --space {owner}")
     recipe = SOFTMAX if given.get("gate") == "softmax" else {}
-    return given, {**space.SEARCH_DEFAULTS, **recipe, **cures.defaults(given)}, unused.keys()
+    curvature = {"curvature_every": 2} if given.get("max_curvature_ratio") else {}
+    defaults = {**PARSER.defaults, **space.SEARCH_DEFAULTS, **recipe, **curvature}
+    with new_run("train_search", defaults, "search", given, unused.keys(), check) as run:
+        return search(run)
+
+
+def go_on(given):
+    """--resume: a search that has ended derives again, without its pictures."""
+    with old_run("train_search", given["resume"], given) as run:
+        run.read_checkpoint()
+        watch = Watch(run, run.supernet(cures.gate_of(run.s)))
+        if watch.over():
+            run.track(network=watch.network, gates=watch)
+            return derive(run, watch)
+        data.load_again(run)
+        return search(run)
 
 
 def check(s, dataset):
@@ -183,8 +192,5 @@ def check(s, dataset):
     batches.check_batch(s.batch_size, min(map(len, batches.parts(s, dataset.labels))))
 
 
-SCRIPT = Script("train_search", __doc__, FLAGS, "search", prepare, check, search,
-                {"softmax": SOFTMAX}, cures.outcome, derive_again)
-
 if __name__ == "__main__":
-    main(SCRIPT)
+    main(command)

@@ -1,12 +1,13 @@
-"""What a script tells its user to do next."""
+"""What a search tells its user to do next."""
 import math
 import shlex
 
 from engine.data import DATA_FLAGS
 
 
-def training_command(run, s, also=()):
+def training_command(run, also=()):
     """How to train what a search has found. also: (name, default) of more settings."""
+    s = run.s
     command = ["python", "train_eval.py", "--arch", run.path("genotype.json"),
                "--dataset", s.dataset]
     defaults = {name: DATA_FLAGS[name][0] for name in ("data", "image_size")}
@@ -17,11 +18,11 @@ def training_command(run, s, also=()):
     return shlex.join(command)
 
 
-def explain_empty_cell(parts, names, rows, s, gates, derive):
+def explain_empty_cell(parts, s, gates, derive):
     """Why a genotype has an empty cell, (a line, a flag that would give one), or None.
 
-    parts, names, rows: what the matrices of gates, their columns and their rows are
-    called; derive: makes the genotype of these gates, by changed settings if any.
+    parts: what the matrices of `gates` are called; derive: makes the genotype of these
+    gates, by changed settings if any.
     """
     empty = [part for part, edges in zip(parts, derive()) if not edges]
     if not empty:
@@ -34,16 +35,7 @@ def explain_empty_cell(parts, names, rows, s, gates, derive):
     if not lower:
         return ("none is the best operation of so many edges that no threshold gives a cell. "
                 "Search without it (--primitives), or go on:", f"--epochs {2 * s.epochs}")
-    flag, best = f"--threshold {max(lower)}", {}
-    for part, matrix in zip(parts, gates):
-        gate, row, op = max((gate, row, op) for row, values in zip(rows, matrix.tolist())
-                            for op, gate in zip(names, values) if op != "none")
-        best[part] = gate, f"{op}, {row}"
-    short = [f"{part} cell: {gate:.4f}, {where}" for part, (gate, where) in best.items()
-             if gate < s.threshold]
-    if short:
-        return (f"no gate of a cell reaches --threshold {s.threshold}; the nearest is, "
-                f"{'; '.join(short)}. Search longer, with a larger --w01 or --arch_learning_rate, "
-                "or derive again from the gates recorded:", flag)
-    return (f"the {empty[0]} cell is empty: the edges whose gate reaches --threshold {s.threshold} "
-            "do not lead from an input to the output. Derive again with a lower one:", flag)
+    largest = max(matrix.max().item() for matrix in gates)
+    return (f"the {empty[0]} cell is empty: too few gates reach --threshold {s.threshold}, the "
+            f"largest is {largest:.4f}. Search longer, with a larger --w01 or "
+            "--arch_learning_rate, or derive again with a lower one:", f"--threshold {max(lower)}")

@@ -1,4 +1,5 @@
 """Batches of a dataset: halves, shares of classes, augmentation of whole batches."""
+import copy
 import functools
 
 import torch
@@ -43,29 +44,25 @@ def parts(s, labels):
     return split(len(labels), s.train_portion, s.seed)
 
 
-def halves(s, dataset, device):
-    """The training set in two: endless batches for the weights, and for alpha."""
-    images, labels, mean, std = (t.to(device) for t in (dataset.images, dataset.labels,
-                                                        dataset.mean, dataset.std))
-    augmentation, (first, second) = recipe(dataset), parts(s, dataset.labels)
+def halves(run):
+    """The training set of a search in two: endless batches for the weights, and for
+    alpha."""
+    s, whole = run.s, Pictures(run.dataset, run.device)
+    augmentation, (first, second) = recipe(run.dataset), parts(s, run.dataset.labels)
     if s.single_level:  # there, weights and alpha have all of them
         first = torch.cat([first, second])
     for stream, half in enumerate((first, second), 2):
-        half = half.to(device)
-        yield Batches(images[half], labels[half], mean, std, s.batch_size, augmentation.padding,
+        yield Batches(whole.part(half.to(run.device)), s.batch_size, augmentation.padding,
                       augmentation.flip, 0, generator(s.seed, stream))
 
 
-def training_set(s, dataset, device):
-    """Endless training batches, and (images, labels, mean, std) of the test set."""
-    images, labels, mean, std, *test = (t.to(device) for t in (
-        dataset.images, dataset.labels, dataset.mean, dataset.std, dataset.test_images,
-        dataset.test_labels))
-    augmentation = recipe(dataset)
-    batches = Batches(images, labels, mean, std, s.batch_size * s.accumulate,
+def training_set(run):
+    """Endless batches of all training pictures, and the Pictures of the test set."""
+    s, augmentation = run.s, recipe(run.dataset)
+    batches = Batches(Pictures(run.dataset, run.device), s.batch_size * s.accumulate,
                       augmentation.padding, augmentation.flip,
                       s.cutout_length if s.cutout else 0, generator(s.seed, 2))
-    return batches, (*test, mean, std)
+    return batches, Pictures(run.dataset, run.device, test=True)
 
 
 def check_fractions(s):
@@ -87,11 +84,6 @@ def check_batch(batch_size, count):
     if batch_size > count:
         raise UserError(f"--batch_size {batch_size} is larger than the {count} pictures it is "
                         f"drawn from: give --batch_size {count} or less")
-
-
-def normalize(images, mean, std):
-    """uint8 (B, C, H, W) -> float32 of mean 0 and deviation 1 in each channel."""
-    return images.float().sub_(mean[:, None, None]).div_(std[:, None, None])
 
 
 def random_crop_flip(images, chosen, padding, flip):
@@ -130,6 +122,40 @@ def _intervals(size, length, device):
     return ((distance >= 0) & (distance < length)).float()
 
 
+class Pictures:
+    """A dataset's training or test pictures, on a device, with the mean and the deviation
+    of training pictures."""
+
+    def __init__(self, dataset, device, test=False):
+        self.images = (dataset.test_images if test else dataset.images).to(device)
+        self.labels = (dataset.test_labels if test else dataset.labels).to(device)
+        self.mean, self.std = dataset.mean.to(device), dataset.std.to(device)
+
+    def part(self, indices):
+        """Those of the indices."""
+        some = copy.copy(self)
+        some.images, some.labels = self.images[indices], self.labels[indices]
+        return some
+
+    def read(self, parts, random=False):
+        """The pictures of each part, rows that begin with a picture's index."""
+        if isinstance(self.images, Files):
+            return self.images.read([part.cpu() for part in parts], random)
+        return (self.images.index_select(0, part[:, 0]) for part in list(parts))
+
+    def normalize(self, images):
+        """uint8 (B, C, H, W) -> float32 of mean 0 and deviation 1 in each channel."""
+        return images.float().sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
+
+    def in_order(self, batch_size=256):
+        """All pictures once, as they are, in batches of (images, labels). Of several
+        processes, each gets its share of the batches."""
+        indices = torch.arange(len(self.labels), device=self.labels.device)[:, None]
+        parts = indices.split(batch_size)[processes.rank()::processes.size()]
+        for images, part in zip(self.read(parts), parts):
+            yield self.normalize(images), self.labels.index_select(0, part[:, 0])
+
+
 class Batches:
     """An endless stream of augmented batches; len: batches in a pass over the pictures.
 
@@ -140,78 +166,58 @@ class Batches:
     continues exactly there.
     """
 
-    def __init__(self, images, labels, mean, std, batch_size, padding, flip, cutout_length,
-                 generator):
-        check_batch(batch_size, len(images))
-        self.images, self.labels, self.mean, self.std = images, labels, mean, std
-        self.batch_size, self.generator = batch_size, generator
+    def __init__(self, pictures, batch_size, padding, flip, cutout_length, generator):
+        check_batch(batch_size, len(pictures.images))
+        self.pictures, self.batch_size, self.generator = pictures, batch_size, generator
         self.padding, self.flip, self.cutout_length = padding, flip, cutout_length
         self.before, self.position, self.parts = generator.get_state(), 0, []
-        self.pictures, self.plan = iter(()), None
+        self.ahead, self.plan = iter(()), None
 
     def __len__(self):
-        return len(self.images) // self.batch_size
+        return len(self.pictures.labels) // self.batch_size
 
     def begin_pass(self, position=0):
         self.before, self.position = self.generator.get_state(), position
-        count, _, height, width = self.images.shape
+        count, _, height, width = self.pictures.images.shape
         crops = (2 * self.padding + 1) ** 2 * (2 if self.flip else 1)
         draws = [torch.randint(high, (count,), generator=self.generator)
                  for high in (crops, height, width, 2 ** 62)]
         order = torch.randperm(count, generator=self.generator)
-        self.plan = torch.stack([order, *draws], 1).to(self.labels.device)  # (N, 5)
+        self.plan = torch.stack([order, *draws], 1).to(self.pictures.labels.device)  # (N, 5)
         self.close()
         self.parts = [processes.local_part(part)
                       for part in self.plan[position:].split(self.batch_size)
                       if len(part) == self.batch_size]
-        self.pictures = read(self.images, self.parts, random=True)
+        self.ahead = self.pictures.read(self.parts, random=True)
 
     def next(self):
         """-> images (B, C, H, W) float32, labels (B,)"""
         if not self.parts:
             self.begin_pass()
         self.position += self.batch_size
-        return self.augmented(next(self.pictures), self.parts.pop(0))
+        return self.augmented(next(self.ahead), self.parts.pop(0))
 
     def last(self):
         """The batch, of all processes, that `next` gave last."""
         part = self.plan[self.position - self.batch_size:self.position]
-        return self.augmented(next(iter(read(self.images, [part], random=True))), part)
+        return self.augmented(next(iter(self.pictures.read([part], random=True))), part)
 
-    def augmented(self, pictures, part):
+    def augmented(self, images, part):
         chosen, crops, y, x, _ = part.unbind(1)
-        images = random_crop_flip(pictures, crops, self.padding, self.flip)
-        images = normalize(images, self.mean, self.std)
+        images = random_crop_flip(images, crops, self.padding, self.flip)
+        images = self.pictures.normalize(images)
         if self.cutout_length:
             images = cutout(images, y, x, self.cutout_length)
-        return images, self.labels.index_select(0, chosen)
+        return images, self.pictures.labels.index_select(0, chosen)
 
     def close(self):
         """End the processes that read ahead."""
-        if hasattr(self.pictures, "close"):
-            self.pictures.close()
+        if hasattr(self.ahead, "close"):
+            self.ahead.close()
 
     def state_dict(self):
         return {"generator": self.before, "position": self.position}
 
     def load_state_dict(self, state):
-        if type(state["position"]) is not int or not 0 <= state["position"] <= len(self.images):
-            raise ValueError(f"{state['position']!r} is no place among the pictures")
         self.generator.set_state(state["generator"])
         self.begin_pass(state["position"])
-
-
-def read(images, parts, random=False):
-    """The pictures of each part, whose rows begin with their index."""
-    if isinstance(images, Files):
-        return images.read([part.cpu() for part in parts], random)
-    return (images.index_select(0, part[:, 0]) for part in list(parts))
-
-
-def in_order(images, labels, mean, std, batch_size=256):
-    """All pictures once, as they are, in batches of (images, labels). Of several
-    processes, each gets its share of the batches."""
-    indices = torch.arange(len(labels), device=labels.device)[:, None]
-    parts = indices.split(batch_size)[processes.rank()::processes.size()]
-    for pictures, part in zip(read(images, parts), parts):
-        yield normalize(pictures, mean, std), labels.index_select(0, part[:, 0])

@@ -12,14 +12,14 @@ from collections import namedtuple
 import torch
 
 from engine import processes
-from engine.flags import UserError, first_line, number, one_of, path_name
+from engine.flags import UserError, first_line, number, one_of
 from engine.pictures import Files, read_folder
 from engine.recipes import RECIPES
 from model_eval import LARGE
 
 DATA_FLAGS = {
     "dataset": (None, one_of(RECIPES), f"one of {', '.join(RECIPES)}"),
-    "data": ("data", path_name, "folder of the downloaded sets, or of your pictures"),
+    "data": ("data", str, "folder of the downloaded sets, or of your pictures"),
     "image_size": (32, number(int, 8), "side to which your pictures are brought, in pixels"),
     "skip_bad_images": (False, bool, "leave out files that cannot be used as pictures"),
     "stream": (False, bool, "read your pictures from their files as they are asked for"),
@@ -81,11 +81,13 @@ def load_asked(given, device):
     return load("digits"), f"digits, since {reason}; --dataset cifar10 asks for the other"
 
 
-def load_again(run, settings, device):
-    """The Dataset that `run` began with. Raises UserError if it has changed."""
-    dataset, _ = load_asked(settings, device)
-    run.check_fingerprint(fingerprint(dataset))
-    return dataset
+def load_again(run):
+    """Of the Run, the Dataset that it began with. Raises UserError if it has changed."""
+    run.dataset, _ = load_asked(vars(run.s), run.device)
+    found, expected = fingerprint(run.dataset), run.config["fingerprint"]
+    if found != expected:
+        raise UserError(f"the dataset is not the one that the run {run.folder!r} began with: its "
+                        f"fingerprint is {found}, not {expected}; name the right folder by --data")
 
 
 def facts(dataset):
@@ -120,14 +122,20 @@ def _digits():
 
 def _torchvision(name, root):
     from torchvision import datasets
-    make = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100,
-            "fashionmnist": datasets.FashionMNIST, "svhn": _svhn}[name]
     tensors = []
     for train in (True, False):
+        make = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100,
+                "fashionmnist": datasets.FashionMNIST, "svhn": datasets.SVHN}[name]
+        part = {"split": "train" if train else "test"} if name == "svhn" else {"train": train}
         try:
-            part = _quietly(make, root, train)
-            images = torch.as_tensor(part.data)
-            labels = torch.as_tensor(part.labels if name == "svhn" else part.targets)
+            try:
+                found = make(root, **part, download=False)
+            except RuntimeError:  # not there, or damaged; downloading prints to the screen
+                found = make(root, **part, download=True)
+            images = torch.as_tensor(found.data)
+            labels = torch.as_tensor(found.labels if name == "svhn" else found.targets).long()
+            if not len(images) == len(labels) > 0 or images.dtype != torch.uint8:
+                raise ValueError(f"{len(labels)} labels for {len(images)} pictures")
         except Exception as error:  # torchvision reads FashionMNIST without verifying it
             raise UserError(
                 f"{name} is not in {root!r} or is damaged, and cannot be downloaded "
@@ -135,27 +143,7 @@ def _torchvision(name, root):
                 "folder") from None
         if images.ndim == 3:
             images = images[:, None]
-        elif images.ndim == 4 and images.shape[-1] == 3:
+        elif images.shape[-1] == 3:
             images = images.permute(0, 3, 1, 2).contiguous()
-        classes = getattr(part, "classes", list("0123456789"))
-        shape = (len(labels.flatten()), *((1, 28, 28) if name == "fashionmnist" else (3, 32, 32)))
-        if (images.dtype != torch.uint8 or images.shape != shape or labels.ndim != 1
-                or labels.is_floating_point() or not len(labels)
-                or not 0 <= labels.min() <= labels.max() < len(classes)):
-            raise UserError(f"{name} in {root!r} is damaged: it has {labels.numel()} labels for "
-                            f"pictures {tuple(images.shape)}; remove it to download it again")
-        tensors += [images, labels.long()]
-    return *tensors, classes
-
-
-def _svhn(root, train, download):
-    from torchvision.datasets import SVHN
-    return SVHN(root, "train" if train else "test", download=download)
-
-
-def _quietly(make, root, train):
-    """Reads the set; only if that fails, downloads it, which prints to the screen."""
-    try:
-        return make(root, train=train, download=False)
-    except RuntimeError:  # not there, or damaged
-        return make(root, train=train, download=True)
+        tensors += [images, labels]
+    return *tensors, getattr(found, "classes", list("0123456789"))

@@ -4,7 +4,7 @@ checkpoint.pt, and the script's own results, see folders.py. A script's loop is
 
     with run:
         run.track(network=network, sgd=sgd, ...)    # what a checkpoint holds; loads it
-        for epoch in run.epochs():                  # those left, until run.over()
+        for epoch in run.epochs():                  # those that are left
             for _ in run.steps(count):              # those that are left in the epoch
                 run.add(loss=loss, ...)             # sums up
             run.end_epoch(row, lines)
@@ -28,9 +28,7 @@ import torch
 from engine import processes
 from engine.devices import name_of, peak_memory, reset_peak_memory
 from engine.flags import UserError, is_out_of_memory, reason
-from engine.folders import Folder
-
-LOOP = ("random", "rows", "done", "sums", "seconds", "machine")  # of a checkpoint
+from engine.folders import Folder, read_tensors, reading
 
 
 class Stopped(Exception):
@@ -39,14 +37,12 @@ class Stopped(Exception):
 
 class Run(Folder):
     """A folder and the loop that fills it. .rows: the metrics of the epochs that are
-    done; .over: whether no epoch is left; .between_epochs: called when one is done and
-    written."""
+    done; .device: what computes them; .dataset: what they are of."""
+    device = dataset = None
 
-    def __init__(self, folder, config):
-        super().__init__(folder, config)
+    def __init__(self, folder, s, config):
+        super().__init__(folder, s, config)
         self.rows, self.tracked, self.checkpoint = [], {}, None
-        self.over = lambda: len(self.rows) >= self.config["settings"]["epochs"]
-        self.between_epochs = lambda: None
         self.done, self.count, self.sums, self.seconds = 0, 0, {}, 0.0  # of the epoch in progress
         self.totals, self.begun = None, 0.0  # of the epoch's figures, on the device; when it began
         self.machine, self.troubled = {}, False  # see `save_checkpoint`, `read_figures`
@@ -79,29 +75,18 @@ class Run(Folder):
             if self.descriptor is not None:
                 os.close(self.descriptor)
 
-    def resume(self, settings):
-        """Take over settings that have changed, which `track` writes when all is read,
-        and read the checkpoint, if there is one. Raises UserError."""
+    def read_checkpoint(self):
+        """What was written last, if anything was. Raises UserError."""
         with processes.rank_0_first():
             for name in os.listdir(self.folder):
                 if name.endswith(".part"):  # of a process that was killed
                     os.remove(self.path(name))
-        self.changed = settings != self.config["settings"]
-        if self.changed:
-            self.config["settings"] = settings
-            self.config["commands"].append(sys.argv)
-        try:
-            self.checkpoint = self.load("checkpoint.pt", LOOP)
-            self.restore(self, "loop", {"loop": self.checkpoint})
-        except FileNotFoundError:  # it was stopped before its first
-            pass
-
-    def check_fingerprint(self, fingerprint):
-        """Raises UserError where the dataset is not the one that the run began with."""
-        if fingerprint != self.config["fingerprint"]:
-            raise UserError(f"the dataset is not the one that the run {self.folder!r} began with: "
-                            f"its fingerprint is {fingerprint}, not {self.config['fingerprint']}; "
-                            "name the right folder by --data")
+        with contextlib.suppress(FileNotFoundError):  # it was stopped before its first
+            self.checkpoint = read_tensors(self.path("checkpoint.pt"))
+        if self.checkpoint:
+            with reading(self.path("checkpoint.pt")):
+                for name in ("rows", "done", "sums", "seconds", "machine"):
+                    setattr(self, name, self.checkpoint[name])
 
     # ------------------------------------------------------------ the loop
 
@@ -110,13 +95,15 @@ class Run(Folder):
         there is a checkpoint. From here on, signals end the run as said above. Raises
         UserError."""
         if self.checkpoint:
-            for name, part in parts.items():
-                self.restore(part, name, self.checkpoint)
-            set_generators(self.checkpoint["random"])
+            with reading(self.path("checkpoint.pt")):
+                for name, part in parts.items():
+                    part.load_state_dict(self.checkpoint[name])
+                set_generators(self.checkpoint["random"])
         else:
             processes.differ()
         self.tracked, self.checkpoint = parts, None
-        reset_peak_memory(self.device())
+        if self.device is not None:
+            reset_peak_memory(self.device)
         if self.changed:
             self.write_config()
         for what, now in (("threads", torch.get_num_threads()), ("processes", processes.size())):
@@ -125,43 +112,6 @@ class Run(Folder):
                               f"{now}: it goes on, but not bit for bit")
         for number in (signal.SIGINT, signal.SIGTERM):
             self.former_handlers[number] = signal.signal(number, self.receive)
-
-    def restore(self, part, name, state):
-        """Bring `part` to what `state` holds under `name`. Raises UserError."""
-        try:
-            if isinstance(part, torch.optim.Optimizer):
-                check_optimizer(part, state[name])
-            part.load_state_dict(state[name])
-        except Exception as error:  # whatever a crafted state makes of it
-            fault = " ".join(str(error).split())[:200]
-            fault = f"it lacks {fault}" if isinstance(error, KeyError) else fault
-            raise UserError(f"what {self.folder!r} holds does not fit its settings: "
-                            f"{fault}") from None
-
-    def load_state_dict(self, state):
-        """Where the loop was. What is raised here, `restore` reports."""
-        rows, done, sums, seconds = (state[key] for key in ("rows", "done", "sums", "seconds"))
-        self.machine = dict(state["machine"])
-        if not isinstance(rows, list) or [row["epoch"] for row in rows] != list(
-                range(1, len(rows) + 1)):
-            raise ValueError("the epochs of its rows are not 1, 2, ...")
-        for row in rows:
-            if row.keys() != rows[0].keys() or "seconds" not in row or not all(
-                    value is None or type(value) in (int, float) and math.isfinite(value)
-                    for value in row.values()):
-                raise ValueError("its rows are not numbers in the same columns")
-        if type(done) is not int or not 0 <= done < 2**31 or bool(done) != bool(sums):
-            raise ValueError(f"{done!r} is no number of steps")
-        if type(seconds) is not float or not 0 <= seconds < math.inf:
-            raise ValueError(f"{seconds!r} is no number of seconds")
-        for cpu, cuda in state["random"]:
-            torch.Generator().set_state(cpu)  # or it raises
-            if not (cuda is None or cuda.dtype == torch.uint8):
-                raise ValueError("no state of a generator")
-        if not state["random"]:
-            raise ValueError("it has no state of a generator")
-        self.rows, self.done, self.seconds = list(rows), done, seconds
-        self.sums = {name: float(value) for name, value in sums.items()}
 
     def receive(self, number, frame):
         if self.signal and number == signal.SIGINT and processes.size() == 1:  # torchrun repeats it
@@ -174,31 +124,28 @@ class Run(Folder):
         if self.signal:
             raise Stopped
 
-    def epochs(self):
-        """The epochs that are left, from 0, each until its `end_epoch`."""
-        while not self.over():
+    def epochs(self, until=lambda: False):
+        """The epochs that are left, from 0, each until its `end_epoch`. until: whether
+        the run has ended before its last."""
+        while len(self.rows) < self.s.epochs and not until():
             yield len(self.rows)
-            if not self.over():
-                self.between_epochs()
 
     def steps(self, count):
         """The steps that are left of `count` in this epoch, with a progress bar where
         stdout is a terminal. After each, it may save, or stop."""
         self.count, saved = count, time.monotonic()
         self.begun = saved - self.seconds
-        settings = self.config["settings"]
         with progress_bar(count, self.done, self.title()) as self.bar:
             while self.done < count:
                 yield self.done
                 self.done += 1
                 if self.bar is not None:
                     self.bar.update()
-                read = self.done % settings["log_every"] == 0
+                read = self.done % self.s.log_every == 0
                 if processes.size() > 1 and not read:
                     continue  # ranks agree, and wait for each other, now and then
                 self.stop_if_asked()
-                if processes.maximum(time.monotonic() - saved
-                                     >= 60 * settings["checkpoint_minutes"]):
+                if processes.maximum(time.monotonic() - saved >= 60 * self.s.checkpoint_minutes):
                     self.save_checkpoint()
                     saved = time.monotonic()
                 elif read:
@@ -209,13 +156,11 @@ class Run(Folder):
             processes.average_statistics(self.tracked["network"])
 
     def column(self, name):
-        """A metric of every epoch. Raises UserError."""
-        if self.rows and name not in self.rows[0]:
-            raise UserError(f"the epochs that {self.folder!r} holds have no column {name}")
+        """A metric of every epoch."""
         return [row[name] for row in self.rows]
 
     def title(self):
-        return f"epoch {len(self.rows) + 1}/{self.config['settings']['epochs']}"
+        return f"epoch {len(self.rows) + 1}/{self.s.epochs}"
 
     def add(self, norm, *others, **figures):
         """Sum up what a step has computed: `figures`, scalar tensors, the first of them
@@ -238,14 +183,13 @@ class Run(Folder):
             return
         values = processes.average([self.totals])[0].tolist()
         if not all(map(math.isfinite, values)):
-            settings = self.config["settings"]
             rates = [f"--{name}" for name in ("learning_rate", "arch_learning_rate")
-                     if name in settings]
+                     if hasattr(self.s, name)]
             raise UserError(
                 f"the loss or a gradient is not finite in epoch {len(self.rows) + 1}, step "
                 f"{self.done} or before; the last checkpoint is of before and stays. Start a new "
                 f"run with a lower {' or '.join(rates)}"
-                + (", or without --amp" if settings["amp"] else ""))
+                + (", or without --amp" if self.s.amp else ""))
         self.sums = dict(zip(self.names, values))
         trouble = "precision" in self.tracked and self.tracked["precision"].trouble()
         if trouble and not self.troubled:  # said once
@@ -267,12 +211,8 @@ class Run(Folder):
 
     def end_epoch(self, row, lines):
         """Keep the epoch's `row` of metrics, save a checkpoint, and print `lines`."""
-        self.seconds = time.monotonic() - self.begun
-        title = self.title()
-        if self.rows and self.rows[0].keys() != {*row, "seconds"}:
-            raise UserError(f"the epochs that {self.folder!r} holds have other columns than "
-                            f"{', '.join(row)}")
-        self.rows.append({**row, "seconds": round(self.seconds, 2)})
+        title, seconds = self.title(), round(time.monotonic() - self.begun, 2)
+        self.rows.append({**row, "seconds": seconds})
         self.done, self.sums, self.totals, self.seconds = 0, {}, None, 0.0
         text = io.StringIO()
         writer = csv.DictWriter(text, self.rows[0], lineterminator="\n")
@@ -280,22 +220,18 @@ class Run(Folder):
         writer.writerows(self.rows)
         self.write("metrics.csv", text.getvalue())
         self.save_checkpoint()
-        self.log(f"{title}  {self.rows[-1]['seconds']:.1f} s  {lines}")
-
-    def device(self):
-        """That of the network, or the CPU."""
-        network = self.tracked.get("network")
-        return torch.device("cpu") if network is None else next(network.parameters()).device
+        self.log(f"{title}  {seconds:.1f} s  {lines}")
 
     def save_checkpoint(self):
         """Of all that is tracked. machine: what computed it, and its largest memory."""
         self.read_figures()
         if self.done:
             self.seconds = time.monotonic() - self.begun
-        memory = max(peak_memory(self.device()), self.machine.get("memory", 0))
-        self.machine = {"device": name_of(self.device()), "memory": memory}
         if "network" in self.tracked:
             processes.average_statistics(self.tracked["network"])
+        device = self.device or torch.device("cpu")
+        memory = max(peak_memory(device), self.machine.get("memory", 0))
+        self.machine = {"device": name_of(device), "memory": memory}
         self.save("checkpoint.pt", {
             "random": processes.gather(generators()), "rows": self.rows, "done": self.done,
             "sums": self.sums, "seconds": self.seconds, "machine": self.machine,
@@ -328,21 +264,3 @@ def progress_bar(count, done, title):
     except ImportError:
         return contextlib.nullcontext()
     return tqdm(total=count, initial=done, desc=title, leave=False)
-
-
-def check_optimizer(optimizer, state):
-    """Raises where `state` is not of this optimizer: load_state_dict would take it, and
-    a step would fail."""
-    own = optimizer.state_dict()["param_groups"]
-    for group, like in zip(state["param_groups"], own, strict=True):
-        if {**group, "lr": 0} != {**like, "lr": 0} or not 0 <= group["lr"] < math.inf:
-            raise ValueError("an optimizer has other settings")
-    names = {"momentum_buffer"} if "momentum" in own[0] else {"step", "exp_avg", "exp_avg_sq"}
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    for index, values in state["state"].items():
-        shape = weights[index].shape
-        if values.keys() != names or values.get("step", torch.tensor(0)) < 0 or not all(
-                value.shape == (() if name == "step" else shape) and value.isfinite().all()
-                and value.layout == torch.strided and value.dtype == torch.float32
-                for name, value in values.items()):
-            raise ValueError("what an optimizer keeps of a weight is not of its shape and type")

@@ -71,7 +71,7 @@ def passes(count, most, epochs, steps):
     return dict(batch_size=batch, epochs=max(epochs, math.ceil(steps / max(1, count // batch))))
 
 
-def describe(dataset, settings, names):
+def describe(dataset, s, names):
     """The line of a new run on a folder, of the settings `names` of its recipe."""
     return (f"settings for {len(dataset.labels):,} pictures of {dataset.images.shape[2]} pixels: "
-            + " ".join(f"--{name} {settings[name]}" for name in sorted(names)))
+            + " ".join(f"--{name} {getattr(s, name)}" for name in sorted(names)))

@@ -21,7 +21,7 @@ def write_report(run, results, command):
         "versions": f"torch {config['torch']}, Python {config['python']}",
         "device": f"{run.machine['device']}; threads: {config['threads']}, processes: "
                   f"{config['processes']}",
-        "dataset": f"{config['settings']['dataset']}, pictures of "
+        "dataset": f"{run.s.dataset}, pictures of "
                    f"{'x'.join(map(str, config['shape']))}, {len(config['classes'])} classes, "
                    f"fingerprint {config['fingerprint']}",
         "epochs": f"{len(run.rows)} in {seconds:.0f} s",

@@ -1,103 +1,68 @@
 """How a script begins: a new run of the flags given, or one that goes on."""
-import argparse
 import importlib.util
+import sys
+from argparse import Namespace
 
 import torch
 
 from engine import data, recipes
 from engine.devices import choose_device
-from engine.flags import Parser, refuse, resumed_settings
+from engine.flags import Parser, resumed_settings
 from engine.loop import Run
 
 # What a run does without where a package is not installed
 OPTIONAL = {"tqdm": "the progress bar", "matplotlib": "figures"}
 
 
-class Script:
-    """A script as a function of no argument, which main calls.
-
-    name: of its file; table: its flags; recipe: its half of a Recipe, "search" or
-    "eval"; prepare: from the flags given to those flags, the defaults that they change,
-    and the names of flags that are of no use then; check(s, dataset): raises UserError;
-    work(run, s, dataset): does the run and returns the exit code; presets: {name:
-    {flag: value}} for the help; over(s, rows), again(run, s): whether a run has ended,
-    and what to do then on --resume; evaluate(run, s, dataset): what --evaluate does.
-    """
-
-    def __init__(self, name, description, table, recipe, prepare, check, work, presets={},
-                 over=None, again=None, evaluate=None):
-        self.name, self.description, self.table, self.recipe = name, description, table, recipe
-        self.prepare, self.check, self.work, self.presets = prepare, check, work, presets
-        self.over, self.again, self.evaluate = over, again, evaluate
-
-    def parser(self):
-        """The Parser of its flags."""
-        differ = {name: getattr(found, self.recipe) for name, found in recipes.RECIPES.items()}
-        return Parser(self.description + recipes.RULE, self.table, {**self.presets, **differ})
-
-    def __call__(self):
-        parser = self.parser()
-        parser.add_argument("--resume", metavar="RUN", help="folder of a run to go on with")
-        if self.evaluate:
-            parser.add_argument("--evaluate", metavar="RUN", help="folder of a run to test")
-        given = parser.parse_args()
-        if "evaluate" in given:
-            refuse(given, ["resume"], "and --evaluate are two things")
-            return self.test(parser, given)
-        return self.resume(parser, given) if "resume" in given else self.start(parser, given)
-
-    def start(self, parser, given):
-        """A new run with the flags `given`."""
-        given, changed, unused = self.prepare(given)
-        dataset, why = data.load_asked(given, choose_device(given.get("device", "auto")))
-        suggested = getattr(recipes.recipe(dataset), self.recipe)
-        settings = {**parser.defaults(), **changed, **suggested, **given, "dataset": dataset.name}
-        s = argparse.Namespace(**settings)
-        self.check(s, dataset)
-        use_threads(s)
-        with Run.create(self.name, settings, **data.facts(dataset)) as run:
-            if why:
-                run.log(f"dataset: {why}")
-            if s.dataset == "folder":
-                run.log(recipes.describe(dataset, settings, suggested.keys() - unused))
-            say_what_is_left_out(run)
-            return self.work(run, s, dataset)
-
-    def resume(self, parser, given):
-        """Go on with a run."""
-        with Run.open(given["resume"], self.name) as run:
-            settings = resumed_settings(run, parser, given)
-            s = argparse.Namespace(**settings)
-            use_threads(s)
-            device = choose_device(s.device)
-            run.resume(settings)
-            if self.over and self.over(s, run.rows):
-                return self.again(run, s)
-            dataset = data.load_again(run, settings, device)
-            say_what_is_left_out(run)
-            return self.work(run, s, dataset)
-
-    def test(self, parser, given):
-        """What --evaluate asks for."""
-        run = Run.open(given["evaluate"], self.name)
-        settings = resumed_settings(run, parser, given)
-        s = argparse.Namespace(**settings)
-        use_threads(s)
-        dataset = data.load_again(run, settings, choose_device(s.device))
-        return self.evaluate(run, s, dataset)
+def parser_of(description, table, kind, presets={}):
+    """The Parser of a script with this table of flags. kind: its half of a Recipe,
+    "search" or "eval"; presets: {name: {flag: value}}, for the help."""
+    differ = {name: getattr(found, kind) for name, found in recipes.RECIPES.items()}
+    parser = Parser(description + recipes.RULE, table, {**presets, **differ})
+    parser.add_argument("--resume", metavar="RUN", help="folder of a run to go on with")
+    return parser
 
 
-def use_threads(s):
-    if s.threads:
-        torch.set_num_threads(s.threads)
-
-
-def say_what_is_left_out(run):
-    settings = run.config["settings"]
-    if settings["plain"] and settings["recompute"]:
+def new_run(script, defaults, kind, given, unused, check):
+    """A new Run of the flags `given`; `defaults` holds where its dataset's recipe
+    does not change them. unused: flags that are of no use; check(s, dataset) raises
+    UserError."""
+    device = choose_device(given.get("device", "auto"))
+    dataset, why = data.load_asked(given, device)
+    suggested = getattr(recipes.recipe(dataset), kind)
+    s = Namespace(**{**defaults, **suggested, **given, "dataset": dataset.name})
+    check(s, dataset)
+    use_threads(s)
+    run = Run.create(script, s, **data.facts(dataset))
+    run.device, run.dataset = device, dataset
+    if why:
+        run.log(f"dataset: {why}")
+    if s.dataset == "folder":
+        run.log(recipes.describe(dataset, s, suggested.keys() - unused))
+    if s.plain and s.recompute:
         run.log("left out, since --plain computes as the pages say: --recompute")
     missing = [f"{what} ({package})" for package, what in OPTIONAL.items()
                if importlib.util.find_spec(package) is None]
     if missing:
         run.log(f"left out, since the package is not installed: {', '.join(missing)}; pip install "
                 "-r requirements.txt")
+    return run
+
+
+def old_run(script, folder, given):
+    """The Run in `folder`, with what may change as `given`, still without its
+    dataset."""
+    run = Run.open(folder, script)
+    settings = resumed_settings(run, given)
+    run.changed = settings != vars(run.s)
+    run.s = Namespace(**settings)
+    if run.changed:
+        run.config["commands"].append(sys.argv)
+    use_threads(run.s)
+    run.device = choose_device(run.s.device)
+    return run
+
+
+def use_threads(s):
+    if s.threads:
+        torch.set_num_threads(s.threads)

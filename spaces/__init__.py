@@ -1,35 +1,15 @@
-"""Search spaces by name. Each is a module that offers
-
-    PARTS                   the names of its matrices of gates, as in gates.npz
-    GENOTYPE, PUBLISHED     the class of its genotypes, and those known by a name
-    SEARCH_FLAGS, EVAL_FLAGS  the flags that not all spaces have
-    SEARCH_DEFAULTS, EVAL_DEFAULTS  the defaults that it changes, {flag: value}
-    CANDIDATES              a dictionary whose keys are the names of all its operations
-    RULES                   the settings that the genotype() of its supernet takes
-    problem(s, dataset)     what is wrong with the settings `s` of a search, or None
-    supernet(s, num_classes, shape, gate)  the network to search, of the settings `s`
-    derived(s, genotype, num_classes, shape)  the network that a genotype stands for
-    primitives(s), rows(s)  the columns and the number of rows of a matrix of gates
-    row_names(count)        what its rows are called in figures
-    dominant(gates, primitives)  names of a matrix's dominant operations (Fig. 1, 2)
-    kept_edges(gates, edges_per_node, primitives)  (rows, 1), 1: edges that may be kept
-    discrete_gates(genotype, gates, primitives)  the gates of a genotype, 0 and 1
-    checked(fields)         the genotype of {field: value}; raises ValueError
-    from_text(text)         its own text by str() there and back; raises ValueError
-    known(genotype)         what is known untrained, {column of metrics.csv: value}
-"""
+"""Search spaces by name: modules that offer what `space.Space` says; and the texts of their
+genotypes."""
+import json
+import os
 from collections import ChainMap
 
 from spaces import nasbench201, s1, s2
+from spaces.texts import GenotypeError, nearest, parse, short
 
-SPACES = {"s1": s1, "s2": s2, "nasbench201": nasbench201}
+SPACES = {"s1": s1.S1(), "s2": s2.S2(), "nasbench201": nasbench201.NB201()}
 # Those of all, in the order of the spaces; what is added to one is in here
 CANDIDATES = ChainMap(*(space.CANDIDATES for space in reversed(SPACES.values())))
-
-
-def of_genotype(genotype):
-    """The space of a genotype."""
-    return next(space for space in SPACES.values() if isinstance(genotype, space.GENOTYPE))
 
 
 def foreign(space, kind):
@@ -38,3 +18,53 @@ def foreign(space, kind):
     own = getattr(space, kind)
     return {flag: name for name, other in reversed(SPACES.items())
             for flag in getattr(other, kind) - own}
+
+
+def of_genotype(genotype):
+    """The space of a genotype."""
+    return next(space for space in SPACES.values() if isinstance(genotype, space.GENOTYPE))
+
+
+def read(text):
+    """(space, genotype) that a text means. Raises GenotypeError.
+
+    text: a published name ("FairDARTS_a"), the path of a genotype.json, or a
+        "Genotype(...)" as this project, DARTS and Fair DARTS print it: edges (op, node,
+        source), or pairs (op, source), two for each node; of another space, as `print`
+        shows it, for NAS-Bench-201 "|nor_conv_3x3~0|+|...|+|...|".
+    """
+    published = {name: genotype for space in SPACES.values()
+                 for name, genotype in space.PUBLISHED.items()}
+    if text in published:
+        return of_genotype(published[text]), published[text]
+    if text.startswith("|"):
+        return checked(nasbench201.fields_of(text))
+    if "Genotype(" in text:
+        return checked(parse(text))
+    if not os.path.isfile(text):
+        raise GenotypeError(f"unknown architecture {short(text)}: {nearest(text, published)}; "
+                            "a path to a genotype.json or a 'Genotype(...)' text works too")
+    try:
+        with open(text) as file:
+            return checked(json.load(file))
+    except OSError as error:
+        raise GenotypeError(f"{text}: {error.strerror}") from None
+    except GenotypeError as error:
+        raise GenotypeError(f"{text}: {error}") from None
+    except (ValueError, RecursionError):  # not JSON, or not even text
+        raise GenotypeError(f"{text}: not a JSON file") from None
+
+
+def checked(fields):
+    """(space, genotype) of {field: value}, every part checked. Raises GenotypeError."""
+    names = set(fields) if isinstance(fields, dict) else set()
+    for space in SPACES.values():
+        if names - {"normal_concat", "reduce_concat"} == set(space.GENOTYPE._fields):
+            return space, space.checked(fields)
+    raise GenotypeError("a genotype has exactly two cells, 'normal' and 'reduce'")
+
+
+def to_json(genotype):
+    """`genotype` as JSON: {"normal": [[op, node, source], ...], "reduce": [...]}, or in
+    another space its own fields."""
+    return json.dumps(genotype._asdict(), indent=1)

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-import fair_darts
 from genotypes import Edge
-from model_search import MixedOperation
+from model_search import MixedOperation, Supernet
 from spaces import s1
+from spaces.space import Space
+from spaces.texts import GenotypeError
 
 EDGES = [(node, source) for node in (1, 2, 3) for source in range(node)]  # the rows of gates
 TABLE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "nasbench201_cifar10.npz")
@@ -35,11 +36,6 @@ class CellGenotype(namedtuple("CellGenotype", "cell")):
         return "+".join("|" + "".join(
             f"{ops.get((node, source), 'none')}~{source}|" for source in range(node))
             for node in (1, 2, 3))
-
-
-PARTS, GENOTYPE, PUBLISHED, RULES = ("normal",), CellGenotype, {}, ("threshold",)
-SEARCH_FLAGS = {"primitives", "init_channels", "stage_cells"}
-EVAL_FLAGS = {"init_channels", "stage_cells"}
 
 
 # ---------------------------------------------------------------- the networks
@@ -64,10 +60,6 @@ OPS = {
     "nor_conv_1x1": lambda channels, affine: nor_conv(channels, 1, affine),
     "nor_conv_3x3": lambda channels, affine: nor_conv(channels, 3, affine),
     "none": lambda channels, affine: Zero()}
-CANDIDATES = OPS
-# Of the flags that other spaces have as well
-SEARCH_DEFAULTS = {"primitives": ",".join(op for op in OPS if op != "none")}
-EVAL_DEFAULTS = {"init_channels": 16}
 
 
 class SearchedCell(nn.Module):
@@ -144,42 +136,21 @@ class Stages(nn.Module):
         return self.classifier(self.last(x).mean((2, 3)))
 
 
-class SupernetNB201(Stages):
+class SupernetNB201(Stages, Supernet):
     """The supernet. in: (B, in_channels, H, W); out: logits (B, num_classes).
 
     .alphas: [one Parameter (6, operations)]; otherwise as model_search.Network.
     """
-    parts = PARTS
+    parts = ("normal",)
 
     def __init__(self, init_channels, stage_cells, num_classes, in_channels, gate, primitives):
         super().__init__(functools.partial(SearchedCell, primitives=primitives), init_channels,
                          stage_cells, num_classes, in_channels)
-        self.gate, self.primitives = gate, tuple(primitives)
-        scale = 1e-3 if gate == "softmax" else 0
-        self.alphas = nn.ParameterList([scale * torch.randn(len(EDGES), len(primitives))])
-
-    def weights(self):
-        """All parameters but the alphas."""
-        modules = self.stem, self.cells, self.last, self.classifier
-        return [w for module in modules for w in module.parameters()]
-
-    def compute_gates(self):
-        """[the gates of the alphas, (6, operations)]"""
-        [alphas] = self.alphas
-        return [self.gate(alphas) if callable(self.gate) else fair_darts.gates(alphas, self.gate)]
-
-    def all_gates(self):
-        """The N gates that the zero-one loss counts: (N,)"""
-        return self.compute_gates()[0].flatten()
+        self.start(gate, primitives, len(EDGES))
 
     def forward(self, images, gates=None):
         """gates: [(6, operations)], others than those of the alphas."""
         return self.logits(images, *(gates or self.compute_gates()))
-
-    def genotype(self, threshold=0.85, gates=None):
-        """The CellGenotype of the gates, or of others, see `discretize_edges`."""
-        [gates] = gates or self.compute_gates()
-        return discretize_edges(gates, threshold, self.primitives)
 
 
 class NetworkNB201(Stages):
@@ -193,16 +164,6 @@ class NetworkNB201(Stages):
 
     def forward(self, images):
         return self.logits(images), None
-
-
-def supernet(s, num_classes, shape, gate):
-    """For pictures of `shape` (C, H, W)."""
-    return SupernetNB201(s.init_channels, s.stage_cells, num_classes, shape[0], gate,
-                         primitives(s))
-
-
-def derived(s, genotype, num_classes, shape):
-    return NetworkNB201(genotype, s.init_channels, s.stage_cells, num_classes, shape[0])
 
 
 # ---------------------------------------------------------------- genotypes
@@ -230,8 +191,8 @@ def is_connected(edges):
     return 3 in reached
 
 
-def from_text(text):
-    """The CellGenotype of the benchmark's text. Raises ValueError."""
+def fields_of(text):
+    """{"cell": edges} of the benchmark's text. Raises GenotypeError."""
     parts = [part.split("|") for part in text.split("+")]
     edges = []
     for node, part in enumerate(parts, 1):
@@ -241,65 +202,10 @@ def from_text(text):
             break
         edges += [[op, node, source] for source, (op, _, _) in enumerate(names)]
     if len(parts) != 3 or len(edges) != len(EDGES):
-        raise ValueError(f"cannot read {text[:60]!r}: expected {CellGenotype([])}, with operations "
-                         f"out of {', '.join(OPS)}")
-    return checked({"cell": edges})
+        raise GenotypeError(f"cannot read {text[:60]!r}: expected {CellGenotype([])}, with "
+                            f"operations out of {', '.join(OPS)}")
+    return {"cell": edges}
 
-
-def checked(fields):
-    """The CellGenotype of {"cell": [[op, node, source], ...]}. Raises ValueError, which
-    names the edge."""
-    found = {}
-    if not isinstance(fields["cell"], list):
-        raise ValueError(f"cell: expected a list of edges, got {str(fields['cell'])[:60]}")
-    for item in fields["cell"]:
-        where = f"cell, edge {str(item)[:60]}: "
-        if not isinstance(item, (list, tuple)) or len(item) != 3:
-            raise ValueError(where + "expected (op, node, source)")
-        op, *place = item
-        if op not in list(OPS):
-            raise ValueError(where + f"unknown operation; choose from {', '.join(OPS)}")
-        if [*map(type, place)] != [int, int] or (*place,) not in EDGES:
-            raise ValueError(where + "it must enter a node from 1 to 3 and leave a state before")
-        if (*place,) in found:
-            raise ValueError(where + "the edge has two operations")
-        found[(*place,)] = op
-    return CellGenotype([Edge(found[place], *place) for place in EDGES
-                         if found.get(place, "none") != "none"])
-
-
-def dominant(gates, primitives):
-    """The best operation of each edge, the first of equals."""
-    return [primitives[row.index(max(row))] for row in torch.as_tensor(gates).tolist()]
-
-
-def discrete_gates(genotype, gates, primitives):
-    found = torch.zeros_like(gates[0])
-    for op, node, source in genotype.cell:
-        found[EDGES.index((node, source)), primitives.index(op)] = 1
-    return [found]
-
-
-def kept_edges(gates, edges_per_node, primitives):
-    return torch.ones_like(gates[:, :1])  # all are, each with its best operation
-
-
-def row_names(count):
-    return [f"{source} → {node}" for node, source in EDGES]
-
-
-primitives = s1.primitives
-
-
-def problem(s, dataset):
-    return s1.problem(s, dataset, OPS)
-
-
-def rows(s):
-    return len(EDGES)
-
-
-# ---------------------------------------------------------------- what is known of them
 
 @functools.cache
 def accuracies():
@@ -309,11 +215,61 @@ def accuracies():
         return file["accuracy"] / 100
 
 
-def known(genotype):
-    """Its accuracy and its rank in the benchmark (1 is the best), and its skips."""
-    ops = {(node, source): op for op, node, source in genotype.cell}
-    names = [ops.get(place, "none") for place in EDGES]
-    accuracy = accuracies()[tuple([*OPS].index(name) for name in names)]
-    return {"benchmark_accuracy": float(accuracy),
-            "benchmark_rank": 1 + int((accuracies() > accuracy).sum()),
-            "genotype_skips": names.count("skip_connect")}
+# ---------------------------------------------------------------- the space
+
+class NB201(s1.S1):
+    PARTS, GENOTYPE, PUBLISHED, CANDIDATES = ("normal",), CellGenotype, {}, OPS
+    SEARCH_FLAGS = {"primitives", "init_channels", "stage_cells"}
+    EVAL_FLAGS = {"init_channels", "stage_cells"}
+    # of the flags that other spaces have as well
+    SEARCH_DEFAULTS = {"primitives": ",".join(op for op in OPS if op != "none")}
+    EVAL_DEFAULTS = {"init_channels": 16}
+    dominant, kept_edges = Space.dominant, Space.kept_edges
+
+    def supernet(self, s, num_classes, shape, gate):
+        return SupernetNB201(s.init_channels, s.stage_cells, num_classes, shape[0], gate,
+                             self.primitives(s))
+
+    def derived(self, s, genotype, num_classes, shape):
+        return NetworkNB201(genotype, s.init_channels, s.stage_cells, num_classes, shape[0])
+
+    def genotype(self, s, gates):
+        return discretize_edges(gates[0], s.threshold, self.primitives(s))
+
+    def row_names(self, count):
+        return [f"{source} → {node}" for node, source in EDGES]
+
+    def discrete_gates(self, genotype, gates, primitives):
+        found = torch.zeros_like(gates[0])
+        for op, node, source in genotype.cell:
+            found[EDGES.index((node, source)), primitives.index(op)] = 1
+        return [found]
+
+    def checked(self, fields):
+        found = {}
+        if not isinstance(fields["cell"], list):
+            raise GenotypeError(f"cell: expected a list of edges, got {str(fields['cell'])[:60]}")
+        for item in fields["cell"]:
+            where = f"cell, edge {str(item)[:60]}: "
+            if not isinstance(item, (list, tuple)) or len(item) != 3:
+                raise GenotypeError(where + "expected (op, node, source)")
+            op, *place = item
+            if op not in list(OPS):
+                raise GenotypeError(where + f"unknown operation; choose from {', '.join(OPS)}")
+            if [*map(type, place)] != [int, int] or (*place,) not in EDGES:
+                raise GenotypeError(where + "it must enter a node from 1 to 3 and leave a state "
+                                    "before")
+            if (*place,) in found:
+                raise GenotypeError(where + "the edge has two operations")
+            found[(*place,)] = op
+        return CellGenotype([Edge(found[place], *place) for place in EDGES
+                             if found.get(place, "none") != "none"])
+
+    def known(self, genotype):
+        """Its accuracy and its rank in the benchmark (1 is the best), and its skips."""
+        ops = {(node, source): op for op, node, source in genotype.cell}
+        names = [ops.get(place, "none") for place in EDGES]
+        accuracy = accuracies()[tuple([*OPS].index(name) for name in names)]
+        return {"benchmark_accuracy": float(accuracy),
+                "benchmark_rank": 1 + int((accuracies() > accuracy).sum()),
+                "genotype_skips": names.count("skip_connect")}

@@ -1,73 +1,110 @@
 """The space S1, DARTS's cells, for what works on any space; its code is the root."""
+import warnings
+
 import torch
 
 import genotypes
-from fair_darts import dominant_operations, edge_row, strongest
+from fair_darts import discretize, dominant_operations, edge_row, prune, strongest
+from genotypes import LAST_NODE, Edge, Genotype
 from model_eval import LARGE, NetworkCIFAR, NetworkImageNet
 from model_search import Network
 from operations import OPS
-
-PARTS, GENOTYPE, PUBLISHED = Network.parts, genotypes.Genotype, genotypes.PUBLISHED
-RULES = "threshold", "edges_per_node", "ops_per_edge"
-SEARCH_FLAGS = {"primitives", "edges_per_node", "ops_per_edge", "init_channels", "layers", "nodes"}
-EVAL_FLAGS = {"init_channels", "layers", "auxiliary", "auxiliary_weight", "drop_path_prob",
-              "drop_path_on"}
-SEARCH_DEFAULTS, EVAL_DEFAULTS, CANDIDATES = {}, {}, OPS
+from spaces.space import Space
+from spaces.texts import GenotypeError, nearest, short
 
 
-def supernet(s, num_classes, shape, gate):
-    """For pictures of `shape` (C, H, W)."""
-    return Network(s.init_channels, num_classes, s.layers, s.nodes, shape[0], gate, primitives(s))
+class S1(Space):
+    PARTS, GENOTYPE, PUBLISHED, CANDIDATES = Network.parts, Genotype, genotypes.PUBLISHED, OPS
+    SEARCH_FLAGS = {"primitives", "edges_per_node", "ops_per_edge", "init_channels", "layers",
+                    "nodes"}
+    EVAL_FLAGS = {"init_channels", "layers", "auxiliary", "auxiliary_weight", "drop_path_prob",
+                  "drop_path_on"}
+
+    def problem(self, s, dataset):
+        for op in self.primitives(s):
+            if op not in self.CANDIDATES:
+                return (f"--primitives {op} is no operation of --space {s.space}; choose from "
+                        f"{', '.join(self.CANDIDATES)}")
+        if dataset == "imagenet" and s.image_size > LARGE:
+            return (f"the cells of {s.space} are searched on pictures of {LARGE} pixels or fewer, "
+                    f"not {s.image_size}: give --space s2 or --image_size 32")
+
+    def supernet(self, s, num_classes, shape, gate):
+        return Network(s.init_channels, num_classes, s.layers, s.nodes, shape[0], gate,
+                       self.primitives(s))
+
+    def derived(self, s, genotype, num_classes, shape):
+        """For pictures of more than 64 pixels the network that DARTS has for ImageNet."""
+        if shape[1] > LARGE:
+            return NetworkImageNet(genotype, s.init_channels, num_classes, s.layers, s.auxiliary)
+        return NetworkCIFAR(genotype, s.init_channels, num_classes, s.layers, s.auxiliary, shape[0])
+
+    def genotype(self, s, gates):
+        return discretize(*gates, s.threshold, s.edges_per_node, s.ops_per_edge, self.primitives(s))
+
+    def row_names(self, count):
+        return [f"{source} → {node}" for node in range(2, count + 2)
+                for source in range(node)][:count]
+
+    def dominant(self, gates, primitives):
+        return [edge.op for edge in dominant_operations(gates, primitives)]
+
+    def kept_edges(self, gates, edges_per_node, primitives):
+        kept = torch.zeros_like(gates[:, :1])
+        for edge, _ in strongest(gates, edges_per_node, primitives=primitives):
+            kept[edge_row(edge.node, edge.source)] = 1
+        return kept
+
+    def discrete_gates(self, genotype, gates, primitives):
+        found = [torch.zeros_like(matrix) for matrix in gates]
+        for matrix, edges in zip(found, genotype):
+            for op, node, source in edges:
+                matrix[edge_row(node, source), primitives.index(op)] = 1
+        return found
+
+    def checked(self, fields):
+        nodes = range(2, LAST_NODE + 1)
+        return Genotype(*[checked_cell(cell, fields[cell], fields.get(cell + "_concat", nodes))
+                          for cell in Genotype._fields])
 
 
-def derived(s, genotype, num_classes, shape):
-    """For pictures of more than 64 pixels the network that DARTS has for ImageNet."""
-    if shape[1] > LARGE:
-        return NetworkImageNet(genotype, s.init_channels, num_classes, s.layers, s.auxiliary)
-    return NetworkCIFAR(genotype, s.init_channels, num_classes, s.layers, s.auxiliary, shape[0])
-
-
-def problem(s, dataset, ops=OPS):
-    for op in primitives(s):
-        if op not in ops:
-            return (f"--primitives {op} is no operation of --space {s.space}; choose from "
-                    f"{', '.join(ops)}")
-    if dataset == "imagenet" and s.image_size > LARGE:
-        return (f"the cells of {s.space} are searched on pictures of {LARGE} pixels or fewer, not "
-                f"{s.image_size}: give --space s2 or --image_size 32")
-
-
-def primitives(s):
-    return s.primitives.split(",")
-
-
-def rows(s):
-    return s.nodes * (s.nodes + 3) // 2
-
-
-def row_names(count):
-    return [f"{source} → {node}" for node in range(2, count + 2)
-            for source in range(node)][:count]
-
-
-def dominant(gates, primitives):
-    return [edge.op for edge in dominant_operations(gates, primitives)]
-
-
-def kept_edges(gates, edges_per_node, primitives):
-    kept = torch.zeros_like(gates[:, :1])
-    for edge, _ in strongest(gates, edges_per_node, primitives=primitives):
-        kept[edge_row(edge.node, edge.source)] = 1
+def checked_cell(cell, items, concat):
+    """The edges of a cell, checked and pruned. concat: the nodes of its output."""
+    if not isinstance(items, list):
+        raise GenotypeError(f"{cell} cell: expected a list of edges, got {short(items)}")
+    if len(items) % 2 == 0 and all(isinstance(item, list) and len(item) == 2 for item in items):
+        items = [(op, 2 + index // 2, source) for index, (op, source) in enumerate(items)]
+    edges = []
+    for edge in (checked_edge(cell, item) for item in items):
+        if edge in edges:
+            raise GenotypeError(f"{cell} cell, edge {tuple(edge)}: it is named twice")
+        edges.append(edge)
+    kept = prune(edges)
+    if not kept:
+        reason = "it has no edge that comes from an input" if edges else "it has no edge"
+        raise GenotypeError(f"{cell} cell: {reason}")
+    for edge in edges:
+        if edge not in kept:
+            warnings.warn(f"{cell} cell: edge {tuple(edge)} dropped, "
+                          f"since nothing enters node {edge.source}")
+        elif not isinstance(concat, (list, range)) or edge.node not in concat:
+            raise GenotypeError(
+                f"{cell} cell, edge {tuple(edge)}: {cell}_concat leaves out node {edge.node}, "
+                "but a cell's output is the concatenation of all its nodes")
     return kept
 
 
-def discrete_gates(genotype, gates, primitives):
-    found = [torch.zeros_like(matrix) for matrix in gates]
-    for matrix, edges in zip(found, genotype):
-        for op, node, source in edges:
-            matrix[edge_row(node, source), primitives.index(op)] = 1
-    return found
-
-
-def known(genotype):
-    return {}
+def checked_edge(cell, item):
+    if not isinstance(item, (list, tuple)) or len(item) != 3:
+        raise GenotypeError(f"{cell} cell, edge {short(item)}: expected (op, node, source), "
+                            "or pairs (op, source), two for each node")
+    op, node, source = item
+    where = f"{cell} cell, edge {short((op, node, source))}: "
+    if op not in list(OPS):
+        raise GenotypeError(where + f"unknown operation; {nearest(str(op), OPS)}")
+    if type(node) is not int or not 2 <= node <= LAST_NODE:
+        raise GenotypeError(where + f"it must enter a node from 2 to {LAST_NODE}")
+    if type(source) is not int or not 0 <= source < node:
+        raise GenotypeError(
+            where + f"it must leave a state from 0 to {node - 1}, before node {node}")
+    return Edge(op, node, source)

@@ -11,8 +11,9 @@ import torch
 import torch.nn as nn
 from torchvision.ops import SqueezeExcitation
 
-import fair_darts
-from model_search import MixedOperation
+from model_search import MixedOperation, Supernet
+from spaces.space import Space
+from spaces.texts import GenotypeError
 
 CHOICES = ("mb3_k3", "mb3_k5", "mb3_k7", "mb6_k3", "mb6_k5", "mb6_k7", "skip_connect")
 IDENTITY = CHOICES.index("skip_connect")
@@ -27,11 +28,6 @@ SAME_SHAPE = [stride == 1 and channels == before
 FairNAS_A = ChainGenotype(layers=[(name,) for name in (
     "mb3_k7 mb3_k3 mb3_k7 mb6_k3 mb6_k7 mb3_k3 mb3_k3 mb6_k7 mb6_k7 mb3_k5 mb6_k3 mb3_k5 mb3_k5 "
     "mb6_k3 mb6_k3 mb6_k7 mb6_k3 mb6_k7 mb6_k5").split()])
-
-PARTS, GENOTYPE, PUBLISHED = ("layers",), ChainGenotype, {"FairNAS_A": FairNAS_A}
-RULES = "threshold", "ops_per_layer"
-SEARCH_FLAGS, EVAL_FLAGS = {"width", "ops_per_layer"}, {"width", "dropout", "squeeze", "h_swish"}
-SEARCH_DEFAULTS, EVAL_DEFAULTS, CANDIDATES = {}, {}, dict.fromkeys(CHOICES)
 
 
 # ---------------------------------------------------------------- the networks
@@ -118,7 +114,7 @@ def chain_shapes(size, width):
     return first, list(zip(channels, channels[1:], strides, SAME_SHAPE))
 
 
-class SupernetS2(nn.Module):
+class SupernetS2(Supernet):
     """The supernet. in: (B, in_channels, H, W); out: logits (B, num_classes).
 
     .alphas: [one Parameter (19, 7)]; .present: (19, 7) of bool, which choices there
@@ -127,11 +123,10 @@ class SupernetS2(nn.Module):
     width: factor of all channels; image_size: see `chain_strides`; otherwise as
     model_search.Network.
     """
-    parts, primitives = PARTS, CHOICES
+    parts = ("layers",)
 
     def __init__(self, num_classes=1000, in_channels=3, gate="sigmoid", width=1.0, image_size=224):
         super().__init__()
-        self.gate = gate
         present = torch.ones(len(CHAIN), len(CHOICES), dtype=torch.bool)
         present[:, IDENTITY] = torch.tensor(SAME_SHAPE)
         self.register_buffer("present", present)
@@ -139,8 +134,8 @@ class SupernetS2(nn.Module):
         places = [row * len(CHOICES) + column for row, same_shape in enumerate(SAME_SHAPE)
                   for column in range(len(CHOICES)) if same_shape or column != IDENTITY]
         self.register_buffer("places", torch.tensor(places), persistent=False)
-        scale = 1e-3 if gate == "softmax" else 0
-        self.alphas = nn.ParameterList([scale * torch.randn(present.shape) * present])
+        self.start(gate, CHOICES, len(CHAIN))
+        self.alphas[0].data *= present
         first, shapes = chain_shapes(image_size, width)
         self.stem = chain_stem(in_channels, width, first)
         self.layers = nn.ModuleList(
@@ -149,15 +144,9 @@ class SupernetS2(nn.Module):
             for shape in shapes)  # (in_channels, out_channels, stride, same_shape)
         self.head = ChainHead(width, num_classes, dropout=0)
 
-    def weights(self):
-        """All parameters but the alphas."""
-        modules = self.stem, self.layers, self.head
-        return [w for module in modules for w in module.parameters()]
-
     def compute_gates(self):
         """[the gates of the alphas, (19, 7); 0 where there is no such choice]"""
-        alphas = self.alphas[0].masked_fill(~self.present, -torch.inf)
-        return [self.gate(alphas) if callable(self.gate) else fair_darts.gates(alphas, self.gate)]
+        return [self.gates_of(self.alphas[0].masked_fill(~self.present, -torch.inf))]
 
     def all_gates(self):
         """The N gates that the zero-one loss counts: (N,)"""
@@ -170,11 +159,6 @@ class SupernetS2(nn.Module):
         for layer, row in zip(self.layers, gates):
             x = layer(x, row)
         return self.head(x)
-
-    def genotype(self, threshold=0.85, ops_per_layer=1, gates=None):
-        """The ChainGenotype of the gates, or of others, see `discretize_chain`."""
-        [gates] = gates or self.compute_gates()
-        return discretize_chain(gates, threshold, ops_per_layer)
 
 
 class ChainLayer(nn.Module):
@@ -216,16 +200,6 @@ class NetworkS2(nn.Module):
         return self.head(x), None
 
 
-def supernet(s, num_classes, shape, gate):
-    """For pictures of `shape` (C, H, W)."""
-    return SupernetS2(num_classes, shape[0], gate, s.width, shape[1])
-
-
-def derived(s, genotype, num_classes, shape):
-    return NetworkS2(genotype, num_classes, s.dropout, s.width, s.squeeze, s.h_swish, shape[0],
-                     shape[1])
-
-
 # ---------------------------------------------------------------- genotypes
 
 def discretize_chain(gates, threshold=0.85, ops_per_layer=1):
@@ -246,56 +220,45 @@ def discretize_chain(gates, threshold=0.85, ops_per_layer=1):
     return ChainGenotype(layers)
 
 
-def dominant(gates, primitives=CHOICES):
-    """The dominant choice of each layer: the best one, the first of equals."""
-    gates = torch.as_tensor(gates).nan_to_num(-1)
-    return [names[0] for names in discretize_chain(gates, threshold=0).layers]
+class S2(Space):
+    PARTS, GENOTYPE, PUBLISHED = ("layers",), ChainGenotype, {"FairNAS_A": FairNAS_A}
+    CANDIDATES = dict.fromkeys(CHOICES)
+    SEARCH_FLAGS = {"width", "ops_per_layer"}
+    EVAL_FLAGS = {"width", "dropout", "squeeze", "h_swish"}
 
+    def supernet(self, s, num_classes, shape, gate):
+        return SupernetS2(num_classes, shape[0], gate, s.width, shape[1])
 
-def discrete_gates(genotype, gates, primitives=CHOICES):
-    return [torch.tensor([[float(name in names) for name in CHOICES]
-                          for names in genotype.layers]).to(gates[0])]
+    def derived(self, s, genotype, num_classes, shape):
+        return NetworkS2(genotype, num_classes, s.dropout, s.width, s.squeeze, s.h_swish, shape[0],
+                         shape[1])
 
+    def primitives(self, s):
+        return list(CHOICES)
 
-def kept_edges(gates, edges_per_node=1, primitives=CHOICES):
-    return torch.ones_like(gates[:, :1])  # a chain has no edges to choose from
+    def genotype(self, s, gates):
+        return discretize_chain(gates[0], s.threshold, s.ops_per_layer)
 
+    def row_names(self, count):
+        return [f"layer {layer}" for layer in range(count)]
 
-def problem(s, dataset):
-    return None
+    def discrete_gates(self, genotype, gates, primitives):
+        return [torch.tensor([[float(name in names) for name in CHOICES]
+                              for names in genotype.layers]).to(gates[0])]
 
-
-def primitives(s):
-    return list(CHOICES)
-
-
-def rows(s):
-    return len(CHAIN)
-
-
-def row_names(count):
-    return [f"layer {layer}" for layer in range(count)]
-
-
-def known(genotype):
-    return {}
-
-
-def checked(fields):
-    """The ChainGenotype of {"layers": lists of names}. Raises ValueError, which names
-    the layer."""
-    layers = fields["layers"]
-    if not isinstance(layers, list) or len(layers) != len(CHAIN):
-        count = len(layers) if isinstance(layers, list) else type(layers).__name__
-        raise ValueError(f"a chain has {len(CHAIN)} layers, got {count}")
-    for layer, (names, same_shape) in enumerate(zip(layers, SAME_SHAPE)):
-        where = f"layer {layer}, {str(names)[:60]}: "
-        if not isinstance(names, (list, tuple)) or not names:
-            raise ValueError(where + "expected a list of one or more choices")
-        if any(name not in CHOICES for name in names):
-            raise ValueError(where + f"unknown choice; choose from {', '.join(CHOICES)}")
-        if "skip_connect" in names and not same_shape:
-            raise ValueError(where + "no identity here: the layer changes the shape")
-        if len({*names}) < len(names):
-            raise ValueError(where + "a choice is named twice")
-    return ChainGenotype([tuple(names) for names in layers])
+    def checked(self, fields):
+        layers = fields["layers"]
+        if not isinstance(layers, list) or len(layers) != len(CHAIN):
+            count = len(layers) if isinstance(layers, list) else type(layers).__name__
+            raise GenotypeError(f"a chain has {len(CHAIN)} layers, got {count}")
+        for layer, (names, same_shape) in enumerate(zip(layers, SAME_SHAPE)):
+            where = f"layer {layer}, {str(names)[:60]}: "
+            if not isinstance(names, (list, tuple)) or not names:
+                raise GenotypeError(where + "expected a list of one or more choices")
+            if any(name not in CHOICES for name in names):
+                raise GenotypeError(where + f"unknown choice; choose from {', '.join(CHOICES)}")
+            if "skip_connect" in names and not same_shape:
+                raise GenotypeError(where + "no identity here: the layer changes the shape")
+            if len({*names}) < len(names):
+                raise GenotypeError(where + "a choice is named twice")
+        return ChainGenotype([tuple(names) for names in layers])

@@ -9,15 +9,14 @@ two, or the search ends in time, or its genotype is repaired.
 
 All of them are off by default.
 """
-import functools
 import importlib.util
 import math
 import statistics
+from argparse import Namespace
 from contextlib import contextmanager
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
 from engine.flags import UserError, number, one_of, some_of
 from model_search import MixedOperation
@@ -67,11 +66,6 @@ def check(s):
                         f"{s.epochs}")
 
 
-def defaults(given):
-    """The defaults that the flags `given` change."""
-    return {"curvature_every": 2} if given.get("max_curvature_ratio") else {}
-
-
 # ---------------------------------------------------------------- a softmax shared by some
 
 def shared_names(s):
@@ -105,10 +99,10 @@ class SharedSoftmax(nn.Module):
 # ---------------------------------------------------------------- skips, disturbed
 
 class DisturbedSkip(nn.Identity):
-    """The identity of a supernet, whose passes vary (see speed/graphs.py). While training, elements are dropped with probability
-    .dropout (P-DARTS), the others scaled so that the mean stays; then Gaussian noise of
-    deviation .noise is added. Both follow from .seed alone, in whatever order the edges
-    are computed."""
+    """The identity of a supernet, whose passes vary (see speed/graphs.py). While
+    training, elements are dropped with probability .dropout (P-DARTS), the others
+    scaled so that the mean stays; then Gaussian noise of deviation .noise is added.
+    Both follow from .seed alone, in whatever order the edges are computed."""
     dropout, noise, seed, varies = 0.0, 0.0, 0, True
 
     def forward(self, x):  # (B, C, H, W) -> the same
@@ -125,58 +119,55 @@ class DisturbedSkip(nn.Identity):
         return x
 
 
-def disturb(network, architect, s):
-    """Let the skips of a supernet be disturbed anew in each pass, if `s` asks for it,
-    and in all passes of a step of alpha alike, for finite differences compare them; and
-    let alpha wait."""
-    network.skips, network.same_draws, network.waits = [], False, False
-    if s.skip_dropout or s.skip_noise:
-        for mixed in network.modules():
-            if isinstance(mixed, MixedOperation):
-                network.skips += [op for op in mixed.operations if type(op) is nn.Identity]
-        for skip in network.skips:
-            skip.__class__ = DisturbedSkip
-        network.register_forward_pre_hook(draw_seeds)
-        architect.step = functools.partial(step_of_same_draws, network, architect.step)
-    if s.arch_start:
-        architect.step = functools.partial(step_or_wait, architect, architect.step)
+class DisturbedSkips:
+    """The skips of a supernet, disturbed anew in each pass if the settings `s` ask for
+    it. Comes before accelerate."""
 
+    def __init__(self, network, s):
+        self.network, self.s, self.skips, self.same = network, s, [], False
+        if s.skip_dropout or s.skip_noise:
+            self.skips = [op for mixed in network.modules() if isinstance(mixed, MixedOperation)
+                          for op in mixed.operations if type(op) is nn.Identity]
+            for skip in self.skips:
+                skip.__class__ = DisturbedSkip
+            network.register_forward_pre_hook(self.draw)
 
-def step_or_wait(architect, step, images, labels, *unrolled):
-    """A step of alpha; before --arch_start only what it would have returned."""
-    if not architect.network.waits:
-        return step(images, labels, *unrolled)
-    with torch.no_grad():
-        loss = F.cross_entropy(architect.network(images), labels)
-        return loss, architect.penalty(architect.network.all_gates())
+    def draw(self, *_):
+        """Before each pass: new seeds, drawn from the generator that checkpoints keep."""
+        if self.network.training and not self.same and any(
+                skip.dropout or skip.noise for skip in self.skips):
+            for skip, seed in zip(self.skips, torch.randint(2**62, (len(self.skips),)).tolist()):
+                skip.seed = seed
 
+    @contextmanager
+    def same_draws(self):
+        """Within it all passes are disturbed alike, for finite differences compare them."""
+        self.draw()
+        self.same = True
+        try:
+            yield
+        finally:
+            self.same = False
 
-def draw_seeds(network, inputs=None):
-    """Before each pass: new seeds, drawn from the generator that checkpoints keep."""
-    if network.training and not network.same_draws and any(
-            skip.dropout or skip.noise for skip in network.skips):
-        seeds = torch.randint(2**62, (len(network.skips),)).tolist()
-        for skip, seed in zip(network.skips, seeds):
-            skip.seed = seed
+    def begin_epoch(self, epoch):
+        """From 0. Noise falls by half a cosine over --noise_epochs, dropout as
+        `dropout_rate` says."""
+        done = min(1.0, epoch / (self.s.noise_epochs or self.s.epochs))
+        for skip in self.skips:
+            skip.dropout = self.s.skip_dropout * dropout_rate(self.s, epoch)
+            skip.noise = self.s.skip_noise * 0.5 * (1 + math.cos(math.pi * done))
 
-
-def step_of_same_draws(network, step, *batches):
-    draw_seeds(network)
-    network.same_draws = True
-    try:
-        return step(*batches)
-    finally:
-        network.same_draws = False
-
-
-def set_rates(network, s, epoch):
-    """What is so in `epoch`, from 0: alpha waits; the skips' noise falls by half a
-    cosine over --noise_epochs, their dropout as `dropout_rate` says."""
-    network.waits = epoch < s.arch_start
-    done = min(1.0, epoch / (s.noise_epochs or s.epochs))
-    for skip in network.skips:
-        skip.dropout = s.skip_dropout * dropout_rate(s, epoch)
-        skip.noise = s.skip_noise * 0.5 * (1 + math.cos(math.pi * done))
+    @contextmanager
+    def undisturbed(self):
+        """Within it, skips are what they are."""
+        rates = [(skip.dropout, skip.noise) for skip in self.skips]
+        for skip in self.skips:
+            skip.dropout = skip.noise = 0.0
+        try:
+            yield
+        finally:
+            for skip, (dropout, noise) in zip(self.skips, rates):
+                skip.dropout, skip.noise = dropout, noise
 
 
 def dropout_rate(s, epoch):
@@ -188,20 +179,6 @@ def dropout_rate(s, epoch):
     if epoch < s.arch_start:
         return (s.epochs - epoch - 1) / s.epochs
     return math.exp(-0.2 * (epoch - s.arch_start))
-
-
-@contextmanager
-def undisturbed(network):
-    """Within it, skips are what they are."""
-    skips = getattr(network, "skips", ())  # none of a supernet that `disturb` has not seen
-    rates = [(skip.dropout, skip.noise) for skip in skips]
-    for skip in skips:
-        skip.dropout = skip.noise = 0.0
-    try:
-        yield
-    finally:
-        for skip, (dropout, noise) in zip(skips, rates):
-            skip.dropout, skip.noise = dropout, noise
 
 
 # ---------------------------------------------------------------- when to stop
@@ -259,34 +236,32 @@ def first_stop(every):
 
 # ---------------------------------------------------------------- the genotype
 
-def genotype(network, s, gates, **changed):
+def genotype(s, gates, **changed):
     """The genotype of the `gates` by the settings `s`, or `changed` ones, with at most
     --keep_skips skips in its normal cell (P-DARTS), or in its layers: the weakest gives
     way to the next best operation of its node, until no more are left."""
-    settings = {**vars(s), **changed}
-    rules, limit = {name: settings[name] for name in SPACES[s.space].RULES}, settings["keep_skips"]
-    if limit < 0 or "skip_connect" not in network.primitives:
-        return network.genotype(**rules, gates=gates)
+    s, space = Namespace(**{**vars(s), **changed}), SPACES[s.space]
+    if s.keep_skips < 0 or "skip_connect" not in space.primitives(s):
+        return space.genotype(s, gates)
     gates = [matrix.detach().clone() for matrix in gates]
-    column = network.primitives.index("skip_connect")
-    skip = gates[0][:, column]  # a view
+    skip = gates[0][:, space.primitives(s).index("skip_connect")]  # a view
     while True:
-        result = network.genotype(**rules, gates=gates)
-        kept = kept_skips(network, s, result, gates)
-        if kept.sum() <= limit:
+        result = space.genotype(s, gates)
+        kept = kept_skips(s, result, gates)
+        if kept.sum() <= s.keep_skips:
             return result
         skip[skip.masked_fill(~kept, torch.inf).argmin()] = -1  # no choice
 
 
-def derived_skips(network, s, gates):
+def derived_skips(s, gates):
     """How many skips argmax (Eq. 3) would derive: normal cell, in S2 all layers."""
-    if "skip_connect" not in network.primitives:
+    if "skip_connect" not in SPACES[s.space].primitives(s):
         return 0
-    found = genotype(network, s, gates, threshold=0, keep_skips=-1)
-    return int(kept_skips(network, s, found, gates).sum())
+    return int(kept_skips(s, genotype(s, gates, threshold=0, keep_skips=-1), gates).sum())
 
 
-def kept_skips(network, s, genotype, gates):
+def kept_skips(s, genotype, gates):
     """On which rows of the first matrix of gates a skip is kept: bool, (rows,)"""
-    kept = SPACES[s.space].discrete_gates(genotype, gates, network.primitives)[0]
-    return kept[:, network.primitives.index("skip_connect")] > 0
+    primitives = SPACES[s.space].primitives(s)
+    kept = SPACES[s.space].discrete_gates(genotype, gates, primitives)[0]
+    return kept[:, primitives.index("skip_connect")] > 0

@@ -5,8 +5,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-import fair_darts
-from engine import batches, processes
+from engine import processes
 from spaces import SPACES
 from study import cures
 
@@ -58,21 +57,20 @@ def split_gap(g, ge, gs, r, re, s):
 
 @torch.no_grad()
 def accuracy(run, network, half, gates=None):
-    """Accuracy of the supernet on the pictures of `half`, in percent."""
-    pairs = batches.in_order(half.images, half.labels, half.mean, half.std)
+    """Accuracy of the supernet on the Pictures of `half`, in percent."""
     hits = sum(((network(images, gates).argmax(1) == labels).sum()
-                for images, labels in run.watched(pairs)), half.labels.new_zeros(()))
+                for images, labels in run.watched(half.in_order())), half.labels.new_zeros(()))
     return 100 * processes.total(hits).item() / len(half.labels)
 
 
 @torch.no_grad()
-def gap(run, network, half, s):
+def gap(run, network, half, skips):
     """Columns of GAP: accuracies on `half`, in percent, with the gates as they are and
     with those of the genotype, 0 and 1, and the gap's parts. By batch statistics: the
     running ones belong to the former gates. {} where a cell of the genotype is
     empty."""
-    space, soft = SPACES[s.space], network.compute_gates()
-    genotype = cures.genotype(network, s, soft)
+    s, space, soft = run.s, run.space, network.compute_gates()
+    genotype = cures.genotype(s, soft)
     if not all(genotype):
         return {}
     hard = [rounded(gates, s.gate, cures.shared_mask(s)) for gates in soft]
@@ -83,7 +81,7 @@ def gap(run, network, half, s):
         return [matrix * mask for matrix, mask in zip(gates, masks)]
 
     network.train()
-    with frozen_statistics(network), cures.undisturbed(network):
+    with frozen_statistics(network), skips.undisturbed():
         measured = [accuracy(run, network, half, gates) for gates in (
             soft, times(soft, edges), times(soft, discrete), hard, times(hard, edges), discrete)]
     shares = zip(("gap_rounding", "gap_edges", "gap_operations"), split_gap(*measured))
@@ -110,17 +108,17 @@ def count_gates(network, s):
     space, gates = SPACES[s.space], network.all_gates().detach()
     matrices = [matrix.detach() for matrix in network.compute_gates()]
     with torch.no_grad():
-        gate = network.gate if callable(network.gate) else lambda a: fair_darts.gates(a, s.gate)
         present = getattr(network, "present", None)
         zeros = torch.zeros_like(torch.cat(list(network.alphas)))
-        first = gate(zeros if present is None else zeros.masked_fill(~present, -torch.inf))
+        first = network.gates_of(
+            zeros if present is None else zeros.masked_fill(~present, -torch.inf))
     rho = encoding_gap(torch.cat(matrices), first, s.gate, present, cures.shared_mask(s))
     columns = dict(gate_min=gates.min().item(), gate_max=gates.max().item(), rho=rho.item(),
                    gates_above=None, gates_below=None)
     if s.threshold:  # argmax has none
         columns["gates_above"] = int((gates >= s.threshold).sum())
         columns["gates_below"] = int((gates <= 1 - s.threshold).sum())
-    columns["derived_skips"] = cures.derived_skips(network, s, matrices)
+    columns["derived_skips"] = cures.derived_skips(s, matrices)
     return {**columns, **{
         "skips_" + part: space.dominant(matrix, network.primitives).count("skip_connect")
         for part, matrix in zip(network.parts, matrices)}}

@@ -10,7 +10,6 @@ import torch
 from engine import processes
 from engine.advice import explain_empty_cell
 from engine.flags import number
-from spaces import SPACES
 from study import cures, resting
 from study.curvature import curvature
 from study.gap import GAP, accuracy, count_gates, gap
@@ -22,66 +21,64 @@ WATCH_FLAGS = {
 
 
 class Watch:
-    """Measures the supernet `network` at the end of each epoch, keeps all its gates,
-    ends the search where a cure says so, and draws figures now and then.
+    """Measures the supernet `network` of `run` at the end of each epoch, keeps all its
+    gates, says whether a cure ends the search, and draws figures now and then.
 
-    sgd, validation, train: of a search that goes on; state_dict holds the gates of all
-        epochs.
+    skips, sgd, validation, train: of a search that goes on; state_dict holds the gates
+        of all epochs.
     """
 
-    def __init__(self, run, s, network, sgd=None, validation=None, train=None):
-        self.run, self.s, self.network, self.sgd, self.half = run, s, network, sgd, validation
-        self.batches = train if s.single_level else validation  # of alpha
+    def __init__(self, run, network, skips=None, sgd=None, validation=None, train=None):
+        self.run, self.s, self.network, self.skips = run, run.s, network, skips
+        self.sgd, self.validation, self.train = sgd, validation, train
         self.epochs = []  # gates of each: (parts, edges, operations); in S2 (1, layers, choices)
-        run.over = lambda: cures.outcome(s, run.rows) is not None
-        run.between_epochs = self.draw_now_and_then
 
-    def begin(self, dataset, train, validation, device):
-        """Say what is searched. train, validation: numbers of pictures."""
-        weights = sum(w.numel() for w in self.network.weights())
-        self.run.log(f"run: {self.run.folder}  dataset: {dataset}, {train} + {validation} pictures "
-                     f"{tuple(self.run.config['shape'])}  supernet: {weights:,} weights  "
-                     f"device: {device}")
+    def begin(self):
+        """Say what is searched."""
+        weights, run = sum(w.numel() for w in self.network.weights()), self.run
+        train, validation = (len(b.pictures.labels) for b in (self.train, self.validation))
+        run.log(f"run: {run.folder}  dataset: {run.dataset.name}, {train} + {validation} pictures "
+                f"{tuple(run.config['shape'])}  supernet: {weights:,} weights  "
+                f"device: {run.device}")
         note = resting.note(self.s, self.network.all_gates().numel())
-        if note and not self.run.rows:
-            self.run.log(note)
+        if note and not run.rows:
+            run.log(note)
+
+    def over(self):
+        return cures.outcome(self.s, self.run.rows) is not None
 
     # ------------------------------------------------------------ an epoch
 
-    def end_epoch(self, epoch):
+    def measure(self, epoch):
         """Measure `epoch`, from 0 on, keep its gates, and return its row of metrics."""
-        s, network, done = self.s, self.network, epoch + 1
+        s, network, done, half = self.s, self.network, epoch + 1, self.validation.pictures
         row = {"epoch": done, **self.run.means(),
-               "valid_accuracy": accuracy(self.run, network.eval(), self.half),
-               **count_gates(network, s), **SPACES[s.space].known(self.derived()),
+               "valid_accuracy": accuracy(self.run, network.eval(), half),
+               **count_gates(network, s), **self.run.space.known(self.derived()),
                **dict.fromkeys((*GAP, "curvature")),
                "learning_rate": self.sgd.param_groups[0]["lr"]}
-        if self.due(s.gap_every, done):
-            row.update(gap(self.run, network, self.half, s))
+        if s.gap_every and (done == s.epochs or done % s.gap_every == 0):
+            row.update(gap(self.run, network, half, self.skips))
         if s.curvature_every and (done == s.epochs or epoch % s.curvature_every == 0):
-            row["curvature"] = curvature(self.plain(), *self.batches.last(), s.arch_weight_decay)
+            batch = (self.train if s.single_level else self.validation).last()
+            row["curvature"] = curvature(self.plain(), *batch, s.arch_weight_decay)
         self.epochs.append(self.gates())
         self.run.write("gates.npz", self.to_bytes())
         return row
 
-    def due(self, every, done):
-        return every and (done == self.s.epochs or done % every == 0)
-
     def derived(self):
         """The genotype of the gates as they are now."""
-        return cures.genotype(self.network, self.s, self.network.compute_gates())
+        return cures.genotype(self.s, self.network.compute_gates())
 
     def gates(self):
         return torch.stack([g.detach().cpu() for g in self.network.compute_gates()])
 
     def plain(self):
         """A copy of the supernet, not accelerated, its skips not disturbed."""
-        config, alphas = self.run.config, self.network.alphas[0]
         with torch.random.fork_rng(devices=[]):
-            copy = SPACES[self.s.space].supernet(self.s, len(config["classes"]), config["shape"],
-                                                 self.network.gate)
+            copy = self.run.supernet(self.network.gate)
         copy.load_state_dict(self.network.state_dict())
-        return copy.to(alphas.device)
+        return copy.to(self.run.device)
 
     def lines(self, row):
         """What is printed of an epoch."""
@@ -106,7 +103,8 @@ class Watch:
         return "\n  ".join(lines).format(**row)
 
     def draw_now_and_then(self):
-        if self.s.figures_every and len(self.run.rows) % self.s.figures_every == 0:
+        every = self.s.figures_every
+        if every and len(self.run.rows) % every == 0 and not self.over():
             self.draw()
 
     def draw(self):
@@ -125,15 +123,12 @@ class Watch:
     def genotype(self):
         """The genotype of the gates that count; and (why a cell is empty, a flag that
         would give one), or None."""
-        s, network = self.s, self.network
-        epoch, why = cures.outcome(s, self.run.rows)
+        epoch, why = cures.outcome(self.s, self.run.rows)
         if why:
             self.run.log(f"ended: {why}; the genotype is of epoch {epoch}")
         gates = list(self.epochs[epoch - 1])
-        derive = functools.partial(cures.genotype, network, s, gates)
-        rows = SPACES[s.space].row_names(len(gates[0]))
-        return derive(), explain_empty_cell(network.parts, network.primitives, rows, s, gates,
-                                            derive)
+        derive = functools.partial(cures.genotype, self.s, gates)
+        return derive(), explain_empty_cell(self.network.parts, self.s, gates, derive)
 
     def report(self):
         """Lines of report.md."""
@@ -151,18 +146,11 @@ class Watch:
         if present is not None:
             gates[:, :, ~present.cpu()] = torch.nan
         file = io.BytesIO()
-        np.savez(file, **dict(zip(self.network.parts, gates)), run=self.run.config["id"],
-                 primitives=self.network.primitives)
+        np.savez(file, **dict(zip(self.network.parts, gates)), primitives=self.network.primitives)
         return file.getvalue()
 
     def state_dict(self):
         return {"epochs": self.epochs}
 
     def load_state_dict(self, state):
-        like, epochs = self.gates(), list(state["epochs"])
-        if len(epochs) != len(self.run.rows) or not all(
-                gates.shape == like.shape and gates.dtype == like.dtype
-                and gates.layout == like.layout and ((gates >= 0) & (gates <= 1)).all()
-                for gates in epochs):
-            raise ValueError("its gates are not from 0 to 1, or of another shape or number")
-        self.epochs = epochs
+        self.epochs = list(state["epochs"])

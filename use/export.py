@@ -34,17 +34,17 @@ def export(folder):
         content = file.getvalue()
         restored = torch.export.load(io.BytesIO(content)).module()  # just written: not foreign
         keep(run, "model.pt2", content, classifier, restored)
-        missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-        if missing:
-            print(f"no model.onnx: it requires {', '.join(missing)}; pip install -r "
-                  "requirements-export.txt")
-            return
-        try:
-            content = to_onnx(classifier, pictures)
-        except Exception as error:  # versions that do not fit together make it raise anything
-            raise UserError(f"model.onnx is not written: {first_line(error)}; try newer packages, "
-                            "pip install -U -r requirements-export.txt") from None
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"no model.onnx: it requires {', '.join(missing)}; pip install -r "
+              "requirements-export.txt")
+        return
     import onnxruntime
+    try:
+        content = to_onnx(classifier, pictures)
+    except Exception as error:  # versions that do not fit together make it raise anything
+        raise UserError(f"model.onnx is not written: {first_line(error)}; try newer packages, pip "
+                        "install -U -r requirements-export.txt") from None
     session = onnxruntime.InferenceSession(content)
     keep(run, "model.onnx", content, classifier, lambda images: torch.from_numpy(
         session.run(None, {"pictures": images.numpy()})[0]))

@@ -66,27 +66,16 @@ def label_of(file, folder, classes):
     return classes.index(name) if name in classes else None
 
 
-def draw_confusion(confusion, classes):
-    """confusion: (classes, classes), the row's pictures taken for the column's."""
+def draw_confusion(labels, found, classes, path):
+    """The confusion matrix, in % of each class, as a picture."""
     from matplotlib.figure import Figure
+    from sklearn.metrics import ConfusionMatrixDisplay
     side = min(16, 2.5 + 0.35 * len(classes))
-    figure = Figure((side + 0.8, side))
-    axes = figure.subplots()
-    share = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
-    image = axes.imshow(100 * share.numpy(), cmap="cividis", vmin=0, vmax=100)
-    if len(classes) <= 40:
-        for row, column in confusion.nonzero().tolist():
-            ink = "white" if share[row, column] < 0.55 else "black"
-            axes.text(column, row, str(int(confusion[row, column])), color=ink, fontsize=7,
-                      ha="center", va="center")
-        axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right")
-        axes.set_yticks(range(len(classes)), classes)
-    axes.set(xlabel="predicted", ylabel="class", title="Pictures of each class")
-    figure.colorbar(image, ax=axes, label="% of the class")
-    return figure
-
-
-def save_figure(figure, path):
+    figure = Figure((side + 1, side))
+    ConfusionMatrixDisplay.from_predictions(
+        labels, found, labels=range(len(classes)), display_labels=classes, normalize="true",
+        values_format=".0%", xticks_rotation=60, cmap="cividis", ax=figure.subplots(),
+        include_values=len(classes) <= 40, text_kw={"fontsize": 7})
     os.makedirs(os.path.dirname(path), exist_ok=True)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110, bbox_inches="tight")
@@ -107,7 +96,7 @@ def predict_pictures():
     classes, paths = classifier.classes, given["pictures"]
     files, top = list_files(paths), min(given.get("top", 5), len(classes))
     folder = paths[0] if len(paths) == 1 and os.path.isdir(paths[0]) else None
-    confusion, code = torch.zeros(len(classes), len(classes), dtype=torch.long), 0
+    labels, guesses, code = [], [], 0
     width = max(map(len, files))
     for file, found in predict(classifier, files, device):
         if not torch.is_tensor(found):
@@ -121,18 +110,21 @@ def predict_pictures():
             print(f"{file:{width}}  " + "  ".join(f"{name} {100 * p:.1f} %" for name, p in best))
         label = folder and label_of(file, folder, classes)
         if label is not None:
-            confusion[label, found.argmax()] += 1
-    if confusion.any():
-        # JSON stays alone on stdout
-        out = sys.stderr if given.get("json") else sys.stdout
-        right, count = int(confusion.diagonal().sum()), int(confusion.sum())
+            labels.append(label)
+            guesses.append(int(found.argmax()))
+    if labels:
+        right = sum(a == b for a, b in zip(labels, guesses))
         home = given["run"] if os.path.isdir(given["run"]) else os.path.dirname(given["run"])
         path = os.path.join(home, "figures", "confusion.png")
-        if importlib.util.find_spec("matplotlib") is None:
-            path = "no confusion matrix, for matplotlib is not installed"
+        missing = [name for name in ("matplotlib", "sklearn")
+                   if importlib.util.find_spec(name) is None]
+        if missing:
+            path = f"no confusion matrix, for {missing[0]} is not installed"
         else:
-            save_figure(draw_confusion(confusion, classes), path)
-        print(f"accuracy {100 * right / count:.2f}%, {right} of {count}; {path}", file=out)
+            draw_confusion(labels, guesses, classes, path)
+        # JSON stays alone on stdout
+        print(f"accuracy {100 * right / len(labels):.2f}%, {right} of {len(labels)}; {path}",
+              file=sys.stderr if given.get("json") else sys.stdout)
     return code
 
 
