@@ -77,27 +77,18 @@ def draw_cell(edges, title, names=STATES, last_node=genotypes.LAST_NODE):
 
 
 def draw_chain(genotype):
-    """A chain of S2, a column for each layer: its blocks, as high as their kernels."""
-    figure = Figure((11, 3.2))
+    """A chain of S2, a column for each layer, of the blocks that it sums."""
+    figure = Figure((11, 2 + max(map(len, genotype.layers))))
     axes = figure.subplots()
-    top = 0
     for layer, names in enumerate(genotype.layers):
-        bottom = 0
-        for name in names:
-            height = 0.35 if name == "skip_connect" else int(name[-1]) / 5
-            axes.bar(layer, height, 0.7, bottom, color=colour(name), edgecolor="black")
-            axes.text(layer, bottom + height + 0.06, name.replace("_connect", ""), rotation=90,
-                      ha="center", va="bottom", fontsize=7)
-            bottom += height + 1
-        top = max(top, bottom)
-        if layer > 0:
-            axes.annotate("", (layer - 0.35, 0.17), (layer - 0.65, 0.17),
-                          arrowprops={"arrowstyle": "-|>", "color": "#888888"})
+        for row, name in enumerate(names):
+            axes.bar(layer, 0.9, 0.9, row, color=colour(name), edgecolor="black")
+            axes.text(layer, row + 0.45, name.replace("_connect", ""), rotation=90, **CENTRED)
     labels = [f"{layer}\n{channels}" + ("\n/2" if stride == 2 else "")
               for layer, (channels, stride) in enumerate(s2.CHAIN)]
     axes.set_xticks(range(len(labels)), labels)
-    axes.set(title="Chain: layer, output channels, /2 where it halves the size",
-             ylim=(0, top), yticks=[], frame_on=False)
+    axes.set(title="Chain: layer, output channels, /2 where it halves the size", yticks=[],
+             frame_on=False)
     return figure
 
 
