@@ -10,8 +10,8 @@ from study.measures import value
 # The claim is that the measure, over the seeds of `arm`, is above 0; or that it is above that of
 # the same seeds of the arm `against`.
 Claim = namedtuple("Claim", "text measure arm against", defaults=(None,))
-# values: of each seed, None where a side has no value; mean, half: of the 95 % interval of those
-# that there are; p: of the sign-flip test, corrected: by Holm, for all claims of the experiment
+# values: of each seed, None where a side has no value; mean, half: of the 95 % interval; corrected:
+# the p-value of the sign-flip test, for all claims of the experiment
 Finding = namedtuple("Finding", "claim values mean half p corrected verdict")
 LEVEL = 0.05
 RULE = """\
@@ -23,13 +23,12 @@ held. This was fixed in the code before the runs."""
 
 
 def find(claims, records):
-    """The Finding of each claim. records: {arm: [Record of each seed]}, the same seeds
-    first."""
+    """The Finding of each claim. records: {arm: [Record of each seed]}, in the order of
+    the seeds, of which an arm may have fewer."""
     values = [differences(claim, records) for claim in claims]
-    p_values = [sign_flip(present(found)) for found in values]
-    return [Finding(claim, found, *interval(present(found)), p, corrected,
-                    verdict(found, corrected))
-            for claim, found, p, corrected in zip(claims, values, p_values, holm(p_values))]
+    p = [sign_flip(present(found)) for found in values]
+    return [Finding(claim, found, *interval(present(found)), *ps, verdict(found, ps[1]))
+            for claim, found, *ps in zip(claims, values, p, holm(p))]
 
 
 def differences(claim, records):

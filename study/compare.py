@@ -9,12 +9,9 @@ from study.records import dominant_counts, known_curve, names_of
 
 def skips_of(part):
     """A curve: how many dominant operations of the `part` are skip connections."""
-    def skips(record):
-        if part not in record.gates or "skip_connect" not in record.primitives:
-            return {}
-        counts = dominant_counts(record, part)
-        return dict(enumerate(counts[:, record.primitives.index("skip_connect")], 1))
-    return skips
+    return lambda record: dict(enumerate(
+        dominant_counts(record, part)[:, record.primitives.index("skip_connect")], 1)) if (
+        part in record.gates and "skip_connect" in record.primitives) else {}
 
 
 def lost_by(*parts):
@@ -25,7 +22,7 @@ def lost_by(*parts):
 
 def known(column):
     """A curve: what argmax would derive, looked up."""
-    return lambda record: (known_curve(record, column) if column in record.rows[0] else {})
+    return lambda record: known_curve(record, column) if column in record.rows[0] else {}
 
 
 # {file name: (label, whether its panels share an axis that has 0, {title: a function of a Record to
@@ -43,8 +40,8 @@ CURVES = {
 
 def curves(records, label, share, panels):
     """A panel for each of {title: curve} that a record has: for the runs of each setting
-    the mean, and a band from the least to the most if it does not cover too many
-    others, over the epochs that all of them have. None without a panel."""
+    the mean, and a band from the least to the most, over the epochs that all of them
+    have. None without a panel."""
     names = names_of(records)
     found = {title: [*map(curve, records)] for title, curve in panels.items()}
     found = {title: paths for title, paths in found.items() if any(paths)}
@@ -56,11 +53,10 @@ def curves(records, label, share, panels):
         for index, name in enumerate(dict.fromkeys(names)):
             own = [path for path, other in zip(paths, names) if other == name]
             epochs = sorted(set.intersection(*map(set, own)))
-            values = np.array([[path[epoch] for epoch in epochs] for path in own])
             if epochs:
-                if len(set(names)) <= 4:
-                    axes.fill_between(epochs, values.min(0), values.max(0), color=f"C{index}",
-                                      alpha=0.2, linewidth=0)
+                values = np.array([[path[epoch] for epoch in epochs] for path in own])
+                axes.fill_between(epochs, values.min(0), values.max(0), color=f"C{index}",
+                                  alpha=0.15, linewidth=0)
                 [lines[name]] = axes.plot(epochs, values.mean(0), "o-", color=f"C{index}")
                 lowest = min(lowest, values.min())
         over_epochs(axes, title)

@@ -54,8 +54,7 @@ def skip_share(record):
 
 def skips_off_chance(record):
     """How far it is from chance, whichever way: fewer skips are not fairer."""
-    share = skip_share(record)
-    return None if share is None else abs(share)
+    return record.genotype and abs(skip_share(record))
 
 
 # ---------------------------------------------------------------- NAS-Bench-201: looked up

@@ -39,32 +39,32 @@ from study.records import read, read_again
 
 
 # ---------------------------------------------------------------- the runs
-# A task: (module, words, the file that `python -m module words` writes last)
+# A task: (words, the file that `python -m words` writes last)
 
 def words_of(flags):
     return [word for name, value in flags.items() for word in ("--" + name, str(value))]
 
 
-def run_task(folder, script, words):
-    """The task of a run that is new, stopped or finished. Raises UserError where the run
-    in `folder` was started by other words."""
+def run_task(folder, *words):
+    """The task of a run that is new, stopped or finished; words: the script and its
+    flags. Raises UserError where the run in `folder` was started by others."""
     last = os.path.join(folder, "report.md")
     if not os.path.lexists(folder):
         runs, name = os.path.split(folder)
-        return script, [*words, "--runs", runs, "--name", name], last
-    former = Run.open(folder, script).config["commands"][0][1:]
-    if former[:len(words)] != words:
-        raise UserError(f"{folder!r} was started by other flags, {shlex.join(former)}: remove it, "
-                        "or give other --runs")
-    return script, ["--resume", folder], last
+        return [*words, "--runs", runs, "--name", name], last
+    former = Run.open(folder, words[0]).config["commands"][0]
+    if former[1:len(words)] != [*words[1:]]:
+        raise UserError(f"{folder!r} was started by other flags, {shlex.join(former[1:])}: remove "
+                        "it, or give other --runs")
+    return [words[0], "--resume", folder], last
 
 
 def do(task):
     """Raises UserError where it fails."""
-    module, words, last = task
-    done = subprocess.run([sys.executable, "-m", module, *words], capture_output=True, text=True)
+    words, last = task
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
     if not os.path.exists(last):  # a search without a genotype is finished as well
-        raise UserError(f"{module} {shlex.join(words)} ended with {done.returncode}: "
+        raise UserError(f"{shlex.join(words)} ended with {done.returncode}: "
                         f"{done.stderr.strip() or done.stdout[-200:]}")
 
 
@@ -87,10 +87,9 @@ def records_of(name, experiment, root, seeds, jobs, extra):
     plan = [(arm, a, seed, os.path.join(root, f"{name}-{a.of or arm}-{seed}"))
             for arm, a in experiment.arms.items()
             for seed in range(experiment.first, experiment.first + min(seeds, a.seeds or seeds))]
-    do_all([run_task(folder, "train_search", [
-        *words_of({**experiment.flags, **a.flags}), *extra, "--seed", str(seed)])
-        for _, a, seed, folder in plan if a.of is None], jobs)
-    do_all([(a.then[0], [folder], os.path.join(folder, a.then[1]))
+    do_all([run_task(folder, "train_search", *words_of({**experiment.flags, **a.flags}), *extra,
+                     "--seed", str(seed)) for _, a, seed, folder in plan if a.of is None], jobs)
+    do_all([([a.then[0], folder], os.path.join(folder, a.then[1]))
             for _, a, _, folder in plan if a.then], jobs)
     records = {arm: [] for arm in experiment.arms}
     for arm, a, _, folder in plan:
@@ -104,45 +103,50 @@ def records_of(name, experiment, root, seeds, jobs, extra):
 
 # ---------------------------------------------------------------- the page
 
+def spread(values):
+    """'mean ± half of the 95 % interval (number)' of those that are not None."""
+    values = present(values)
+    mean, half = interval(values)
+    error = f" ± {half:.2f}" if len(values) > 1 else ""
+    return f"{mean:.2f}{error} ({len(values)})" if values else "–"
+
+
 def page(name, experiment, records, values, command):
     """The text of NAME.md. values: {measure: {arm: [of each seed]}}"""
-    def spread(numbers):
-        numbers = present(numbers)
-        mean, half = interval(numbers)
-        error = f" ± {half:.2f}" if len(numbers) > 1 else ""
-        return f"{mean:.2f}{error} ({len(numbers)})" if numbers else "–"
+    def row(*cells):
+        return "| " + " | ".join(cells) + " |"
 
     lines = [f"# {experiment.title}", "", f"Written by `{command}`: seeds from {experiment.first} "
              "on. What held, held *here*, at this scale.", "",
-             "| claim | seeds | difference | 95 % interval | p | p, Holm | verdict |",
-             "|---" * 7 + "|"]
+             row("claim", "seeds", "difference", "95 % interval", "p", "p, Holm", "verdict"),
+             row(*["---"] * 7)]
     for claim, found, mean, half, p, corrected, verdict in find(experiment.claims, records):
-        lines += [f"| {claim.text} | {len(present(found))} of {len(found)} | {mean:.3f} | "
-                  f"{mean - half:.3f} to {mean + half:.3f} | {p:.4f} | {corrected:.4f} | "
-                  f"{verdict} |"]
+        lines += [row(claim.text, f"{len(present(found))} of {len(found)}", f"{mean:.3f}",
+                      f"{mean - half:.3f} to {mean + half:.3f}", f"{p:.4f}", f"{corrected:.4f}",
+                      verdict)]
     lines += ["", RULE, "", experiment.notes, "", "## Arms", "",
               "Mean ± half of the 95 % interval (number of seeds).", "",
-              "| | " + " | ".join(values) + " |", "|---" * (len(values) + 1) + "|"]
-    lines += [f"| {arm} | " + " | ".join(spread(found[arm]) for found in values.values()) + " |"
-              for arm in records]
-    lines += ["", f"All searches: `train_search.py {shlex.join(words_of(experiment.flags))}`.", ""]
+              row("", *values), row(*["---"] * (len(values) + 1)),
+              *(row(arm, *(spread(found[arm]) for found in values.values())) for arm in records),
+              "", f"All searches: `train_search.py {shlex.join(words_of(experiment.flags))}`.", ""]
     for arm, a in experiment.arms.items():
-        lines += [f"- {arm}: " + (f"{a.of}'s searches, " if a.of else "") + (
-            f"then `python -m {a.then[0]} RUN`" if a.then else
-            "as if " * bool(a.of) + f"with `{shlex.join(words_of(a.flags))}`")]
+        own = f"`{shlex.join(words_of(a.flags))}`"
+        again = f"{a.of}'s searches, as if with {own}" if a.of else own
+        then = f"`python -m {a.then[0]} RUN` of {a.of or own}" if a.then else again
+        lines += [f"- {arm}: {then}"]
     return "\n".join([*lines, "", f"![all arms]({name}.png)", ""])
 
 
 def run_experiment(name, root, output, seeds, jobs, extra):
-    """Search, measure, and write the page."""
+    """Search and measure; draw NAME.png in `output`, and return the page."""
     experiment = EXPERIMENTS[name]
     seeds = seeds or experiment.seeds
     records = records_of(name, experiment, root, seeds, jobs, extra)
     values = {title: {arm: [value(measure, record) for record in found]
                       for arm, found in records.items()}
               for title, measure in experiment.measures.items()}
-    command = ["python", "-m", "study.reproduce", name, "--seeds", str(seeds), "--", *extra]
     visualize.save({name: lambda: compare.arms(values)}, output)
+    command = ["python", "-m", "study.reproduce", name, "--seeds", str(seeds), "--", *extra]
     return page(name, experiment, records, values, shlex.join(command).removesuffix(" --"))
 
 
@@ -163,24 +167,21 @@ def run_random(root, count, skips, bounds, jobs, extra):
         return skips in (None, [edge.op for edge in genotype.normal].count("skip_connect")) and (
             bounds is None or bounds[0] <= macs_of(genotype) <= bounds[1])
 
-    drawn = {}
+    drawn, tasks = {}, []
     for seed in range(count):
         genotype = random_genotype((8, 8), PRIMITIVES, seed, accepted)
         mark = zlib.crc32(str(genotype).encode())  # other --skips or --macs are other runs
-        drawn[os.path.join(root, f"random-{seed}-{mark:08x}")] = str(seed), genotype
-    do_all([run_task(folder, "train_eval", [
-        "--dataset", "digits", *extra, "--seed", seed, "--arch", str(genotype)])
-        for folder, (seed, genotype) in drawn.items()], jobs)
-    rows = []
-    for folder, (_, genotype) in drawn.items():
-        found = [row["test_accuracy"] for row in read_metrics(folder)]
-        rows.append((found[-1], max(found), macs_of(genotype), folder, genotype))
-    lines = ["# Random genotypes, trained alike", "",
-             "| last epoch, % | best, % | MACs at the published size, M | run | genotype |",
-             "|---" * 5 + "|"]
-    lines += ["| {:.2f} | {:.2f} | {:.1f} | `{}` | `{}` |".format(*row)
-              for row in sorted(rows, reverse=True)]
-    return "\n".join([*lines, ""])
+        folder = os.path.join(root, f"random-{seed}-{mark:08x}")
+        drawn[folder] = genotype
+        tasks.append(run_task(folder, "train_eval", "--dataset", "digits", *extra, "--seed",
+                              str(seed), "--arch", str(genotype)))
+    do_all(tasks, jobs)
+    rows = sorted(((read_metrics(folder)[-1]["test_accuracy"], macs_of(genotype), folder, genotype)
+                   for folder, genotype in drawn.items()), reverse=True)
+    return "\n".join(["# Random genotypes, trained alike", "",
+                      "| last epoch, % | MACs at the published size, M | run | genotype |",
+                      "|---" * 4 + "|",
+                      *("| {:.2f} | {:.1f} | `{}` | `{}` |".format(*row) for row in rows), ""])
 
 
 def span(text):
@@ -189,9 +190,8 @@ def span(text):
 
 
 def reproduce():
-    words = sys.argv[1:]
-    place = words.index("--") if "--" in words else len(words)
-    parser = Parser(__doc__)
+    words = [*sys.argv[1:], "--"]
+    parser, place = Parser(__doc__), words.index("--")
     parser.add_argument("name", nargs="?", help=", ".join(EXPERIMENTS))
     for name, kind, text in (
             ("seeds", number(int, 1), "how many of each arm"),
@@ -204,23 +204,21 @@ def reproduce():
         parser.add_argument("--" + name, type=kind, metavar="X", help=text)
     given = parser.parse_args(words[:place])
     name, root = given.get("name", "random"), given.get("runs", "runs")
-    output = given.get("output", root)
     if name not in EXPERIMENTS and "random" not in given or {"random", "name"} <= given.keys():
         raise UserError(f"give an experiment, {', '.join(EXPERIMENTS)}, or --random X")
-    refuse(given, ["skips", "macs"] if name != "random" else ["seeds"], f"is not of {name}")
+    refuse(given, ["skips", "macs"] if name in EXPERIMENTS else ["seeds"], f"is not of {name}")
+    output, jobs = given.get("output", root), given.get("jobs", os.cpu_count())
     os.makedirs(output, exist_ok=True)  # or fails before the work
-    last = given.get("jobs", os.cpu_count()), words[place + 1:]
     try:
-        if name == "random":
-            text = run_random(root, given["random"], given.get("skips"), given.get("macs"), *last)
-        else:
-            text = run_experiment(name, root, output, given.get("seeds"), *last)
+        text = (run_experiment(name, root, output, given.get("seeds"), jobs, words[place + 1:-1])
+                if name in EXPERIMENTS else
+                run_random(root, given["random"], given.get("skips"), given.get("macs"), jobs,
+                           words[place + 1:-1]))
     except KeyboardInterrupt:  # the runs have received it too, and save
         print("stopped; the same command goes on")
         return 128 + signal.SIGINT
-    path = os.path.join(output, name + ".md")
-    write_whole(path, text)
-    print(path)
+    write_whole(os.path.join(output, name + ".md"), text)
+    print(os.path.join(output, name + ".md"))
     return 0
 
 

@@ -17,26 +17,26 @@ def published_gates():
                 for search in json.load(file)["gates"]]
 
 
-def near_ties(gates, threshold=0.85, margin=0.005):
-    """(kept gates with a rejected rival within `margin`, kept gates) of one cell type,
-    (edges, operations). Rivals: other operations of its edge, and the best one of each
-    edge into its node that is not among the two best."""
-    best = strongest(gates)
+def leads(gates, threshold=0.85):
+    """How far each kept gate of one cell type, (edges, operations), is from the nearest
+    of its rejected rivals: other operations of its edge, and the best one of each edge
+    into its node that is not among the two best."""
+    best, found = strongest(gates), []
     rows = [edge_row(edge.node, edge.source) for edge, _ in best]
-    leads = []
     for (edge, gate), row in zip(best, rows):
         others = [edge_row(edge.node, source) for source in range(edge.node)]
         rivals = [gates[row].topk(2).values[1],
                   *(gates[other].max() for other in others if other not in rows)]
-        leads += [gate - max(rivals).item()] if gate >= threshold else []
-    return sum(lead <= margin for lead in leads), len(leads)
+        found += [gate - max(rivals).item()] if gate >= threshold else []
+    return found
 
 
-def published_ties():
-    """{part: (near ties, kept gates, mean open gates)} of the published gates."""
-    searches, totals = published_gates(), {}
+def published_ties(margin=0.005):
+    """Of the published gates {part: (kept ones with a rejected rival within `margin`,
+    kept ones, open ones, mean of the searches)}."""
+    totals, searches = {}, published_gates()
     for part in ("normal", "reduce"):
-        near, kept = map(sum, zip(*(near_ties(search[part]) for search in searches)))
-        opened = sum(int((search[part] >= 0.5).sum()) for search in searches)
-        totals[part] = near, kept, opened / len(searches)
+        found = [lead for search in searches for lead in leads(search[part])]
+        opened = sum((search[part] >= 0.5).sum().item() for search in searches) / len(searches)
+        totals[part] = sum(lead <= margin for lead in found), len(found), opened
     return totals
