@@ -33,11 +33,9 @@ def find(claims, records):
 
 def differences(claim, records):
     """The claim's difference for each seed, None where a side has no value."""
-    found = [value(claim.measure, record) for record in records[claim.arm]]
-    if claim.against is None:
-        return found
-    others = [value(claim.measure, record) for record in records[claim.against]]
-    return [None if None in pair else pair[0] - pair[1] for pair in zip(found, others)]
+    sides = [[value(claim.measure, record) for record in records[arm]]
+             for arm in (claim.arm, claim.against) if arm]
+    return [None if None in pair else pair[0] - sum(pair[1:]) for pair in zip(*sides)]
 
 
 def present(values):

@@ -34,6 +34,10 @@ CURVES = {
         "Lost by rounding": lost_by("rounding"),
         "Lost by selection": lost_by("edges", "operations"),
         "Lost by both": lost_by("rounding", "edges", "operations")}),
+    "curvature": ("largest eigenvalue", True, {  # RobustDARTS, Fig. 4
+        "Curvature by alpha": lambda record: {
+            row["epoch"]: row["curvature"] for row in record.rows
+            if row["curvature"] is not None}}),
     "derived": ("what argmax would derive", False, {
         "Test accuracy (%)": known("benchmark_accuracy"), "Skips": known("genotype_skips")})}
 

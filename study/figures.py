@@ -26,11 +26,6 @@ matplotlib.rcParams.update({
 PARTS = {"normal": "normal cell", "reduce": "reduction cell", "layers": "all layers"}
 
 
-def row_names(record, part):
-    """What the rows of a part's gates are called."""
-    return record.space.row_names(record.gates[part].shape[1])
-
-
 def over_epochs(axes, title, whole_numbers="x", **settings):
     axes.set(title=title, xlabel="epoch", **settings)
     if "xticks" not in settings:
@@ -68,19 +63,18 @@ def draw_dominant(record):
 
 def draw_gates(record):
     """Fig. 3: the gates over epochs, a panel for each edge or layer."""
-    count = next(iter(record.gates.values())).shape[1]
+    names = record.space.row_names(next(iter(record.gates.values())).shape[1])
     if "layers" in record.gates:
-        places = [divmod(layer, 5) for layer in range(count)]
+        places = [divmod(layer, 5) for layer in range(len(names))]
     else:  # a line for each node
-        names = [name.split(" → ") for name in record.space.row_names(count)]
-        places = [(int(node) - int(names[0][1]), int(source)) for source, node in names]
+        ends = [[*map(int, name.split(" → "))] for name in names]
+        places = [(node - ends[0][1], source) for source, node in ends]
     rows, columns = np.max(places, axis=0) + 1
     figure = Figure((3 + 1.1 * columns * len(record.gates), 1.2 + 1.25 * rows))
     halves = figure.subfigures(1, len(record.gates), squeeze=False)[0]
     for half, (part, gates) in zip(halves, record.gates.items()):
         half.suptitle(f"Gates over epochs, {PARTS[part]}")
         half.supylabel("gate")
-        names = row_names(record, part)
         for (row, column), name, paths in zip(places, names, gates.transpose(1, 2, 0)):
             axes = half.add_subplot(rows, columns, row * columns + column + 1)
             for op, path in zip(record.primitives, paths):
@@ -118,7 +112,7 @@ def draw_heatmap(*records):
                 axes.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False,
                                          edgecolor="#D55E00", linewidth=2))
             axes.set_xticks(range(gates.shape[1]), record.primitives, rotation=40, ha="right")
-            axes.set_yticks(range(gates.shape[0]), row_names(record, part))
+            axes.set_yticks(range(len(gates)), record.space.row_names(len(gates)))
             axes.set_title(f"{name}\n{PARTS[part]}", fontsize=9)
     figure.colorbar(image, ax=panels, label="gate", fraction=0.03, pad=0.01, aspect=30)
     figure.suptitle("Final gates; framed: kept by the genotype")
@@ -186,19 +180,6 @@ def draw_gap(record):
     return figure
 
 
-def draw_curvature(record):
-    """The Hessian's largest eigenvalue by alpha over epochs (RobustDARTS, Fig. 4)."""
-    rows = [row for row in record.rows if row["curvature"] is not None]
-    if not rows:
-        return None
-    figure = Figure((6, 3))
-    axes = figure.subplots()
-    axes.plot([row["epoch"] for row in rows], [row["curvature"] for row in rows], "o-")
-    over_epochs(axes, f"Curvature, {setting(record)}", ylabel="largest eigenvalue")
-    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-    return figure
-
-
 # {file name: function of a Record that draws a figure, or returns None}
 FIGURES = {"dominant": draw_dominant, "gates": draw_gates, "heatmap": draw_heatmap,
-           "penalty": draw_penalty, "gap": draw_gap, "curvature": draw_curvature}
+           "penalty": draw_penalty, "gap": draw_gap}

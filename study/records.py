@@ -31,15 +31,13 @@ def read(folder):
         s, space = argparse.Namespace(**settings), SPACES[settings["space"]]
         with np.load(run.path("gates.npz"), allow_pickle=False) as file:
             gates = {part: file[part][:len(rows)] for part in space.PARTS}
-        shape = len(rows), space.rows(s), len(space.primitives(s))
+        primitives, path = list(space.primitives(s)), run.path("genotype.json")
+        shape = len(rows), space.rows(s), len(primitives)
         if {array.shape for array in gates.values()} != {shape}:
             raise ValueError(f"gates.npz: its arrays are not {shape}")
-        path, genotype = run.path("genotype.json"), None
-        if os.path.exists(path):
-            genotype = texts.load(path, SPACES.values())
+        genotype = texts.load(path, SPACES.values()) if os.path.exists(path) else None
         epoch, _ = cures.outcome(s, rows) or (len(rows), None)
-        return Record(folder, settings, space, list(space.primitives(s)), gates, rows, epoch,
-                      genotype)
+        return Record(folder, settings, space, primitives, gates, rows, epoch, genotype)
     except UserError:
         raise
     except Exception as error:  # whatever a damaged file, or one that is not there, makes of it

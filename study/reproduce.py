@@ -59,26 +59,23 @@ def run_task(folder, *words):
     return [words[0], "--resume", folder], last
 
 
-def do(task):
-    """Raises UserError where it fails."""
-    words, last = task
-    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
-    if not os.path.exists(last):  # a search without a genotype is finished as well
-        raise UserError(f"{shlex.join(words)} ended with {done.returncode}: "
-                        f"{done.stderr.strip() or done.stdout[-200:]}")
-
-
 def do_all(tasks, jobs):
-    """Those of the tasks that are not done, `jobs` at once."""
-    left = [task for task in tasks if not os.path.exists(task[-1])]
-    start = time.monotonic()
-    if tasks:
-        print(f"{len(left)} of {len(tasks)} runs to do", flush=True)
+    """Those of the tasks that are not done, `jobs` at once. Raises UserError where one
+    fails."""
+    def do(task):
+        words, last = task
+        done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
+        if not os.path.exists(last):  # a search without a genotype is finished as well
+            raise UserError(f"{shlex.join(words)} ended with {done.returncode}: "
+                            f"{done.stderr.strip() or done.stdout[-200:]}")
+        return last
+
+    left, start = [task for task in tasks if not os.path.exists(task[-1])], time.monotonic()
+    print(f"{len(left)} of {len(tasks)} runs to do", flush=True)
     with ThreadPoolExecutor(jobs) as pool:
-        for done, (task, _) in enumerate(zip(left, pool.map(do, left)), 1):
+        for done, last in enumerate(pool.map(do, left), 1):
             minutes = (time.monotonic() - start) / 60 / done * (len(left) - done)
-            print(f"{task[-1]}: done; {len(left) - done} left, about {minutes:.0f} minutes",
-                  flush=True)
+            print(f"{last}: done; {len(left) - done} left, about {minutes:.0f} minutes", flush=True)
 
 
 def records_of(name, experiment, root, seeds, jobs, extra):
@@ -89,8 +86,10 @@ def records_of(name, experiment, root, seeds, jobs, extra):
             for seed in range(experiment.first, experiment.first + min(seeds, a.seeds or seeds))]
     do_all([run_task(folder, "train_search", *words_of({**experiment.flags, **a.flags}), *extra,
                      "--seed", str(seed)) for _, a, seed, folder in plan if a.of is None], jobs)
-    do_all([([a.then[0], folder], os.path.join(folder, a.then[1]))
-            for _, a, _, folder in plan if a.then], jobs)
+    further = [([a.then[0], folder], os.path.join(folder, a.then[1]))
+               for _, a, _, folder in plan if a.then]
+    if further:
+        do_all(further, jobs)
     records = {arm: [] for arm in experiment.arms}
     for arm, a, _, folder in plan:
         record = read(folder)

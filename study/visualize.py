@@ -17,17 +17,16 @@ from study.draw_cells import parts_of
 from study.records import read
 
 
-def figures_of(record):
-    """{file name: function that draws it} of one run."""
+def figures_of(*records):
+    """{file name: function that draws it} of one run, or of several beside each other."""
+    curves = {name: functools.partial(compare.curves, records, *rest)
+              for name, rest in compare.CURVES.items()}
+    if len(records) > 1:
+        return {"heatmap": functools.partial(figures.draw_heatmap, *records), **curves}
+    [record] = records
     drawings = {name: functools.partial(draw, record) for name, draw in figures.FIGURES.items()}
-    return {**drawings, **(parts_of(record.genotype, "cell_") if record.genotype else {})}
-
-
-def comparison_of(records):
-    """{file name: function that draws it} of several runs."""
-    return {"heatmap": functools.partial(figures.draw_heatmap, *records),
-            **{name: functools.partial(compare.curves, records, *curves)
-               for name, curves in compare.CURVES.items()}}
+    cells = parts_of(record.genotype, "cell_") if record.genotype else {}
+    return {**drawings, "curvature": curves["curvature"], **cells}
 
 
 def save(drawings, folder):
@@ -56,17 +55,16 @@ def visualize():
     given = parser.parse_args()
     first, *others = given["what"]
     if others:
-        drawings = comparison_of([read(folder) for folder in given["what"]])
+        drawings = figures_of(*map(read, given["what"]))
         folder = os.path.join(os.path.dirname(os.path.normpath(first)), "comparison")
     elif os.path.isdir(first):
         drawings, folder = figures_of(read(first)), os.path.join(first, "figures")
     else:
         try:
-            genotype = texts.get(first, SPACES.values())
+            genotype, folder = texts.get(first, SPACES.values()), "."
         except texts.GenotypeError as error:
             raise UserError(f"no folder of a run, and {error}") from None
-        name = first if first.isidentifier() else "cell"
-        drawings, folder = parts_of(genotype, name + "_"), "."
+        drawings = parts_of(genotype, (first if first.isidentifier() else "cell") + "_")
     for path in save(drawings, given.get("output", folder)):
         print(path)
 

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import zlib
 from collections import Counter
 
 import numpy as np
@@ -21,7 +22,7 @@ import train_search
 from engine import loop, recipes, texts
 from engine.flags import UserError
 from genotypes import PRIMITIVES, Edge, Genotype
-from spaces import SPACES, nasbench201, s1
+from spaces import SPACES, nasbench201
 from study import (claims, compare, cures, draw_cells, experiments, figures, measures,
                    random_genotypes, records, reproduce, resting, ties, visualize)
 from study.claims import Claim
@@ -408,29 +409,26 @@ def test_random_genotypes_are_uniform(count):
 
 def test_random_genotypes_are_seeded():
     drawn = [random_genotypes.random_genotype((8, 6), PRIMITIVES, seed) for seed in (1, 1, 2)]
-    assert drawn[0] == drawn[1] != drawn[2]
-    assert [len(cell) for cell in drawn[0]] == [8, 6]
-    assert texts.get(str(drawn[0])) == drawn[0]
+    assert drawn[0] == drawn[1] != drawn[2] and [*map(len, drawn[0])] == [8, 6]
     with pytest.raises(UserError, match="none of 5 random"):
         random_genotypes.random_genotype((8, 8), PRIMITIVES, 1, lambda genotype: False, 5)
 
 
 def test_random_genotypes_are_ranked(tmp_path, monkeypatch, capsys):
-    accuracies = iter(("90,95", "97,96"))
-
     def run(command, **_):  # in place of a training
         folder = tmp_path / command[-1]
         trained[str(folder)] = texts.get(command[command.index("--arch") + 1])
         folder.mkdir()
-        first, last = next(accuracies).split(",")
-        (folder / "metrics.csv").write_text(f"epoch,test_accuracy\n1,{first}\n2,{last}\n")
+        (folder / "metrics.csv").write_text(f"epoch,test_accuracy\n1,97\n2,{94 + len(trained)}\n")
         (folder / "config.json").write_text(json.dumps({**config, "commands": [command[2:]]}))
         (folder / "report.md").write_text("")
 
     trained, config = {}, json.loads((recorded_run(tmp_path / "a") / "config.json").read_text())
     config["script"] = "train_eval"
+    assert reproduce.macs_of(genotypes.FairDARTS_a) == pytest.approx(371.46, abs=0.01)
+    monkeypatch.setattr(reproduce, "macs_of", lambda found: zlib.crc32(str(found).encode()) % 9)
     monkeypatch.setattr(reproduce.subprocess, "run", run)
-    command = ["--random", 2, "--skips", 2, "--macs", "250-500", "--jobs", 1, "--runs", tmp_path,
+    command = ["--random", 2, "--skips", 2, "--macs", "5-6", "--jobs", 1, "--runs", tmp_path,
                "--", "--epochs", 2]
     assert call(reproduce, monkeypatch, *command) == 0
     text = (tmp_path / "random.md").read_text()
@@ -439,8 +437,7 @@ def test_random_genotypes_are_ranked(tmp_path, monkeypatch, capsys):
     for _, macs, folder, arch in rows:
         genotype = trained[folder.strip("`")]
         assert [edge.op for edge in genotype.normal].count("skip_connect") == 2
-        assert 250 <= float(macs) <= 500 and str(genotype) == arch.strip("`")
-    assert reproduce.macs_of(genotypes.FairDARTS_a) == pytest.approx(371.46, abs=0.01)
+        assert float(macs) in (5, 6) and str(genotype) == arch.strip("`")
     assert not record_commands(monkeypatch) and call(reproduce, monkeypatch, *command) == 0
     for wrong, message in ((["digits", "--skips", 2], "--skips is not of digits"),
                            (["--random", 1, "--seeds", 2], "--seeds is not of random"),
@@ -457,22 +454,18 @@ def test_published_gates_are_kept_by_a_hair():
     loops."""
     found = ties.published_ties()
     assert found["reduce"] == (62, 64, 50.75) and found["normal"][:2] == (5, 31)
-    searches = ties.published_gates()
-    assert len(searches) == 8
     for part in "normal", "reduce":
         near = kept = 0
-        for search in searches:
-            rows, first = search[part].tolist(), 0
+        for search in ties.published_gates():
+            rows = iter(search[part].tolist())
             for node in range(2, 6):
-                edges = rows[first:first + node]
-                first += node
+                edges = [next(rows) for _ in range(node)]
                 best = sorted(range(node), key=lambda i: -max(edges[i]))[:2]
                 for i in best:
-                    gate = max(edges[i])
                     others = sorted(edges[i])[:-1] + [
                         max(edges[j]) for j in range(node) if j not in best]
-                    kept += gate >= 0.85
-                    near += gate >= 0.85 and any(gate - other <= 0.005 for other in others)
+                    kept += max(edges[i]) >= 0.85
+                    near += max(edges[i]) >= 0.85 and max(edges[i]) - max(others) <= 0.005
         assert (near, kept) == found[part][:2]
 
 
@@ -489,8 +482,7 @@ def test_published_gates_settle_as_computed():
 # ---------------------------------------------------------------- figures
 
 @pytest.mark.parametrize("primitives, nodes, epochs", [
-    (PRIMITIVES, 4, 50), (("skip_connect", "sep_conv_3x3"), 3, 1), (("dil_conv_5x5",), 1, 2),
-    (PRIMITIVES, 3, 1)])
+    (PRIMITIVES, 4, 50), (("dil_conv_5x5",), 1, 1)])
 def test_figures_of_a_run(primitives, nodes, epochs, tmp_path, monkeypatch, capsys):
     folder = recorded_run(tmp_path / "run", primitives, nodes, epochs, threshold=0)
     assert call(visualize, monkeypatch, folder) == 0
@@ -502,19 +494,15 @@ def test_figures_of_a_run(primitives, nodes, epochs, tmp_path, monkeypatch, caps
 
 def test_figures_of_several_runs_and_of_architectures(tmp_path, monkeypatch, capsys):
     folders = [recorded_run(tmp_path / "all" / str(seed), epochs=4, seed=seed, gate=gate,
-                            zero_one_loss=loss)
-               for seed, gate, loss in ((0, "sigmoid", "l2"), (1, "sigmoid", "l1"),
-                                        (2, "softmax", "l2"), (3, "softmax", "l2"))]
+                            zero_one_loss=loss) for seed, (gate, loss) in enumerate((
+                                ("sigmoid", "l2"), ("sigmoid", "l1"), *[("softmax", "l2")] * 2))]
     assert call(visualize, monkeypatch, *folders) == 0
     for name in ("dominant", "heatmap", "gap"):
         assert_picture(tmp_path / "all" / "comparison" / f"{name}.png")
     found = [records.read(str(folder)) for folder in folders]
-    assert [records.setting(record) for record in found] == [
+    assert records.names_of(found) == [
         "sigmoid, w01 10, l2", "sigmoid, w01 10, l1", "softmax", "softmax"]
-    assert records.names_of(found) == [records.setting(record) for record in found]
-    gap = compare.curves(found, *compare.CURVES["gap"])
-    assert [axes.get_title() for axes in gap.axes] == [f"Lost by {name}" for name in (
-        "rounding", "selection", "both")]
+    gap = compare.curves(found, *compare.CURVES["gap"])  # rounding, selection, both
     for axes in gap.axes:
         assert len(axes.lines) == len(axes.collections) == 3
         low, high = axes.get_ylim()
@@ -538,15 +526,9 @@ def test_figures_of_several_runs_and_of_architectures(tmp_path, monkeypatch, cap
     for name in ("FairDARTS_a_normal", "FairDARTS_a_reduce", "FairNAS_A_chain", "cell_normal",
                  "cell_reduce"):
         assert_picture(tmp_path / "cells" / f"{name}.png")
-    capsys.readouterr()
-    (tmp_path / "empty").mkdir()
-    for what, message in (
-            (["FairDARTS_x"], "did you mean"),
-            ([tmp_path / "empty"], "not the folder of a run"),
-            ([], "required")):
-        assert call(visualize, monkeypatch, *what) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1 and message in error
+    for what, message in ((["FairDARTS_x"], "did you mean"), ([], "required"),
+                          ([tmp_path], "not the folder of a run")):
+        assert message in refused(capsys, monkeypatch, visualize, *what)
 
 
 def test_what_the_figures_show(tmp_path):
@@ -559,24 +541,20 @@ def test_what_the_figures_show(tmp_path):
     record = records.read(str(recorded_run(tmp_path / "run", gates=gates, threshold=0.85)))
     assert records.dominant_counts(record, "normal").tolist() == [
         [0, 0, 8, 0, 0, 0, 0], [0, 0, 1, 7, 0, 0, 0]]
-    # the reduction cell has no edge
-    assert (record.genotype is None
-            and not records.kept_gates(record, "normal").any())
+    assert record.genotype is None  # the reduction cell has no edge
+    assert not records.kept_gates(record, "normal").any()
     histogram = figures.gate_histogram(record, 10)
-    assert (histogram.shape == (10, 2)
-            and histogram[:, 0].sum() == pytest.approx(1) == histogram[:, 1].sum())
-    assert (histogram[9, 0] == pytest.approx(14 / 196)
-            and histogram[9, 1] == pytest.approx(15 / 196))
+    assert histogram.shape == (10, 2) and np.allclose(histogram.sum(0), 1)
+    assert np.allclose(histogram[9], [14 / 196, 15 / 196])
     gates[1, 1, 0, sep] = 0.9
     record = records.read(str(recorded_run(tmp_path / "other", gates=gates, threshold=0.85)))
     kept = records.kept_gates(record, "normal")
-    assert (kept.sum() == 8 and kept[-1, skip] and kept[0, sep] and kept[1, sep]
-            and not kept[-1, sep])
+    assert kept.sum() == 8 and not kept[-1, sep]
+    assert kept[-1, skip] and kept[0, sep] and kept[1, sep]
     assert records.kept_gates(record, "reduce").nonzero() == (np.array([0]), np.array([sep]))
     for axes, part in zip(figures.draw_heatmap(record).axes, record.gates):
         framed = [[round(frame.get_y()), round(frame.get_x())] for frame in axes.patches]
         assert sorted(framed) == np.argwhere(records.kept_gates(record, part)).tolist()
-    assert s1.row_names(5) == ["0 → 2", "1 → 2", "0 → 3", "1 → 3", "2 → 3"]
 
 
 def test_cells_are_drawn_without_overlap():
@@ -603,13 +581,13 @@ def test_search_draws_figures_and_survives_their_failure(tmp_path, monkeypatch, 
     drawn, draw = [], visualize.draw_run
     monkeypatch.setattr(visualize, "draw_run", lambda folder: drawn.append(draw(folder)))
     assert call(train_search, monkeypatch, *search, "a", "--gap_every", 1) == 0
-    assert ([len(paths) for paths in drawn] == [5, 7]
-            and (tmp_path / "a" / "figures" / "cell_normal.png").exists())
+    assert [len(paths) for paths in drawn] == [5, 7]
+    assert (tmp_path / "a" / "figures" / "cell_normal.png").exists()
     monkeypatch.setattr(visualize, "draw_run", lambda folder: 1 / 0)
     capsys.readouterr()
     assert call(train_search, monkeypatch, *search, "b") == 0
-    assert ("note: no figures: ZeroDivisionError" in capsys.readouterr().err
-            and len(table(tmp_path / "b")) == 2)
+    assert "note: no figures: ZeroDivisionError" in capsys.readouterr().err
+    assert len(table(tmp_path / "b")) == 2
 
 
 def test_arms_are_drawn():
