@@ -43,9 +43,9 @@ CURVES = {
 
 
 def curves(records, label, share, panels):
-    """A panel for each of {title: curve} that a record has: for the runs of each setting
-    the mean, and a band from the least to the most, over the epochs that all of them
-    have. None without a panel."""
+    """A panel for each of {title: curve} that a record has: for the runs of each
+    setting the mean, and a band from the least to the most, over the epochs that all
+    of them have. None without a panel."""
     names = names_of(records)
     found = {title: [*map(curve, records)] for title, curve in panels.items()}
     found = {title: paths for title, paths in found.items() if any(paths)}

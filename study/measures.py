@@ -13,13 +13,13 @@ SHARED_CHANCE = 0.192
 
 
 def value(measure, record):
-    """Of a Record: the column `measure` of the epoch that counts, or measure(record)."""
+    """The column `measure` of the epoch that counts, or measure(record)."""
     return measure(record) if callable(measure) else record.rows[record.epoch - 1].get(measure)
 
 
 def whole_gap(record):
-    """What the supernet loses as its gates become those of the genotype, by rounding and
-    by selection, in points."""
+    """What the supernet loses as its gates become those of the genotype, by rounding
+    and by selection, in points."""
     soft, discrete = (value(name, record) for name in ("soft_accuracy", "discrete_accuracy"))
     return None if soft is None else soft - discrete
 
@@ -60,7 +60,7 @@ def skips_off_chance(record):
 # ---------------------------------------------------------------- NAS-Bench-201: looked up
 
 def known(column):
-    """A measure: what is known of the genotype, one of nasbench201.known's columns."""
+    """A measure: a column of what is known of the genotype."""
     return lambda record: record.genotype and nasbench201.known(record.genotype)[column]
 
 
@@ -81,7 +81,7 @@ def over_random(record):
 
 
 def ends_below(record):
-    """1 where it is worse than the mean of random cells, else 0; the mean is a share."""
+    """1 where it is worse than the mean of random cells, else 0."""
     return record.genotype and float(over_random(record) < 0)
 
 

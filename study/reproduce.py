@@ -160,7 +160,8 @@ def macs_of(genotype):
 def run_random(root, count, skips, bounds, jobs, extra):
     """Train `count` random genotypes of eight edges a cell, and return their ranking.
 
-    skips: so many in the normal cell; bounds: least and most millions of MACs. None: any.
+    skips: so many in the normal cell; bounds: least and most millions of MACs; None:
+        any.
     """
     def accepted(genotype):
         return skips in (None, [edge.op for edge in genotype.normal].count("skip_connect")) and (

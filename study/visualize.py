@@ -18,7 +18,7 @@ from study.records import read
 
 
 def figures_of(*records):
-    """{file name: function that draws it} of one run, or of several beside each other."""
+    """{file name: function that draws it} of one run, or of several together."""
     curves = {name: functools.partial(compare.curves, records, *rest)
               for name, rest in compare.CURVES.items()}
     if len(records) > 1:
