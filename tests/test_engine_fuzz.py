@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.common import TINY_EVAL, TINY_SEARCH, deep, ended, fork, place, sealed
+from tests.common import deep, ended, fork, place, sealed
 
 
 # ---- fuzz

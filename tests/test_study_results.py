@@ -12,10 +12,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
 from scipy.stats import binomtest, chisquare, ttest_1samp
 
-import fair_darts
 import genotypes
 import train_search
 from engine import loop, recipes, texts
@@ -188,7 +186,9 @@ def test_what_is_looked_up():
     record = looked_up(CONVOLUTIONS, THREE_SKIPS, SKIPS)
     assert measures.accuracy(record) == measures.by_argmax(record) == 60.78
     assert measures.known("genotype_skips")(record) == 6
+    longer = looked_up(*[CONVOLUTIONS] * 2, *[SKIPS] * 2, SKIPS, CONVOLUTIONS)
     assert measures.decline(record) == pytest.approx(93.24 - 60.78)
+    assert measures.decline(longer) == pytest.approx((93.24 - 60.78) / 2)
     assert records.known_curve(record, "genotype_skips") == {1: 0, 2: 3, 3: 6}
     names = [*nasbench201.OPS]
     cells = [nasbench201.accuracies()[tuple(names.index(op) for op in cell)]
