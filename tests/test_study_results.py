@@ -351,7 +351,8 @@ def test_runs_are_started_resumed_or_refused(tmp_path, monkeypatch, capsys):
 
 FURTHER = """import sys
 with open(sys.argv[1] + "/other.json", "w") as file:
-    file.write('{"normal": [["skip_connect", 2, 0]], "reduce": [["skip_connect", 2, 0]]}')
+    file.write('{"normal": [["skip_connect", 2, 0], ["sep_conv_3x3", 2, 1]], '
+               '"reduce": [["skip_connect", 2, 0]]}')
 """
 
 
@@ -379,7 +380,7 @@ def test_an_experiment_runs_to_its_page(tmp_path, monkeypatch, capsys):
     assert "3 of 3 runs to do" in out and "1 of 1 runs to do" in out
     text = (tmp_path / "out" / "tiny.md").read_text()
     assert "`python -m study.reproduce tiny --seeds 2 -- --epochs 2`: seeds from 7" in text
-    assert "| A | 1 of 1 |" in text and "| B | 1 of 1 | 0.500 | -inf to inf | 1.0000 |" in text
+    assert "| A | 1 of 1 |" in text and "| B | 1 of 1 | 0.000 | -inf to inf | 1.0000 |" in text
     assert text.count("| undecided |") == 2 and "- after: `python -m further RUN` of l01" in text
     assert "- kept: softmax's searches, as if with `--keep_skips 0`" in text
     assert "| kept | " in text and "-0.50 ± 0.00 (2) |" in text
@@ -429,15 +430,15 @@ def test_random_genotypes_are_ranked(tmp_path, monkeypatch, capsys):
     assert reproduce.macs_of(genotypes.FairDARTS_a) == pytest.approx(371.46, abs=0.01)
     monkeypatch.setattr(reproduce, "macs_of", lambda found: zlib.crc32(str(found).encode()) % 9)
     monkeypatch.setattr(reproduce.subprocess, "run", run)
-    command = ["--random", 2, "--skips", 2, "--macs", "5-6", "--jobs", 1, "--runs", tmp_path,
+    command = ["--random", 4, "--skips", 3, "--macs", "5-6", "--jobs", 1, "--runs", tmp_path,
                "--", "--epochs", 2]
     assert call(reproduce, monkeypatch, *command) == 0
     text = (tmp_path / "random.md").read_text()
     rows = [line.strip("| ").split(" | ") for line in text.split("\n")[4:-1]]
-    assert [row[0] for row in rows] == ["96.00", "95.00"]
+    assert [row[0] for row in rows] == ["98.00", "97.00", "96.00", "95.00"]
     for _, macs, folder, arch in rows:
         genotype = trained[folder.strip("`")]
-        assert [edge.op for edge in genotype.normal].count("skip_connect") == 2
+        assert [edge.op for edge in genotype.normal].count("skip_connect") == 3
         assert float(macs) in (5, 6) and str(genotype) == arch.strip("`")
     assert not record_commands(monkeypatch) and call(reproduce, monkeypatch, *command) == 0
     for wrong, message in ((["digits", "--skips", 2], "--skips is not of digits"),
