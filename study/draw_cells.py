@@ -22,10 +22,8 @@ STATES = {0: "c(k-2)", 1: "c(k-1)", "out": "c(k)"}  # what DARTS calls inputs an
 
 
 def colour(op):
-    if op in COLOURS:
-        return COLOURS[op]
-    position = list(OPS).index(op) if op in OPS else -1
-    return MORE_COLOURS[position % len(MORE_COLOURS)]
+    position = [*OPS].index(op) if op in OPS else -1
+    return COLOURS.get(op, MORE_COLOURS[position % len(MORE_COLOURS)])
 
 
 def cell_layout(edges, last_node=genotypes.LAST_NODE):
@@ -34,8 +32,8 @@ def cell_layout(edges, last_node=genotypes.LAST_NODE):
     The states stand in a row. Each edge is an arc above or below them, short ones near;
     every arc has a height of its own, so that no two labels can meet.
     """
-    points = {state: (3.0 * state, 0.0) for state in range(last_node + 1)}
-    points["out"] = (3.0 * (last_node + 1), 0.0)
+    states = [*range(last_node + 1), "out"]
+    points = {state: (3.0 * place, 0.0) for place, state in enumerate(states)}
     labels = []
     for index, edge in enumerate(sorted(edges, key=lambda e: (e.node - e.source, e))):
         height = 1.5 + 0.6 * (index // 2)
@@ -51,8 +49,8 @@ def draw_cell(edges, title, names=STATES, last_node=genotypes.LAST_NODE):
     points, labels = cell_layout(edges, last_node)
     if "out" not in names:
         del points["out"]
-    heights = [-1.2, 1.2, *(y for _, _, y in labels)]
-    bottom, top, right = min(heights) - 0.5, max(heights) + 0.5, max(points.values())[0]
+    heights = [-1.7, 1.7, *(y + sign for _, _, y in labels for sign in (-0.5, 0.5))]
+    bottom, top, right = min(heights), max(heights), max(points.values())[0]
     figure = Figure((0.62 * (right + 2.4), 0.62 * (top - bottom) + 0.5))
     axes = figure.subplots()
     axes.set(xlim=(-1.2, right + 1.2), ylim=(bottom, top), aspect="equal", title=title)
@@ -77,27 +75,18 @@ def draw_cell(edges, title, names=STATES, last_node=genotypes.LAST_NODE):
 
 
 def draw_chain(genotype):
-    """A chain of S2, a column for each layer: its blocks, as high as their kernels."""
-    figure = Figure((11, 3.2))
+    """A chain of S2, a column for each layer, of the blocks that it sums."""
+    figure = Figure((11, 2 + max(map(len, genotype.layers))))
     axes = figure.subplots()
-    top = 0
     for layer, names in enumerate(genotype.layers):
-        bottom = 0
-        for name in names:
-            height = 0.35 if name == "skip_connect" else int(name[-1]) / 5
-            axes.bar(layer, height, 0.7, bottom, color=colour(name), edgecolor="black")
-            axes.text(layer, bottom + height + 0.06, name.replace("_connect", ""), rotation=90,
-                      ha="center", va="bottom", fontsize=7)
-            bottom += height + 1
-        top = max(top, bottom)
-        if layer > 0:
-            axes.annotate("", (layer - 0.35, 0.17), (layer - 0.65, 0.17),
-                          arrowprops={"arrowstyle": "-|>", "color": "#888888"})
+        for row, name in enumerate(names):
+            axes.bar(layer, 0.9, 0.9, row, color=colour(name), edgecolor="black")
+            axes.text(layer, row + 0.45, name.replace("_connect", ""), rotation=90, **CENTRED)
     labels = [f"{layer}\n{channels}" + ("\n/2" if stride == 2 else "")
               for layer, (channels, stride) in enumerate(s2.CHAIN)]
     axes.set_xticks(range(len(labels)), labels)
-    axes.set(title="Chain: layer, output channels, /2 where it halves the size",
-             ylim=(0, top), yticks=[], frame_on=False)
+    axes.set(title="Chain: layer, output channels, /2 where it halves the size", yticks=[],
+             frame_on=False)
     return figure
 
 

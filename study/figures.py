@@ -14,8 +14,8 @@ except ModuleNotFoundError as error:
 
 from fair_darts import PENALTIES
 from study.draw_cells import CENTRED, colour
-from study.records import (all_gates, dominant_counts, dominant_names, gate_histogram,
-                           kept_gates, last_gates, names_of, reasons, setting)
+from study.records import (all_gates, dominant_counts, kept_gates, last_gates, names_of,
+                           setting)
 from study.resting import resting_gate
 
 LINE_COLOURS = ["#000000", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#D55E00"]
@@ -23,15 +23,7 @@ matplotlib.rcParams.update({
     "figure.constrained_layout.use": True, "figure.titlesize": 10, "savefig.dpi": 110,
     "font.size": 8, "axes.titlesize": 10, "lines.linewidth": 1.4, "lines.markersize": 3,
     "axes.prop_cycle": matplotlib.cycler(color=LINE_COLOURS)})
-MARKS = ("e: others of its node's edges are better  o: another operation of its edge is better\n"
-         "t: below the threshold  k: a skip more than --keep_skips  "
-         "p: pruned, since nothing enters the node that it leaves")
 PARTS = {"normal": "normal cell", "reduce": "reduction cell", "layers": "all layers"}
-
-
-def row_names(record, part):
-    """What the rows of a part's gates are called."""
-    return record.space.row_names(record.gates[part].shape[1])
 
 
 def over_epochs(axes, title, whole_numbers="x", **settings):
@@ -57,9 +49,10 @@ def draw_dominant(record):
     panels[0].set_ylabel("operations")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", reverse=True)
     if "benchmark_rank" in record.rows[0]:
-        draw_accuracy(panels[1], record)
+        panels[1].plot(edges[:-1] + 0.5, [row["benchmark_accuracy"] for row in record.rows], "o-")
+        over_epochs(panels[1], "Accuracy of what would be derived", ylabel="test accuracy (%)")
     if "layers" in record.gates:
-        pixels = [to_rgba_array([colour(op) for op in dominant_names(record, epoch)])
+        pixels = [to_rgba_array([colour(op) for op in record.space.dominant(epoch)])
                   for epoch in record.gates["layers"]]
         panels[1].imshow(np.swapaxes(pixels, 0, 1), aspect="auto", interpolation="nearest",
                          extent=(edges[0], edges[-1], len(pixels[0]) - 0.5, -0.5))
@@ -68,28 +61,20 @@ def draw_dominant(record):
     return figure
 
 
-def draw_accuracy(axes, record):
-    """What the genotype of each epoch is worth in the space's benchmark."""
-    axes.plot([row["epoch"] for row in record.rows],
-              [row["benchmark_accuracy"] for row in record.rows], "o-")
-    over_epochs(axes, "Accuracy of what would be derived", ylabel="test accuracy (%)")
-
-
 def draw_gates(record):
     """Fig. 3: the gates over epochs, a panel for each edge or layer."""
-    count = next(iter(record.gates.values())).shape[1]
+    names = record.space.row_names(next(iter(record.gates.values())).shape[1])
     if "layers" in record.gates:
-        places = [divmod(layer, 5) for layer in range(count)]
+        places = [divmod(layer, 5) for layer in range(len(names))]
     else:  # a line for each node
-        names = [name.split(" → ") for name in record.space.row_names(count)]
-        places = [(int(node) - int(names[0][1]), int(source)) for source, node in names]
+        ends = [[*map(int, name.split(" → "))] for name in names]
+        places = [(node - ends[0][1], source) for source, node in ends]
     rows, columns = np.max(places, axis=0) + 1
     figure = Figure((3 + 1.1 * columns * len(record.gates), 1.2 + 1.25 * rows))
     halves = figure.subfigures(1, len(record.gates), squeeze=False)[0]
     for half, (part, gates) in zip(halves, record.gates.items()):
         half.suptitle(f"Gates over epochs, {PARTS[part]}")
         half.supylabel("gate")
-        names = row_names(record, part)
         for (row, column), name, paths in zip(places, names, gates.transpose(1, 2, 0)):
             axes = half.add_subplot(rows, columns, row * columns + column + 1)
             for op, path in zip(record.primitives, paths):
@@ -104,37 +89,33 @@ def draw_gates(record):
 
 
 def draw_heatmap(*records):
-    """Fig. 4: the final gates, edges by operations; framed: kept by the genotype;
-    marked: why a high gate is not."""
+    """Fig. 4: the final gates, edges by operations, a row of panels for each record;
+    framed: kept by the genotype."""
     names = names_of(records) if len(records) > 1 else [setting(records[0])]
-    parts = [(record, part, name) for record, name in zip(records, names)
-             for part in record.gates]
-    wide = max(len(record.gates) for record in records)  # a row for each record
-    rows, columns = np.max([record.gates[part].shape[1:] for record, part, _ in parts], axis=0)
+    wide = max(len(record.gates) for record in records)
+    rows, columns = np.max([part.shape[1:] for record in records for part in record.gates.values()],
+                           axis=0)
     figure = Figure((max(6.5, wide * (0.8 + 0.5 * columns)) + 1.2,
                      0.6 + len(records) * (1.6 + 0.3 * rows)))
     panels = figure.subplots(len(records), wide, squeeze=False)
-    places = [axes for line, record in zip(panels, records) for axes in line[:len(record.gates)]]
-    for axes in set(panels.flat) - set(places):
-        axes.axis("off")
-    for axes, (record, part, name) in zip(places, parts):
-        gates, kept = last_gates(record, part), kept_gates(record, part)
-        marks = reasons(record, part)
-        image = axes.imshow(gates, vmin=0, vmax=1, cmap="cividis", aspect="auto")
-        for (row, column), gate in np.ndenumerate(gates):
-            if not np.isnan(gate):
-                ink = "white" if gate < 0.55 else "black"
-                axes.text(column, row, f"{gate:.2f} {marks[row, column]}".strip(), color=ink,
-                          fontsize=7, **CENTRED)
-            if kept[row, column]:
+    for line, record, name in zip(panels, records, names):
+        for axes in line[len(record.gates):]:
+            axes.axis("off")
+        for axes, part in zip(line, record.gates):
+            gates, kept = last_gates(record, part), kept_gates(record, part)
+            image = axes.imshow(gates, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+            for row, column in np.argwhere(~np.isnan(gates)):
+                ink = "white" if gates[row, column] < 0.55 else "black"
+                axes.text(column, row, f"{gates[row, column]:.2f}", color=ink, fontsize=7,
+                          **CENTRED)
+            for row, column in np.argwhere(kept):
                 axes.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False,
                                          edgecolor="#D55E00", linewidth=2))
-        axes.set_xticks(range(gates.shape[1]), record.primitives, rotation=40, ha="right")
-        axes.set_yticks(range(gates.shape[0]), row_names(record, part))
-        axes.set_title(f"{name}\n{PARTS[part]}", fontsize=9)
+            axes.set_xticks(range(gates.shape[1]), record.primitives, rotation=40, ha="right")
+            axes.set_yticks(range(len(gates)), record.space.row_names(len(gates)))
+            axes.set_title(f"{name}\n{PARTS[part]}", fontsize=9)
     figure.colorbar(image, ax=panels, label="gate", fraction=0.03, pad=0.01, aspect=30)
-    figure.suptitle("Final gates; framed: kept by the genotype; marked: high, but not kept")
-    figure.supxlabel(MARKS, fontsize=8)
+    figure.suptitle("Final gates; framed: kept by the genotype")
     return figure
 
 
@@ -142,35 +123,38 @@ def draw_penalty(record):
     """Fig. 5: the penalties and their slopes, by the gate and by alpha, and what became
     of the gates; dashed: where those settle that get no gradient from the data."""
     figure = Figure((11, 5.4))
-    panels = figure.subplot_mosaic([["value", "slope", "push"], ["gates"] * 3])
+    *panels, below = figure.subplot_mosaic([[0, 1, 2], [3] * 3]).values()
     z = torch.linspace(0, 1, 401, requires_grad=True)
     for name, penalty in PENALTIES.items():
         values = torch.stack([penalty(gate) for gate in z.split(1)])
         [slopes] = torch.autograd.grad(values.sum(), z)
         equation, colon, _ = (penalty.__doc__ or "").partition(":")
         label = f"{name}, {equation}" if colon else name
-        panels["value"].plot(z.detach(), values.detach(), label=label)
-        panels["slope"].plot(z.detach(), slopes)
-        panels["push"].plot(z.detach(), (slopes * z * (1 - z)).detach())
-    panels["value"].set(title="Penalty of one gate", xlabel="gate z", ylabel="N × penalty")
-    panels["slope"].set(title="Its slope", xlabel="gate z", ylabel="N × d penalty / dz")
-    panels["push"].set(title="Its slope by alpha", xlabel="gate z",
-                       ylabel="N × d penalty / d alpha")
-    panels["value"].legend()
-    percent = np.ma.masked_equal(100 * gate_histogram(record), 0)
-    image = panels["gates"].imshow(
-        percent, origin="lower", aspect="auto", cmap="cividis", vmin=0, interpolation="nearest",
-        extent=(0.5, len(record.rows) + 0.5, 0, 1))
+        for axes, height in zip(panels, (values, slopes, slopes * z * (1 - z))):
+            axes.plot(z.detach(), height.detach(), label=label)
+    for axes, (title, label) in zip(panels, (
+            ("Penalty of one gate", "N × penalty"), ("Its slope", "N × d penalty / dz"),
+            ("Its slope by alpha", "N × d penalty / d alpha"))):
+        axes.set(title=title, xlabel="gate z", ylabel=label)
+    panels[0].legend()
+    image = below.imshow(np.ma.masked_equal(100 * gate_histogram(record), 0), origin="lower",
+                         aspect="auto", cmap="cividis", vmin=0, interpolation="nearest",
+                         extent=(0.5, len(record.rows) + 0.5, 0, 1))
     s = record.settings
     if s["gate"] == "sigmoid":
-        rest = resting_gate(s["w01"], all_gates(record).shape[1],
-                                       s["arch_weight_decay"],
-                                       PENALTIES[s["zero_one_loss"]])
+        rest = resting_gate(s["w01"], all_gates(record).shape[1], s["arch_weight_decay"],
+                            PENALTIES[s["zero_one_loss"]])
         for height in {rest, 1 - rest}:
-            panels["gates"].axhline(height, color="#D55E00", linestyle="--", linewidth=1.5)
-    over_epochs(panels["gates"], f"All gates over epochs, {setting(record)}", ylabel="gate z")
-    figure.colorbar(image, ax=panels["gates"], label="% of gates")
+            below.axhline(height, color="#D55E00", linestyle="--", linewidth=1.5)
+    over_epochs(below, f"All gates over epochs, {setting(record)}", ylabel="gate z")
+    figure.colorbar(image, ax=below, label="% of gates")
     return figure
+
+
+def gate_histogram(record, bins=40):
+    """The share of the gates in each of `bins` equal parts of 0 to 1: (bins, epochs)"""
+    return np.stack([np.histogram(gates, bins, (0, 1))[0] / len(gates)
+                     for gates in all_gates(record)], axis=1)
 
 
 def draw_gap(record):
@@ -196,14 +180,6 @@ def draw_gap(record):
     return figure
 
 
-def draw_curvature(record):
-    """The Hessian's largest eigenvalue by alpha over epochs (RobustDARTS, Fig. 4)."""
-    rows = [row for row in record.rows if row["curvature"] is not None]
-    if not rows:
-        return None
-    figure = Figure((6, 3))
-    axes = figure.subplots()
-    axes.plot([row["epoch"] for row in rows], [row["curvature"] for row in rows], "o-")
-    over_epochs(axes, f"Curvature, {setting(record)}", ylabel="largest eigenvalue")
-    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-    return figure
+# {file name: function of a Record that draws a figure, or returns None}
+FIGURES = {"dominant": draw_dominant, "gates": draw_gates, "heatmap": draw_heatmap,
+           "penalty": draw_penalty, "gap": draw_gap}

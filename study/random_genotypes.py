@@ -1,7 +1,7 @@
 """Random architectures, to compare with those that a search has found."""
 import random
 
-from engine.texts import GenotypeError
+from engine.flags import UserError
 from fair_darts import prune
 from genotypes import LAST_NODE, Edge, Genotype
 
@@ -9,7 +9,7 @@ from genotypes import LAST_NODE, Edge, Genotype
 def random_genotype(counts, primitives, seed, accepted=lambda genotype: True, tries=10000):
     """A Genotype of counts[0] and counts[1] edges, each cell drawn uniformly from those
     that a search can leave: at most two edges into a node, none from a node that
-    nothing enters; the first that is `accepted`. Raises GenotypeError where none of so
+    nothing enters; the first that is `accepted`. Raises UserError where none of so
     many `tries` is.
     """
     dice = random.Random(seed)
@@ -17,7 +17,7 @@ def random_genotype(counts, primitives, seed, accepted=lambda genotype: True, tr
         genotype = Genotype(*(random_cell(count, primitives, dice) for count in counts))
         if accepted(genotype):
             return genotype
-    raise GenotypeError(f"none of {tries:,} random genotypes is of the kind that is asked for")
+    raise UserError(f"none of {tries:,} random genotypes is of the kind that is asked for")
 
 
 def random_cell(count, primitives, dice):

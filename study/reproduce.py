@@ -1,277 +1,225 @@
-"""The paper's claims, put to the test by a grid of searches and trainings.
+"""The paper's claims, put to the test by searches of several settings and seeds.
 
-    python -m study.reproduce               # on digits: two hours on two cores
-    python -m study.reproduce --seeds 2     # less of it
-    python -m study.reproduce --grid cures  # cures of collapse, in an hour
-    python -m study.reproduce --grid nasbench201 --data DIR  # what collapse costs
-    python -m study.reproduce --grid collapse --data DIR     # ... on new seeds
-    python -m study.reproduce --grid pictures --data DIR     # ... of trained cells
-    python -m study.reproduce --random 20   # random genotypes, trained alike and ranked
-    python -m study.reproduce --random 20 --skips 2 --macs 1-2  # only such
-    python -m study.reproduce --scale paper # CIFAR-10, as published: a GPU and days
+    python -m study.reproduce digits       # the paper's claims: two hours on two cores
+    python -m study.reproduce cures --seeds 2       # cures of collapse; fewer seeds
+    python -m study.reproduce digits -- --epochs 5  # what follows goes to every search
+    python -m study.reproduce nasbench201 -- --dataset folder --data DIR \\
+        --image_size 16 --train_fraction 0 --valid_fraction 0
+    python -m study.reproduce --random 20           # random genotypes, trained, ranked
+    python -m study.reproduce --random 20 --skips 2 --macs 300-400 -- --epochs 5
 
-Writes reproduction.md (cures.md; nasbench201.md and recorded_searches.json;
-collapse.md; pictures.md) and figures/ to docs/. Complete runs are used as they are;
-runs that were stopped are resumed.
+Writes NAME.md and NAME.png, or random.md. Finished runs are used as they are, stopped
+ones go on. Who adds an experiment adds it to study/experiments.py.
 """
-import argparse
-import functools
-import hashlib
 import os
 import shlex
 import signal
+import subprocess
+import sys
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 import train_eval
-from engine.flags import Parser, UserError, main, number, one_of, path_name, refuse
-from engine.folders import read_config, read_metrics, write_whole
-from engine.recipes import RECIPES
+from engine import texts
+from engine.flags import Parser, UserError, main, number, path_name, refuse
+from engine.folders import read_metrics, write_whole
+from engine.loop import Run
 from genotypes import PRIMITIVES
-from study import collapse, grids, hold, pictures, visualize
-from study.claims import Result
-from study.grids import own_flags
-from study.many_runs import SCRIPTS, Task, complete, execute_all
-from study.pages import page
+from model_eval import NetworkCIFAR
+from spaces import SPACES
+from study import compare, visualize
+from study.claims import RULE, find, interval, present
+from study.experiments import EXPERIMENTS
+from study.measures import value
 from study.random_genotypes import random_genotype
 from study.records import read, read_again
-from use import classifier
-
-
-GRIDS = {**grids.GRIDS, "nasbench201": collapse.GRID, "collapse": collapse.AGAIN,
-         "pictures": pictures.GRID}
 
 
 # ---------------------------------------------------------------- the runs
+# A task: (words, the file that `python -m words` writes last)
 
-def searches(grid, scale, root, seeds):
-    """{(arm, seed): Task}, seed by seed, of arms that have searches of their own."""
-    s = grid.scales[scale]
-    return {(arm, seed): Task(
-        os.path.join(root, f"{grid.prefix}{scale}-{arm}-{seed}"), "train_search",
-        [*s.search, *own_flags(grid, scale, arm), "--seed", str(seed)])
-        for seed, arm in pairs(grid, s, seeds) if grid.arms[arm].of is None}
+def words_of(flags):
+    return [word for name, value in flags.items() for word in ("--" + name, str(value))]
 
 
-def pairs(grid, s, seeds):
-    """(seed, arm) of all Results, seed by seed."""
-    return [(grid.first + index, arm) for index in range(seeds) for arm in s.arms
-            if index < (grid.arms[arm].seeds or seeds)]
+def run_task(folder, *words):
+    """The task of a run that is new, stopped or finished; words: the script and its
+    flags. Raises UserError where the run in `folder` was started by others."""
+    last = os.path.join(folder, "report.md")
+    if not os.path.lexists(folder):
+        runs, name = os.path.split(folder)
+        return [*words, "--runs", runs, "--name", name], last
+    former = Run.open(folder, words[0]).config["commands"][0]
+    if former[1:len(words)] != [*words[1:]]:
+        raise UserError(f"{folder!r} was started by other flags, {shlex.join(former[1:])}: remove "
+                        "it, or give other --runs")
+    return [words[0], "--resume", folder], last
 
 
-def mended(grid, scale, arm):
-    """The settings with which the searches of another arm are read again."""
-    return SCRIPTS["train_search"].parser().parse_args(own_flags(grid, scale, arm))
+def do_all(tasks, jobs):
+    """Those of the tasks that are not done, `jobs` at once. Raises UserError where one
+    fails."""
+    def do(task):
+        words, last = task
+        done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
+        if not os.path.exists(last):  # a search without a genotype is finished as well
+            raise UserError(f"{shlex.join(words)} ended with {done.returncode}: "
+                            f"{done.stderr.strip() or done.stdout[-200:]}")
+        return last
+
+    left, start = [task for task in tasks if not os.path.exists(task[-1])], time.monotonic()
+    print(f"{len(left)} of {len(tasks)} runs to do", flush=True)
+    with ThreadPoolExecutor(jobs) as pool:
+        for done, last in enumerate(pool.map(do, left), 1):
+            minutes = (time.monotonic() - start) / 60 / done * (len(left) - done)
+            print(f"{last}: done; {len(left) - done} left, about {minutes:.0f} minutes", flush=True)
 
 
-def training(grid, scale, folder, seed, genotype, flags=()):
-    return Task(folder + "-eval", "train_eval", [
-        *grid.scales[scale].train, *flags, "--seed", str(seed), "--arch", str(genotype)])
+def records_of(name, experiment, root, seeds, jobs, extra):
+    """{arm: [Record of each seed]}, once all runs are done. extra: words for each
+    search."""
+    plan = [(arm, a, seed, os.path.join(root, f"{name}-{a.of or arm}-{seed}"))
+            for arm, a in experiment.arms.items()
+            for seed in range(experiment.first, experiment.first + min(seeds, a.seeds or seeds))]
+    do_all([run_task(folder, "train_search", *words_of({**experiment.flags, **a.flags}), *extra,
+                     "--seed", str(seed)) for _, a, seed, folder in plan if a.of is None], jobs)
+    further = [([a.then[0], folder], os.path.join(folder, a.then[1]))
+               for _, a, _, folder in plan if a.then]
+    if further:
+        do_all(further, jobs)
+    records = {arm: [] for arm in experiment.arms}
+    for arm, a, _, folder in plan:
+        record = read(folder)
+        if a.then:
+            found = texts.load(os.path.join(folder, a.then[1]), SPACES.values())
+            record = record._replace(genotype=found)
+        records[arm].append(read_again(record, a.flags) if a.of and not a.then else record)
+    return records
 
 
-def networks(grid, scale, records, arm, seed):
-    """[(genotype, flags)] of the trainings of an arm's seed."""
-    build = grid.arms[arm].networks
-    if build:
-        return build({name: record for (name, other), record in records.items() if other == seed},
-                     seed, functools.partial(size_of, grid, scale))
-    found = records[arm, seed].genotype
-    return [(found, [])] if found else []
+# ---------------------------------------------------------------- the page
+
+def spread(values):
+    """'mean ± half of the 95 % interval (number)' of those that are not None."""
+    values = present(values)
+    mean, half = interval(values)
+    error = f" ± {half:.2f}" if len(values) > 1 else ""
+    return f"{mean:.2f}{error} ({len(values)})" if values else "–"
 
 
-def random_training(grid, scale, root, record, seed):
-    """Of a random genotype with as many edges as that of the search. Those of the same
-    numbers and seed are one."""
-    counts = [len(cell) for cell in record.genotype]
-    name = "-".join(map(str, (scale, "random", len(record.primitives), *counts, seed)))
-    return training(grid, scale, os.path.join(root, grid.prefix + name), seed,
-                    random_genotype(counts, record.primitives, seed))
+def page(name, experiment, records, values, command):
+    """The text of NAME.md. values: {measure: {arm: [of each seed]}}"""
+    def row(*cells):
+        return "| " + " | ".join(cells) + " |"
+
+    lines = [f"# {experiment.title}", "", f"Written by `{command}`: seeds from {experiment.first} "
+             "on. What held, held *here*, at this scale.", "",
+             row("claim", "seeds", "difference", "95 % interval", "p", "p, Holm", "verdict"),
+             row(*["---"] * 7)]
+    for claim, found, mean, half, p, corrected, verdict in find(experiment.claims, records):
+        lines += [row(claim.text, f"{len(present(found))} of {len(found)}", f"{mean:.3f}",
+                      f"{mean - half:.3f} to {mean + half:.3f}", f"{p:.4f}", f"{corrected:.4f}",
+                      verdict)]
+    lines += ["", RULE, "", experiment.notes, "", "## Arms", "",
+              "Mean ± half of the 95 % interval (number of seeds).", "",
+              row("", *values), row(*["---"] * (len(values) + 1)),
+              *(row(arm, *(spread(found[arm]) for found in values.values())) for arm in records),
+              "", f"All searches: `train_search.py {shlex.join(words_of(experiment.flags))}`.", ""]
+    for arm, a in experiment.arms.items():
+        own = f"`{shlex.join(words_of(a.flags))}`"
+        again = f"{a.of}'s searches, as if with {own}" if a.of else own
+        then = f"`python -m {a.then[0]} RUN` of {a.of or own}" if a.then else again
+        lines += [f"- {arm}: {then}"]
+    return "\n".join([*lines, "", f"![all arms]({name}.png)", ""])
 
 
-def run_grid(grid, scale, root, output, seeds, jobs, command):
-    """Search, measure, train, and write the page."""
-    s, tasks = grid.scales[scale], searches(grid, scale, root, seeds)
-    held = {key: Task(task.folder, "study.hold", []) for key, task in tasks.items()
-            if grid.arms[key[0]].held}
-    for task in tasks.values():  # all are checked before any starts
-        complete(*task)
-    os.makedirs(output, exist_ok=True)  # or fails before the work
-    later = 2 * seeds * len(s.arms) if s.networks else 0
-    execute_all(tasks.values(), len(held) + later, jobs, s.threads)
-    execute_all(held.values(), later, jobs, s.threads)
-
-    own = {key: read(task.folder) for key, task in tasks.items()}
-    records = {}
-    for seed, arm in pairs(grid, s, seeds):
-        of = grid.arms[arm].of
-        records[arm, seed] = (own[arm, seed] if of is None else
-                              read_again(own[of, seed], mended(grid, scale, arm)))
-    trained, random, built = {}, {}, {}
-    for (arm, seed), record in records.items():
-        nets = networks(grid, scale, records, arm, seed) if s.networks else []
-        if nets:
-            folder = os.path.join(root, f"{grid.prefix}{scale}-{arm}-{seed}")
-            built[arm, seed] = nets
-            trained[arm, seed] = [
-                training(grid, scale, folder + f"-{index}" * (index > 0), seed, *net)
-                for index, net in enumerate(nets)]
-            if grid.random:
-                random[arm, seed] = [random_training(grid, scale, root, record, seed)]
-    later = [task for tasks in (*trained.values(), *random.values()) for task in tasks]
-    execute_all(later, 0, jobs, s.threads)
-
-    rows = {task.folder: read_metrics(task.folder) for task in later}  # random ones are shared
-    results = {}
-    for key, record in records.items():
-        accuracies = [mean_of([[row["test_accuracy"] for row in rows[task.folder]]
-                               for task in others[key]]) if key in others else None
-                      for others in (trained, random)]
-        nets = built.get(key)
-        results.setdefault(key[0], []).append(Result(
-            record, *accuracies,
-            mean_of([size_of(grid, scale, *net) for net in nets]) if nets else None,
-            hold.read(held[key].folder) if key in held else None,
-            [genotype for genotype, _ in nets] if nets else None))
-    seconds = sum(row["seconds"] for run in (
-        *rows.values(), *(record.rows for record in own.values())) for row in run)
-    drawings = grid.figures(results)
-    visualize.save({name: draw for name, (_, draw) in drawings.items()},
-                   os.path.join(output, "figures"))
-    for name, text in (grid.files(results) if grid.files else {}).items():
-        write_whole(os.path.join(output, name), text)
-    config = read_config(tasks["softmax", grid.first].folder)
-    path = os.path.join(output, grid.page)
-    write_whole(path, page(grid, scale, results, command, drawings, config, seconds / 3600))
-    print(path)
-    return 0
+def run_experiment(name, root, output, seeds, jobs, extra):
+    """Search and measure; draw NAME.png in `output`, and return the page."""
+    experiment = EXPERIMENTS[name]
+    seeds = seeds or experiment.seeds
+    records = records_of(name, experiment, root, seeds, jobs, extra)
+    values = {title: {arm: [value(measure, record) for record in found]
+                      for arm, found in records.items()}
+              for title, measure in experiment.measures.items()}
+    visualize.save({name: lambda: compare.arms(values)}, output)
+    command = ["python", "-m", "study.reproduce", name, "--seeds", str(seeds), "--", *extra]
+    return page(name, experiment, records, values, shlex.join(command).removesuffix(" --"))
 
 
-def mean_of(lists):
-    """The mean of lists of numbers, place by place."""
-    return [sum(values) / len(values) for values in zip(*lists)]
+# ---------------------------------------------------------------- random genotypes
 
-
-# ---------------------------------------------------------------- random search
-
-def size_of(grid, scale, genotype, flags=()):
-    """Millions of parameters, without the auxiliary head, and of multiply-accumulates
-    of the network that the trainings of `scale` build, with further `flags`."""
-    parser = train_eval.SCRIPT.parser()
-    given = parser.parse_args([*grid.scales[scale].train, *flags])
-    s = {**parser.defaults(), **RECIPES[given["dataset"]].eval, **given, "arch": str(genotype)}
-    side = s["image_size"]
-    shape = (1, 8, 8) if given["dataset"] == "digits" else (3, side, side)
+def macs_of(genotype):
+    """Millions of multiply-accumulates at the published size, see train_eval.count."""
     with torch.device("meta"):
-        network = classifier.build(argparse.Namespace(**s), 10, shape)
-        weights, head, macs = train_eval.count(network, shape)
-    return (weights - head) / 1e6, macs / 1e6
+        return train_eval.count(NetworkCIFAR(genotype, auxiliary=False), (3, 32, 32))[2] / 1e6
 
 
-def random_search(grid, scale, root, output, count, skips, macs, jobs):
-    """Train `count` random genotypes of eight edges a cell, and write and print their
-    ranking.
-    skips: as many in the normal cell; macs: (least, most) of the network, in millions;
-        None: any.
+def run_random(root, count, skips, bounds, jobs, extra):
+    """Train `count` random genotypes of eight edges a cell, and return their ranking.
+
+    skips: so many in the normal cell; bounds: least and most millions of MACs; None:
+        any.
     """
-    os.makedirs(output, exist_ok=True)  # or fails before the work
-
     def accepted(genotype):
-        found = [edge.op for edge in genotype.normal].count("skip_connect")
-        return skips in (None, found) and (
-            macs is None or macs[0] <= size_of(grid, scale, genotype)[1] <= macs[1])
+        return skips in (None, [edge.op for edge in genotype.normal].count("skip_connect")) and (
+            bounds is None or bounds[0] <= macs_of(genotype) <= bounds[1])
 
-    tries = 10000 if macs is None else 500  # a network is built for each
-    drawn = [random_genotype((8, 8), PRIMITIVES, seed, accepted, tries)
-             for seed in range(grid.first, grid.first + count)]
-    tasks = []
-    for index, genotype in enumerate(drawn, grid.first):
-        # named after what was drawn: other --skips or --macs are other runs
-        mark = hashlib.sha256(str(genotype).encode()).hexdigest()[:8]
-        folder = os.path.join(root, f"{scale}-drawn-{index}-{mark}")
-        tasks.append(training(grid, scale, folder, index, genotype))
-    execute_all(tasks, 0, jobs, grid.scales[scale].threads)
-    rows = []
-    for task, genotype in zip(tasks, drawn):
-        found = [row["test_accuracy"] for row in read_metrics(task.folder)]
-        _, macs = size_of(grid, scale, genotype)
-        rows.append((found[-1], max(found), macs, task.folder, genotype))
-    rows.sort(key=lambda row: -row[0])
-    lines = ["| last epoch, % | best, % | MACs (M) | run | genotype |", "|---" * 5 + "|"]
-    lines += [f"| {last:.2f} | {best:.2f} | {size:.2f} | {folder} | `{genotype}` |"
-              for last, best, size, folder, genotype in rows]
-    path = os.path.join(output, "random.md")
-    write_whole(path, "\n".join(["# Random genotypes, trained alike", "", *lines, ""]))
-    for last, best, size, folder, _ in rows:
-        print(f"{last:6.2f}%  best {best:6.2f}%  {size:.2f} M MACs  {folder}")
-    print(path)
-    return 0
+    drawn, tasks = {}, []
+    for seed in range(count):
+        genotype = random_genotype((8, 8), PRIMITIVES, seed, accepted)
+        mark = zlib.crc32(str(genotype).encode())  # other --skips or --macs are other runs
+        folder = os.path.join(root, f"random-{seed}-{mark:08x}")
+        drawn[folder] = genotype
+        tasks.append(run_task(folder, "train_eval", "--dataset", "digits", *extra, "--seed",
+                              str(seed), "--arch", str(genotype)))
+    do_all(tasks, jobs)
+    rows = sorted(((read_metrics(folder)[-1]["test_accuracy"], macs_of(genotype), folder, genotype)
+                   for folder, genotype in drawn.items()), reverse=True)
+    return "\n".join(["# Random genotypes, trained alike", "",
+                      "| last epoch, % | MACs at the published size, M | run | genotype |",
+                      "|---" * 4 + "|",
+                      *("| {:.2f} | {:.1f} | `{}` | `{}` |".format(*row) for row in rows), ""])
 
 
 def span(text):
-    """LEAST-MOST, two numbers."""
-    parts = text.split("-")
-    if len(parts) != 2:
-        raise argparse.ArgumentTypeError(f"expected LEAST-MOST, two numbers, got {text!r}")
-    least, most = (number(float, 0)(part) for part in parts)
-    if least > most:
-        raise argparse.ArgumentTypeError(f"expected LEAST-MOST, got {text!r}")
-    return least, most
+    least, most = text.split("-")
+    return float(least), float(most)
 
 
 def reproduce():
-    parser = Parser(__doc__)
-    parser.add_argument("--grid", type=one_of(GRIDS),
-                        help="claims (the default); cures: of collapse, beside each other; "
-                             "nasbench201: what collapse costs; collapse: the same of two "
-                             "arms, on new seeds; pictures: a collapsed cell on real pictures")
-    parser.add_argument("--data", type=path_name, metavar="DIR",
-                        help="of nasbench201, collapse and pictures: a folder train/CLASS/*, "
-                             "test/CLASS/* with CIFAR-10's pictures, which are then of 16 pixels "
-                             "(default but for pictures: a tenth of CIFAR-10)")
-    parser.add_argument("--scale", type=one_of(GRIDS["claims"].scales),
-                        help="laptop (the default) or paper: they differ only in settings")
-    parser.add_argument("--seeds", type=number(int, 1, 1000), metavar="N",
-                        help="seeds of each setting (default 9, with which twelve claims can be "
-                             "decided after Holm's correction; for pictures 12, collapse 15)")
-    parser.add_argument("--random", type=number(int, 1, 10**5), metavar="K",
-                        help="train K random genotypes instead, and rank them")
-    parser.add_argument("--skips", type=number(int, 0, 8), metavar="N",
-                        help="of --random: skip connections in the normal cell")
-    parser.add_argument("--macs", type=span, metavar="LEAST-MOST",
-                        help="of --random: of the network, in millions")
-    parser.add_argument("--runs", type=path_name, metavar="DIR",
-                        help="folder in which the runs are kept (default runs)")
-    parser.add_argument("--output", type=path_name, metavar="DIR",
-                        help="folder of the page and of figures/ (default docs)")
-    parser.add_argument("--jobs", type=number(int, 1), metavar="N",
-                        help="runs at once (default: one a core for laptop, else 1)")
-    given = parser.parse_args()
-    if "random" in given:
-        refuse(given, ["grid", "seeds", "data"], "is not of --random")
-    else:
-        refuse(given, ["skips", "macs"], "is of --random")
-    given = {"grid": "claims", "scale": "laptop", "runs": "runs", "output": "docs", **given}
-    grid, scale = GRIDS[given["grid"]], given["scale"]
-    seeds = given.get("seeds", grid.seeds)
-    if scale not in grid.scales:
-        raise UserError(f"--scale {scale} is not of --grid {given['grid']}: leave it out")
-    if grid.pictures and scale == "laptop":
-        grid = grid.pictures(grid, given.get("data"), given["runs"])
-    elif "data" in given:
-        raise UserError(f"--data is not of --grid {given['grid']} --scale {scale}: leave it out")
-    threads = grid.scales[scale].threads
-    jobs = given.get("jobs") or (os.cpu_count() // threads if threads else 1)
-    command = f"python -m study.reproduce --grid {given['grid']} --scale {scale} --seeds {seeds}"
-    command += f" --data {shlex.quote(given['data'])}" if "data" in given else ""
-    places = grid, scale, given["runs"], given["output"]
+    words = [*sys.argv[1:], "--"]
+    parser, place = Parser(__doc__), words.index("--")
+    parser.add_argument("name", nargs="?", help=", ".join(EXPERIMENTS))
+    for name, kind, text in (
+            ("seeds", number(int, 1), "how many of each arm"),
+            ("random", number(int, 1), "train so many random genotypes instead"),
+            ("skips", number(int, 0), "of --random: skip connections in the normal cell"),
+            ("macs", span, "of --random: millions at the published size, LEAST-MOST"),
+            ("runs", path_name, "folder in which the runs are kept (default runs)"),
+            ("output", path_name, "folder of the page (default: that of the runs)"),
+            ("jobs", number(int, 1), "runs at once (default: one a core)")):
+        parser.add_argument("--" + name, type=kind, metavar="X", help=text)
+    given = parser.parse_args(words[:place])
+    name, root = given.get("name", "random"), given.get("runs", "runs")
+    if name not in EXPERIMENTS and "random" not in given or {"random", "name"} <= given.keys():
+        raise UserError(f"give an experiment, {', '.join(EXPERIMENTS)}, or --random X")
+    refuse(given, ["skips", "macs"] if name in EXPERIMENTS else ["seeds"], f"is not of {name}")
+    output, jobs = given.get("output", root), given.get("jobs", os.cpu_count())
+    os.makedirs(output, exist_ok=True)  # or fails before the work
     try:
-        if "random" in given:
-            return random_search(*places, given["random"], given.get("skips"),
-                                 given.get("macs"), jobs)
-        return run_grid(*places, seeds, jobs, command)
+        text = (run_experiment(name, root, output, given.get("seeds"), jobs, words[place + 1:-1])
+                if name in EXPERIMENTS else
+                run_random(root, given["random"], given.get("skips"), given.get("macs"), jobs,
+                           words[place + 1:-1]))
     except KeyboardInterrupt:  # the runs have received it too, and save
         print("stopped; the same command goes on")
         return 128 + signal.SIGINT
+    write_whole(os.path.join(output, name + ".md"), text)
+    print(os.path.join(output, name + ".md"))
+    return 0
 
 
 if __name__ == "__main__":

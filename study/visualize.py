@@ -11,32 +11,22 @@ import os
 from engine import texts
 from engine.flags import Parser, UserError, main, path_name
 from engine.folders import write_whole
-from genotypes import PUBLISHED
 from spaces import SPACES
 from study import compare, figures
 from study.draw_cells import parts_of
 from study.records import read
 
 
-def figures_of(record):
-    """{file name: function that draws it} of one run."""
-    drawings = {name: functools.partial(draw, record) for name, draw in {
-        "dominant": figures.draw_dominant, "gates": figures.draw_gates,
-        "heatmap": figures.draw_heatmap, "penalty": figures.draw_penalty,
-        "gap": figures.draw_gap, "curvature": figures.draw_curvature}.items()}
-    if record.genotype:
-        drawings.update(parts_of(record.genotype, "" if "layers" in record.gates else "cell_"))
-    return drawings
-
-
-def comparison_of(records):
-    """{file name: function that draws it} of several runs."""
-    drawings = {"dominant": lambda: compare.dominant(records),
-                "heatmap": lambda: figures.draw_heatmap(*records),
-                "gap": lambda: compare.gap(records)}
-    if all("benchmark_rank" in record.rows[0] for record in records):
-        drawings["derived"] = lambda: compare.derived(records)
-    return drawings
+def figures_of(*records):
+    """{file name: function that draws it} of one run, or of several together."""
+    curves = {name: functools.partial(compare.curves, records, *rest)
+              for name, rest in compare.CURVES.items()}
+    if len(records) > 1:
+        return {"heatmap": functools.partial(figures.draw_heatmap, *records), **curves}
+    [record] = records
+    drawings = {name: functools.partial(draw, record) for name, draw in figures.FIGURES.items()}
+    cells = parts_of(record.genotype, "cell_") if record.genotype else {}
+    return {**drawings, "curvature": curves["curvature"], **cells}
 
 
 def save(drawings, folder):
@@ -63,19 +53,18 @@ def visualize():
     parser.add_argument("what", nargs="+", metavar="RUN", help="searches, or one architecture")
     parser.add_argument("--output", type=path_name, metavar="DIR", help="where the figures go")
     given = parser.parse_args()
-    what = given["what"]
-    if len(what) > 1:
-        drawings = comparison_of([read(folder) for folder in what])
-        folder = os.path.join(os.path.dirname(os.path.normpath(what[0])), "comparison")
-    elif os.path.isdir(what[0]):
-        drawings, folder = figures_of(read(what[0])), os.path.join(what[0], "figures")
+    first, *others = given["what"]
+    if others:
+        drawings = figures_of(*map(read, given["what"]))
+        folder = os.path.join(os.path.dirname(os.path.normpath(first)), "comparison")
+    elif os.path.isdir(first):
+        drawings, folder = figures_of(read(first)), os.path.join(first, "figures")
     else:
         try:
-            genotype = texts.get(what[0], SPACES.values())
+            genotype, folder = texts.get(first, SPACES.values()), "."
         except texts.GenotypeError as error:
             raise UserError(f"no folder of a run, and {error}") from None
-        name = what[0] if what[0] in {**PUBLISHED, **SPACES["s2"].PUBLISHED} else "cell"
-        drawings, folder = parts_of(genotype, name + "_"), "."
+        drawings = parts_of(genotype, (first if first.isidentifier() else "cell") + "_")
     for path in save(drawings, given.get("output", folder)):
         print(path)
 

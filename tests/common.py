@@ -29,7 +29,7 @@ from engine import flags, folders, loop, texts
 from genotypes import PRIMITIVES
 from spaces import SPACES
 from speed import accelerate
-from study import cures, grids, hold, many_runs, reproduce, visualize
+from study import cures, reproduce, visualize
 from test_fair_darts import close
 from use import export, predict
 
@@ -63,8 +63,7 @@ SMALL_EVAL = ["--dataset", "digits", "--init_channels", "4", "--layers", "3",
 # What main calls of each, by the attribute of its module, which a test may replace
 ENTRIES = {"train_search": (train_search, "SCRIPT"), "train_eval": (train_eval, "SCRIPT"),
            "visualize": (visualize, "visualize"), "reproduce": (reproduce, "reproduce"),
-           "predict": (predict, "predict_pictures"), "export": (export, "export_run"),
-           "hold": (hold, "hold_run")}
+           "predict": (predict, "predict_pictures"), "export": (export, "export_run")}
 
 
 def name_of(script):
@@ -133,9 +132,6 @@ def assert_picture(path):
 
 
 FIGURES = ["dominant", "gates", "heatmap", "penalty", "gap", "cell_normal", "cell_reduce"]
-
-
-CLAIMS = grids.GRIDS["claims"]
 
 
 # ---------------------------------------------------------------- runs that cannot be lost
@@ -272,17 +268,6 @@ def ended(child, files):
     for file in files:
         file.unlink(missing_ok=True)
     return child.exitcode, *texts
-
-
-def forked_runs(tmp_path, monkeypatch):
-    """Runs of a grid, in children of this process."""
-    def forked(command, **_):
-        words = command[2:] if command[1] == "-m" else command[1:]
-        name = os.path.basename(words[0]).removesuffix(".py").rpartition(".")[2]
-        code, out, err = ended(*fork(tmp_path, name, *words[1:], memory=8 << 30))
-        return Namespace(returncode=code, stdout=out, stderr=err)
-
-    monkeypatch.setattr(many_runs, "subprocess", Namespace(run=forked))
 
 
 # ---- 4: files of another run

@@ -8,7 +8,7 @@ ROOMS = ("spaces", "speed", "engine", "study", "use")
 SCRIPTS = ("train_search", "train_eval")
 MAY_IMPORT = {"root": {"root"}, "spaces": {"root", "spaces"}, "speed": {"root", "spaces", "speed"},
               "engine": {"root", "engine"}, "study": {"root", *ROOMS}, "use": {"root", *ROOMS}}
-COMMANDS_THAT_START_RUNS = ("study.many_runs", "study.reproduce")
+COMMANDS_THAT_START_RUNS = ("study.reproduce",)
 
 
 def modules():

@@ -18,7 +18,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = {"train_search.py": train_search.SCRIPT, "train_eval.py": train_eval.SCRIPT}
 COMMANDS = {"study.visualize": "visualize", "study.reproduce": "reproduce",
             "speed.benchmark": "benchmark", "use.predict": "predict_pictures",
-            "use.export": "export_run", "study.hold": "hold_run"}
+            "use.export": "export_run"}
 
 
 def command_lines():
@@ -57,6 +57,7 @@ def test_command_lines_are_taken(page, words, monkeypatch):
         parse(parser, words[scripts[0] + 1:])
     elif "-m" in words and words[words.index("-m") + 1] != "pytest":
         place = words.index("-m") + 1
+        words = words[:words.index("--")] if "--" in words else words  # flags of other commands
         module = importlib.import_module(words[place])
 
         class Parsed(Exception):

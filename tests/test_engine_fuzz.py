@@ -11,8 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from study import many_runs
-from tests.common import TINY_EVAL, TINY_SEARCH, deep, ended, fork, place, sealed
+from tests.common import deep, ended, fork, place, sealed
 
 
 # ---- fuzz
@@ -79,16 +78,6 @@ def mutate(dice, folder):
     return f"{name}: {how}"
 
 
-class Complete:
-    """In place of reproduce.py: its check of one run."""
-
-    def __init__(self, *arguments):
-        self.arguments = arguments
-
-    def __call__(self, entry):
-        return lambda: print(many_runs.complete(*self.arguments))
-
-
 @pytest.mark.slow
 def test_fuzz(finished, tmp_path):
     first, count = int(os.environ.get("FUZZ_SEED", 0)), int(os.environ.get("FUZZ", 24))
@@ -103,14 +92,12 @@ def test_fuzz(finished, tmp_path):
         done = mutate(dice, folder)
         more = ["--epochs", "2"] if dice.random() < 0.7 else []
         script = "train_search" if kind == "a" else "train_eval"
-        flags_of = (TINY_SEARCH if kind == "a" else TINY_EVAL)[:-2]
         script, arguments, setup = dice.choice([
             (script, ["--resume", folder, *more], None),
             (script, ["--resume", folder, *more], None),
             ("visualize", [folder], None) if kind == "a" else
             (script, ["--evaluate", folder], None),
-            ("visualize", [folder], None) if kind == "a" else ("predict", [folder, image], None),
-            ("reproduce", [], Complete(str(folder), script, flags_of))])
+            ("visualize", [folder], None) if kind == "a" else ("predict", [folder, image], None)])
         child = fork(base, script, *arguments, seconds=10, setup=setup)
         return seed, base, f"{done}  {script} {arguments[:1]} {more}", script, child
 

@@ -1,7 +1,6 @@
 """Hostile files, names, settings and machines: one line each, nothing changed, no code
 run."""
 import argparse
-import csv
 import errno
 import io
 import json
@@ -14,7 +13,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -25,12 +23,10 @@ from PIL import Image
 
 import train_eval
 import train_search
-from engine import data, flags, folders, loop, texts
-from genotypes import PRIMITIVES, Edge, Genotype
-from spaces import s2
-from study import many_runs, records, reproduce, visualize
-from tests.common import (CLAIMS, Malicious, TINY_EVAL, TINY_SEARCH, call, content, deep, ended,
-                          fork, leaves, new_run, recorded_run, refused, sealed)
+from engine import data, flags, folders, loop
+from study import reproduce, visualize
+from tests.common import (Malicious, TINY_EVAL, TINY_SEARCH, call, content, deep, ended,
+                          fork, leaves, new_run, refused, sealed)
 from use import classifier
 
 DIGITS = ["--dataset", "digits"]
@@ -192,99 +188,6 @@ def test_a_log_of_other_bytes(finished, tmp_path, monkeypatch, capsys):
     assert call(train_search, monkeypatch, "--resume", folder) == 0  # derives again
     text = (folder / "log.txt").read_text()
     assert capsys.readouterr().err == "" and "Genotype(" in text and text.startswith("\\xff")
-
-
-# ---- 7: what visualize.py reads
-
-def npz(folder, **changes):
-    """The gates.npz in `folder` with members changed; None: left out."""
-    with np.load(folder / "gates.npz") as file:
-        arrays = {**{name: file[name] for name in file}, **changes}
-    buffer = io.BytesIO()
-    np.savez(buffer, **{name: array for name, array in arrays.items() if array is not None})
-    return buffer.getvalue()
-
-
-def zipped(run, member, size=None):
-    """gates.npz whose normal.npy is `member`, and claims to unpack to `size` bytes."""
-    buffer = io.BytesIO()
-    with (zipfile.ZipFile(run / "gates.npz") as old,
-          zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new):
-        for name in old.namelist():
-            new.writestr(name, member if name == "normal.npy" else old.read(name))
-        if size:
-            new.filelist[0].file_size = size
-    return buffer.getvalue()
-
-
-def npy(shape, data=b""):
-    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
-    header += b" " * (-(len(header) + 11) % 64) + b"\n"
-    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
-
-
-NORMAL = (2, 14, 7)
-ARRAYS = [  # members of gates.npz that are not as they were recorded
-    *[dict(normal=array) for array in (
-        None, np.array([{}, []], object), *[np.zeros(shape, kind) for shape, kind in (
-            ((1, 14, 7), np.float32), ((2, 13, 7), np.float32), (NORMAL, float),
-            (NORMAL, np.int32))],
-        *[np.full(NORMAL, value, np.float32) for value in (1.5, -.1, np.nan, np.inf)])],
-    *[dict(primitives=names) for names in (
-        np.array(PRIMITIVES, object), np.array(PRIMITIVES[::-1]), np.float32(1))],
-    dict(run=np.array("2")), dict(run=np.array(["1", "1"])), dict(run=None)]
-MEMBERS = [  # normal.npy, and the size that it claims
-    (npy(NORMAL, bytes(784)), 8 << 30), *[(npy(shape, bytes(784)), None) for shape in (
-        (2, 14, 1 << 26), (2, 14, 1 << 60), (2, 14, -7))],
-    (npy((1 << 25,), bytes(1 << 27)), None), (b"\x93NUMPY\x03\x00\xff\xff\xff\xff{", None),
-    (b"\x80\x04cos\nmkdir\n(S'owned'\ntR.", None)]
-BAD_RECORDS = [  # (file, what it becomes: bytes, None for a folder, or a function of the run)
-    *[("gates.npz", lambda run, cut=cut: (run / "gates.npz").read_bytes()[:cut])
-      for cut in (0, 1, 30, 200, 500, -1)],
-    ("gates.npz", lambda run: bytes(b ^ (i % 97 == 60) for i, b in
-                                    enumerate((run / "gates.npz").read_bytes()))),
-    *[("gates.npz", lambda run, changes=changes: npz(run, **changes)) for changes in ARRAYS],
-    *[("gates.npz", lambda run, member=member: zipped(run, *member)) for member in MEMBERS],
-    ("config.json", lambda run: (run / "config.json").read_bytes().replace(
-        b'"ops_per_edge": 1', b'"ops_per_edge": 1' + b"0" * 400)),
-    *[("metrics.csv", content) for content in (
-        b"", b"epoch,train_loss\n", b"epoch,soft_accuracy\n1,2\n2,3\n", b"\xff\xfe",
-        b"epoch,train_loss\n1," + b"1" * (csv.field_size_limit() + 1))],
-    ("metrics.csv", lambda run: (run / "metrics.csv").read_bytes()[:90]),
-    ("metrics.csv", lambda run: (run / "metrics.csv").read_bytes() * 2),
-    *[("metrics.csv", lambda run, new=new: (run / "metrics.csv").read_bytes().replace(b"90", new))
-      for new in (b"9\0", b"nan", b"1e999", b'"')],
-    *[("genotype.json", content) for content in (
-        texts.to_json(s2.FairNAS_A).encode(), texts.to_json(Genotype(
-            [Edge("skip_connect", 6, 0)], [Edge("skip_connect", 2, 0)])).encode(),
-        json.dumps(dict.fromkeys(("normal", "reduce"), [["skip_connect", 2, 0]] * 9999)).encode(),
-        b"[" * 100000, b"", b'{"normal": [["skip_connect", 1e999, 0]], "reduce": []}',
-        b'{"normal": [["skip_connect", 2, ' + b"9" * 5000 + b"]]}", b"\xff", None)]]
-
-
-def test_bad_records_are_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    whole = recorded_run(tmp_path / "whole", epochs=2, threshold=0.0)
-    for row, (name, damage) in enumerate(BAD_RECORDS):
-        folder = tmp_path / f"run{row}"
-        shutil.copytree(whole, folder)
-        damaged = damage(folder) if callable(damage) else damage
-        (folder / name).unlink()
-        if damaged is None:
-            (folder / name).mkdir()
-        else:
-            (folder / name).write_bytes(damaged)
-        before = content(folder)
-        with pytest.raises(flags.UserError) as error:
-            records.read(str(folder))
-        if row % 11 == 0:
-            assert str(error.value).replace("\n", "\\n") in refused(capsys, monkeypatch, visualize,
-                                                                   folder)
-        assert str(folder) in str(error.value), row
-        assert name in str(error.value) or (
-            name == "gates.npz" and "cannot be read as a search" in str(error.value)), row
-        assert content(folder) == before  # nothing was drawn
-    assert len(list(tmp_path.iterdir())) == 1 + len(BAD_RECORDS)  # no code ran
 
 
 STARTED = [  # edited settings: where there is a checkpoint, with which they can be compared
@@ -472,15 +375,15 @@ REFUSED = [  # (script, arguments, what its one line says)
     (visualize, ["FairDARTS_a", "--output", "a\0b"], ""),
     (visualize, ["FairDARTS_a", "--output", "/dev/null"], "/dev/null"),
     (reproduce, ["--jobs", "9" * 5000], "--jobs"), (reproduce, ["--jobs=--"], "--jobs"),
-    (reproduce, ["--scale", "x\ny"], "--scale"), (reproduce, ["--runs=--"], "--runs"),
-    (reproduce, ["--runs", "a\0b"], ""), (reproduce, ["--output", "a\0b"], "")]
+    (reproduce, ["x\ny"], "give an experiment, digits"), (reproduce, ["--runs=--"], "--runs"),
+    (reproduce, ["digits", "--runs", "a\0b"], ""), (reproduce, ["--output", "a\0b"], "")]
 
 
 @pytest.mark.parametrize("script", [train_eval, train_search, visualize, reproduce],
                          ids=lambda script: script.__name__)
 def test_hostile_arguments_are_refused(script, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(many_runs, "subprocess", None)
+    monkeypatch.setattr(reproduce, "subprocess", None)
     for caller, arguments, message in REFUSED:
         if caller is script:
             capsys.readouterr()
@@ -613,33 +516,6 @@ def test_damaged_downloads(damaged, tmp_path, monkeypatch, capsys):
             refused(capsys, monkeypatch, train_search, "--dataset", "cifar10", "--data", tmp_path,
                     "--runs", tmp_path / "runs")
     assert list(tmp_path.iterdir()) == []
-
-
-# ---- 13: the grid
-
-def test_a_bad_run_among_those_of_the_grid(finished, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(many_runs, "subprocess", None)  # nothing may start
-    tasks = reproduce.searches(CLAIMS, "laptop", str(tmp_path), 5)
-    search = [*tasks.values()][-1]
-    training = reproduce.training(CLAIMS, "laptop", search.folder, 35, "FairDARTS_a")
-    for number, make in enumerate((
-            lambda folder: (folder.mkdir(), (folder / "config.json").write_text("[")),
-            lambda folder: folder.mkdir(),
-            lambda folder: folder.write_text("no folder"),
-            lambda folder: folder.symlink_to("nothing"),
-            lambda folder: os.mkfifo(folder),
-            lambda folder: shutil.copytree(finished / "a", folder),  # other flags
-            lambda folder: shutil.copytree(finished / "d", folder))):
-        for task in search, training:
-            folder = tmp_path / os.path.basename(task.folder)
-            make(folder)
-            with pytest.raises(flags.UserError, match=folder.name):
-                many_runs.complete(*task)
-            if number == 0 and task is search:
-                assert folder.name in refused(capsys, monkeypatch, reproduce, "--runs", tmp_path,
-                                              "--output", tmp_path / "out", "--seeds", 5)
-            assert os.listdir(tmp_path) == [folder.name]
-            (shutil.rmtree if folder.is_dir() and not folder.is_symlink() else os.unlink)(folder)
 
 
 # ---- 14: names of several lines

@@ -1,0 +1,100 @@
+"""What an experiment measures: columns of metrics.csv, or functions of a Record. None
+where there is no such thing."""
+import functools
+
+import numpy as np
+
+from spaces import nasbench201
+from study.records import all_gates, dominant_counts, known_curve
+
+# The share of skips that argmax derives in S1 where alphas are normal, alike and independent, of
+# three operations of which the two that are no skips share a softmax. By simulation.
+SHARED_CHANCE = 0.192
+
+
+def value(measure, record):
+    """The column `measure` of the epoch that counts, or measure(record)."""
+    return measure(record) if callable(measure) else record.rows[record.epoch - 1].get(measure)
+
+
+def whole_gap(record):
+    """What the supernet loses as its gates become those of the genotype, by rounding
+    and by selection, in points."""
+    soft, discrete = (value(name, record) for name in ("soft_accuracy", "discrete_accuracy"))
+    return None if soft is None else soft - discrete
+
+
+def skips_beyond_chance(record):
+    """Dominant skips in the normal cell, mean of the last tenth of the epochs, less
+    their share by chance: 8 / operations."""
+    counts = dominant_counts(record, "normal")
+    late = counts[-max(1, len(counts) // 10):]
+    skips = late[:, record.primitives.index("skip_connect")].mean()
+    return float(skips - late[0].sum() / len(record.primitives))
+
+
+def decision_epoch(record):
+    """The epoch after which half of the gates, 0.5 at first, are outside 0.25 to 0.75.
+    Never: one more than there were."""
+    if record.settings["gate"] == "softmax":
+        return None
+    left = (np.abs(all_gates(record) - 0.5) > 0.25).mean(1) >= 0.5
+    return int(left.argmax()) + 1 if left.any() else len(left) + 1
+
+
+def skip_share(record):
+    """The share of skips in the genotype's normal cell, less chance: 1 / operations, or
+    SHARED_CHANCE where all but skip share a softmax."""
+    if record.genotype is None:
+        return None
+    names = [edge.op for edge in record.genotype.normal]
+    chance = SHARED_CHANCE if record.settings["shared_softmax"] else 1 / len(record.primitives)
+    return names.count("skip_connect") / len(names) - chance
+
+
+def skips_off_chance(record):
+    """How far it is from chance, whichever way: fewer skips are not fairer."""
+    return record.genotype and abs(skip_share(record))
+
+
+# ---------------------------------------------------------------- NAS-Bench-201: looked up
+
+def known(column):
+    """A measure: a column of what is known of the genotype."""
+    return lambda record: record.genotype and nasbench201.known(record.genotype)[column]
+
+
+accuracy = known("benchmark_accuracy")  # in percent
+
+
+@functools.cache
+def mean_of_random(primitives):
+    """The mean accuracy of all cells of these operations, each as likely at random."""
+    columns = [[*nasbench201.OPS].index(op) for op in primitives]
+    return nasbench201.accuracies()[np.ix_(*[columns] * len(nasbench201.EDGES))].mean()
+
+
+def over_random(record):
+    """The accuracy less the mean of random cells of the same operations."""
+    found = accuracy(record)
+    return found and found - mean_of_random(tuple(record.primitives))
+
+
+def ends_below(record):
+    """1 where it is worse than the mean of random cells, else 0."""
+    return record.genotype and float(over_random(record) < 0)
+
+
+def by_argmax(record):
+    """The accuracy that argmax would give (Eq. 3), whatever the threshold."""
+    return known_curve(record, "benchmark_accuracy")[record.epoch]
+
+
+def decline(record):
+    """By argmax: mean accuracy of the first third of the epochs, less that of the last
+    third; None of a search that was ended."""
+    if record.epoch < len(record.rows):
+        return None
+    values = [*known_curve(record, "benchmark_accuracy").values()]
+    third = max(1, len(values) // 3)
+    return float(np.mean(values[:third]) - np.mean(values[-third:]))

@@ -1,0 +1,605 @@
+"""What searches have recorded: claims and their statistics, measures, the harness of
+experiments, ties, random genotypes, figures."""
+import argparse
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import zlib
+from collections import Counter
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest, chisquare, ttest_1samp
+
+import genotypes
+import train_search
+from engine import loop, recipes, texts
+from engine.flags import UserError
+from genotypes import PRIMITIVES, Edge, Genotype
+from spaces import SPACES, nasbench201
+from study import (claims, compare, cures, draw_cells, experiments, figures, measures,
+                   random_genotypes, records, reproduce, resting, ties, visualize)
+from study.claims import Claim
+from study.experiments import Arm, Experiment
+from tests.common import (FIGURES, TINY_SEARCH, Malicious, assert_picture, call,
+                          recorded_run, refused, table)
+
+TWO = "skip_connect", "sep_conv_3x3"
+
+
+# ---------------------------------------------------------------- statistics and verdicts
+
+def test_intervals_are_of_students_t():
+    values = [1.0, 2.0, 4.0, 4.5, 7.0]
+    error = np.sqrt(sum((v - 3.7) ** 2 for v in values) / 4 / 5)
+    mean, half = claims.interval(values)
+    assert (mean, half) == pytest.approx((3.7, 2.776445 * error), rel=1e-6)  # tables: t(0.975, 4)
+    low, high = ttest_1samp(values, 0).confidence_interval()
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    assert claims.interval([2.0]) == (2, np.inf) and claims.interval([2.0] * 3) == (2, 0)
+
+
+def test_the_sign_flip_test():
+    """Against all signs, one by one; of 40 values of 1 or -1, against the binomial."""
+    for count, shift in itertools.product((2, 5, 9), (0.0, 0.7, 3.0)):
+        values = np.random.default_rng(count).normal(shift, 1, count)
+        means = [abs(np.mean(np.multiply(signs, values)))
+                 for signs in itertools.product((1, -1), repeat=count)]
+        far = np.mean([mean >= abs(values.mean()) - 1e-12 for mean in means])
+        assert claims.sign_flip([*values]) == pytest.approx(far)
+    assert claims.sign_flip([0.0] * 9) == claims.sign_flip([3.0]) == 1
+    values = [1.0] * 26 + [-1.0] * 14
+    found = claims.sign_flip(values)
+    assert found == pytest.approx(binomtest(26, 40).pvalue, abs=0.004)
+    assert found == claims.sign_flip(values) and 0 < claims.sign_flip([1.0] * 40) < 1e-4
+
+
+def test_holm_rejects_what_its_steps_do():
+    """Step by step: the smallest p-value against level / m, the next against level / (m
+    - 1), ... until one is not rejected."""
+    dice = random.Random(0)
+    for _ in range(50):
+        p_values = [round(dice.random() ** 3, 3) for _ in range(dice.randrange(1, 9))]
+        corrected = claims.holm(p_values)
+        for level in (0.01, 0.0503, 0.2, 0.7):
+            rejected = set()
+            for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+                if p_values[index] > level / (len(p_values) - rank):
+                    break
+                rejected.add(index)
+            assert {i for i, p in enumerate(corrected) if p <= level + 1e-12} == rejected
+    assert claims.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert claims.holm([0.9, 0.8]) == [1, 1] and claims.holm([]) == []
+
+
+@pytest.mark.parametrize("values, expected", [
+    ([1.0, 2, 3, 2, 2, 4], "held"), ([-1.0, -2, -3, -2, -2, -4], "not held"),
+    ([1.0, -2, 3, -2, 2, 1], "undecided"), ([1.0, 2, 3, None, 2, 2, 4], "undecided"),
+    ([-1.0, -2, None, -2, -2, -3, -3], "not held"), ([5.0], "undecided"),
+    ([2.0, 2.1, 2.2, 2.1, 2.0], "undecided"),  # five seeds cannot reach 5 %
+    ([], "undecided"), ([None, None], "undecided"), ([0.0] * 8, "undecided"),
+    ([0.1] * 9 + [30.0], "undecided")])  # the test rejects, but the interval holds 0
+def test_verdicts(values, expected):
+    p = claims.sign_flip(claims.present(values))
+    assert claims.verdict(values, p) == expected
+    assert claims.verdict(values, 0.05) == "undecided"  # and the other way round
+    assert values != [0.1] * 9 + [30.0] or p < 0.05
+
+
+def test_claims_compare_the_same_seeds():
+    """Of an arm with fewer seeds, those that both have."""
+    def records_of(*values):
+        return [argparse.Namespace(epoch=2, rows=[{"rho": 9.0}, {"rho": v}]) for v in values]
+
+    arms = {"a": records_of(3.0, 4.5, None, 6.0, 7.0, 8.0, 9.5), "b": records_of(1.0, 2.0, 3.0),
+            "c": records_of(*np.linspace(8, 2, 7))}
+    first, second = claims.find([Claim("x", "rho", "a", "b"), Claim("y", "rho", "c")], arms)
+    assert first.values == [2.0, 2.5, None] and first.verdict == "undecided"
+    assert (second.mean, second.p, second.verdict) == (5, 2 / 2**7, "held")
+    assert second.corrected == pytest.approx(2 * 2 / 2**7)
+
+
+# ---------------------------------------------------------------- measures
+
+def record_of(tmp_path, gates, rows=(), **settings):
+    """A Record of two operations: gates (epochs, edges, 2) of both cells; rows: what
+    the last one has otherwise."""
+    gates = np.stack([gates, gates], 1).astype(np.float32)
+    folder = tmp_path / str(random.getrandbits(64))
+    record = records.read(str(recorded_run(folder, TWO, gates=gates, **settings)))
+    record.rows[-1].update(rows)
+    return record
+
+
+def test_what_is_measured(tmp_path):
+    gates = np.stack([np.full(14, 0.3), np.linspace(0.2, 0.6, 14)], 1)
+    gates[:3, 0] = 0.7
+    record = record_of(tmp_path, gates[None], rows=dict(rho=0.25, gap_rounding=3.0,
+                                                        soft_accuracy=95, discrete_accuracy=89.5))
+    assert measures.value("rho", record) == 0.25 and measures.value("nothing", record) is None
+    assert measures.value(measures.whole_gap, record) == 5.5
+    later = record._replace(rows=[*record.rows, {**record.rows[0], "rho": 9.0}])
+    assert measures.value("rho", later) == 0.25  # of the epoch that counts
+    names = [edge.op for edge in record.genotype.normal]
+    share = names.count("skip_connect") / len(names) - 1 / 2
+    assert share < 0 and measures.skip_share(record) == share
+    assert measures.skips_off_chance(record) == -share
+    shared = record._replace(settings={**record.settings, "shared_softmax": "a,b"})
+    assert measures.skip_share(shared) == share + 1 / 2 - measures.SHARED_CHANCE
+    never = record_of(tmp_path, gates[None], threshold=0.99, gap=False)
+    assert [measure(never) for measure in (
+        measures.whole_gap, measures.skip_share, measures.skips_off_chance)] == [None] * 3
+
+
+def test_gates_decide_and_skips_lead_over_epochs(tmp_path):
+    """Gates that go from 0.5 in a straight line to (skip, sep_conv)."""
+    line = np.linspace(0, 1, 20)[:, None, None]
+    skips, saturated = (record_of(tmp_path, (0.5 + line * (np.array(ends) - 0.5))
+                                  * np.ones((1, 14, 1))) for ends in ((0.6, 0.4), (0.05, 0.95)))
+    # 0.45 * 11 / 19 is more than 0.25, 0.45 * 10 / 19 is not
+    assert measures.decision_epoch(saturated) == 12 and measures.decision_epoch(skips) == 21
+    assert measures.skips_beyond_chance(skips) == 8 - 4
+    assert measures.skips_beyond_chance(saturated) == 0 - 4
+    late = np.full((20, 14, 2), (0.4, 0.6))
+    late[-2:] = 0.6, 0.4  # the last tenth
+    assert measures.skips_beyond_chance(record_of(tmp_path, late)) == 8 - 4
+    assert measures.decision_epoch(skips._replace(settings={"gate": "softmax"})) is None
+
+
+def test_chance_where_two_of_three_share_a_softmax():
+    """A node at a time: of its edges the two with the best gates, of each the best
+    gate."""
+    alphas = 0.1 * np.random.default_rng(0).standard_normal((20000, 14, 3))
+    weights = np.exp(alphas[..., 1:])
+    gates = np.concatenate([1 / (1 + np.exp(-alphas[..., :1])),
+                            weights / weights.sum(-1, keepdims=True)], -1)
+    best, is_skip = gates.max(-1), gates.argmax(-1) == 0
+    found = [np.take_along_axis(is_skip[:, first:first + n], np.argsort(
+        -best[:, first:first + n])[:, :2], 1) for first, n in ((0, 2), (2, 3), (5, 4), (9, 5))]
+    assert np.mean(found) == pytest.approx(measures.SHARED_CHANCE, abs=0.004)
+
+
+NB201 = experiments.NB201
+CONVOLUTIONS, SKIPS = ["nor_conv_3x3"] * 6, ["skip_connect"] * 6
+THREE_SKIPS = [*["nor_conv_3x3"] * 3, *["skip_connect"] * 3]
+
+
+def looked_up(*epochs, threshold=0.0, gates=None, **settings):
+    """A Record in NAS-Bench-201's space whose epochs' best operations are named, six
+    each; their gates are 0.9."""
+    s = {**train_search.SCRIPT.parser().defaults(), "space": "nasbench201", "gate": "softmax",
+         "primitives": ",".join(NB201), "threshold": threshold, "epochs": len(epochs), **settings}
+    if gates is None:
+        gates = np.float32([[[0.9 if op == name else 0.1 for op in NB201] for name in names]
+                            for names in epochs])
+    rows = [{"epoch": n, "derived_skips": names.count("skip_connect")}
+            for n, names in enumerate(epochs, 1)]
+    found = nasbench201.discretize_edges(gates[-1], threshold, NB201)
+    return records.Record("a", s, nasbench201, NB201, {"normal": gates}, rows, len(epochs),
+                          found if found.cell else None)
+
+
+def test_what_is_looked_up():
+    record = looked_up(CONVOLUTIONS, THREE_SKIPS, SKIPS)
+    assert measures.accuracy(record) == measures.by_argmax(record) == 60.78
+    assert measures.known("genotype_skips")(record) == 6
+    longer = looked_up(*[CONVOLUTIONS] * 2, *[SKIPS] * 2, SKIPS, CONVOLUTIONS)
+    assert measures.decline(record) == pytest.approx(93.24 - 60.78)
+    assert measures.decline(longer) == pytest.approx((93.24 - 60.78) / 2)
+    assert records.known_curve(record, "genotype_skips") == {1: 0, 2: 3, 3: 6}
+    names = [*nasbench201.OPS]
+    cells = [nasbench201.accuracies()[tuple(names.index(op) for op in cell)]
+             for cell in itertools.product(NB201, repeat=6)]
+    assert len(cells) == 4096 and round(sum(cells) / 4096, 2) == 89.21
+    assert measures.over_random(record) == pytest.approx(60.78 - sum(cells) / 4096)
+    good, bad = looked_up(CONVOLUTIONS), looked_up(SKIPS)
+    assert (measures.ends_below(bad), measures.ends_below(good)) == (1, 0)
+    [share] = claims.find([Claim("", measures.ends_below, "softmax", "l01")], {
+        "softmax": [bad] * 10 + [good] * 5, "l01": [good] * 15})
+    assert share.mean == pytest.approx(10 / 15) and share.verdict == "held"
+    assert share.p == pytest.approx(2 / 2**10)  # an exact sign test of those that differ
+    gates = np.full((1, 6, 4), 0.2, np.float32)
+    gates[0, :, 3] = 0.84
+    nothing = looked_up(CONVOLUTIONS, gates=gates, threshold=0.85)
+    assert measures.by_argmax(nothing) == 93.24
+    assert [measure(nothing) for measure in (
+        measures.accuracy, measures.over_random, measures.ends_below)] == [None] * 3
+
+
+def test_searches_are_read_again(tmp_path):
+    """As if they had ended at a number of skips, as the curvature grew, or with fewer
+    skips kept."""
+    gates = np.full((30, 14, 2), (0.4, 0.6))
+    gates[9:, :, 0] = 0.9  # from the tenth epoch on skips lead
+    record = record_of(tmp_path, gates, threshold=0, gate="softmax", w01=0.0, curvature_every=2)
+    for row in record.rows:
+        row["derived_skips"] = 8.0 if row["epoch"] >= 10 else 0.0
+        row["curvature"] = 1.5 ** row["epoch"] if row["epoch"] % 2 else None
+    record = record._replace(settings={**record.settings, "epochs": 30})
+    ended = records.read_again(record, {"max_skips": 2})
+    assert ended.epoch == 9 and {edge.op for edge in ended.genotype.normal} == {"sep_conv_3x3"}
+    assert ended.rows == record.rows and ended.settings["max_skips"] == 2
+    stopped = records.read_again(record, {"max_curvature_ratio": 1.3})
+    assert stopped.epoch == 11 and {e.op for e in stopped.genotype.normal} == {"skip_connect"}
+    kept = records.read_again(record, {"keep_skips": 1})
+    assert kept.epoch == 30 and measures.value("gap_rounding", kept) is None
+    assert [edge.op for edge in kept.genotype.normal].count("skip_connect") == 1
+    assert record.rows[-1]["gap_rounding"] is not None
+
+    record = looked_up(CONVOLUTIONS, THREE_SKIPS, SKIPS)
+    limit = records.read_again(record, experiments.NASBENCH201.arms["limit"].flags)
+    assert limit.epoch == 1 and measures.accuracy(limit) == 93.24
+    assert measures.decline(limit) is None
+    record.gates["normal"][-1, :, 3] = 0.2  # next to the skips
+    record.gates["normal"][-1, [0, 5], 1] = 0.95
+    kept = records.read_again(record, experiments.NASBENCH201.arms["kept"].flags)
+    assert [edge.op for edge in kept.genotype.cell] == [
+        "skip_connect", *["nor_conv_3x3"] * 4, "skip_connect"]
+
+
+def test_damaged_records_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    whole = recorded_run(tmp_path / "whole", epochs=2, threshold=0.0)
+    np.savez(tmp_path / "code.npz", normal=np.array([Malicious()], dtype=object))
+    for row, (name, damaged) in enumerate((
+            ("gates.npz", b"junk"), ("gates.npz", (whole / "gates.npz").read_bytes()[:500]),
+            ("gates.npz", (tmp_path / "code.npz").read_bytes()), ("gates.npz", None),
+            ("metrics.csv", b"epoch,train_loss\n1,x\n"), ("metrics.csv", None),
+            ("genotype.json", b"["), ("config.json", b"{}"))):
+        folder = tmp_path / f"run{row}"
+        shutil.copytree(whole, folder)
+        (folder / name).unlink()
+        if damaged:
+            (folder / name).write_bytes(damaged)
+        assert str(folder) in refused(capsys, monkeypatch, visualize, folder)
+        assert not (folder / "figures").exists() and not (tmp_path / "owned").exists()
+
+
+# ---------------------------------------------------------------- the experiments, as data
+
+def settings_of(experiment):
+    """{arm: settings of its searches}, checked as train_search checks them."""
+    parser, found = train_search.SCRIPT.parser(), {}
+    for arm, a in experiment.arms.items():
+        given = parser.parse_args(reproduce.words_of({**experiment.flags, **a.flags}))
+        own = train_search.SOFTMAX if given.get("gate") == "softmax" else {}
+        space = SPACES[given.get("space", "s1")]
+        settings = {**parser.defaults(), **space.SEARCH_DEFAULTS, **own,
+                    **recipes.RECIPES["digits"].search, **given}
+        found[arm] = {**found[a.of], **a.flags} if a.of else settings
+        cures.check(argparse.Namespace(**found[arm]))
+    return found
+
+
+@pytest.mark.parametrize("name, pairs", [
+    ("digits", {("softmax", "sigmoid"): {"gate"}, ("sigmoid", "l01"): {"w01", "threshold"},
+                ("l01", "l1"): {"zero_one_loss"}}),
+    *[(name, {**{(arm, "softmax"): {"curvature_every", *flags.split()} for arm, flags in {
+        "late": "arch_start", "noise": "skip_noise noise_epochs", "sigmoid": "gate",
+        "shared": "gate shared_softmax", "l01": "gate w01 threshold"}.items()},
+        ("dropout", "late"): {"skip_dropout", "skip_dropout_schedule"},
+        ("limit", "softmax"): {"max_skips"}, ("kept", "softmax"): {"keep_skips"},
+        ("curvature", "softmax"): {"max_curvature_ratio"}}) for name in ("cures", "nasbench201")]])
+def test_arms_differ_in_what_they_are_about(name, pairs):
+    experiment = experiments.EXPERIMENTS[name]
+    settings = settings_of(experiment)
+    for (one, other), names in pairs.items():
+        assert {key for key in settings[one] if settings[one][key] != settings[other][key]} == names
+    assert settings["softmax"]["threshold"] == 0 and settings["l01"]["threshold"] == 0.85
+    s, count = settings["l01"], len(experiment.claims)
+    if name == "cures":  # w01 is scaled by the number of gates
+        assert s["w01"] / len(s["primitives"].split(",")) == pytest.approx(10 / 7, rel=1e-4)
+    assert {arm for claim in experiment.claims for arm in (claim.arm, claim.against)} <= {
+        None, *experiment.arms}
+    assert (experiment.first, experiment.seeds, count) == {
+        "digits": (31, 9, 6), "cures": (51, 9, 6), "nasbench201": (71, 9, 12)}[name]
+    assert 2 / 2 ** 9 * count < claims.LEVEL  # the least p-value, times the number of claims
+
+
+# ---------------------------------------------------------------- the harness
+
+def tiny(monkeypatch):
+    """An experiment of tiny searches: an arm that is read again, and one with a further
+    command on the searches of another, which writes a genotype."""
+    flags = dict(zip(*[iter(word.removeprefix("--") for word in TINY_SEARCH)] * 2))
+    experiment = Experiment("Tiny", flags, {
+        "softmax": Arm({"gate": "softmax", "w01": 0}), "kept": Arm({"keep_skips": 0}, "softmax"),
+        "l01": Arm({"w01": 10}, seeds=1), "after": Arm({}, "l01", ("further", "other.json"), 1)},
+        7, 2, {"rho": "rho", "skips": measures.skip_share},
+        [Claim("A", "rho", "softmax", "l01"), Claim("B", measures.skip_share, "after")], "Notes.")
+    monkeypatch.setitem(experiments.EXPERIMENTS, "tiny", experiment)
+    return experiment
+
+
+def record_commands(monkeypatch):
+    """Commands are written down and not run."""
+    commands = []
+    monkeypatch.setattr(reproduce.subprocess, "run", lambda command, **_: (
+        commands.append(command[2:]), argparse.Namespace(returncode=2, stderr="why", stdout=""))[1])
+    return commands
+
+
+def test_runs_are_started_resumed_or_refused(tmp_path, monkeypatch, capsys):
+    commands, experiment = record_commands(monkeypatch), tiny(monkeypatch)
+
+    def first(*others):
+        commands.clear()
+        assert "ended with 2: why" in refused(capsys, monkeypatch, reproduce, "tiny", "--runs",
+                                              tmp_path, "--jobs", 1, *others)
+        return commands[0]
+
+    words = [*reproduce.words_of(experiment.flags), "--gate", "softmax", "--w01", "0", "--nodes",
+             "2", "--unrolled", "--seed", "7"]
+    extra = "--", "--nodes", 2, "--unrolled"
+    assert first(*extra) == ["train_search", *words, "--runs", str(tmp_path), "--name",
+                             "tiny-softmax-7"]
+    run = recorded_run(tmp_path / "tiny-softmax-7")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "commands": [["x.py", *words]]}))
+    assert first(*extra) == ["train_search", "--resume", str(run)]
+    (run / "report.md").write_text("")  # finished
+    assert first(*extra)[-1] == "tiny-softmax-8"
+    for others in (["--seeds", "1"], ["--", "--nodes", 3]):
+        commands.clear()
+        assert f"'{run}' was started by other flags" in refused(
+            capsys, monkeypatch, reproduce, "tiny", "--runs", tmp_path, *others)
+        assert not commands
+
+
+FURTHER = """import sys
+with open(sys.argv[1] + "/other.json", "w") as file:
+    file.write('{"normal": [["skip_connect", 2, 0], ["sep_conv_3x3", 2, 1]], '
+               '"reduce": [["skip_connect", 2, 0]]}')
+"""
+
+
+@pytest.mark.slow
+def test_an_experiment_runs_to_its_page(tmp_path, monkeypatch, capsys):
+    """Real searches, the smallest there are; one that was stopped goes on, finished
+    ones are kept, and the page comes out the same, byte for byte."""
+    (tmp_path / "further.py").write_text(FURTHER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    experiment = tiny(monkeypatch)
+    words = [*reproduce.words_of({**experiment.flags, **experiment.arms["l01"].flags}), "--epochs",
+             "2", "--seed", "7", "--runs", str(tmp_path), "--name", "tiny-l01-7"]
+
+    def add_and_stop(self, *others, add=loop.Run.add, **figures):
+        add(self, *others, **figures)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "add", add_and_stop)
+        assert call(train_search, patch, *words) == 130
+    command = ["tiny", "--runs", tmp_path, "--output", tmp_path / "out", "--jobs", 2, "--",
+               "--epochs", 2]
+    assert call(reproduce, monkeypatch, *command) == 0
+    out = capsys.readouterr().out
+    assert "3 of 3 runs to do" in out and "1 of 1 runs to do" in out
+    text = (tmp_path / "out" / "tiny.md").read_text()
+    assert "`python -m study.reproduce tiny --seeds 2 -- --epochs 2`: seeds from 7" in text
+    assert "| A | 1 of 1 |" in text and "| B | 1 of 1 | 0.000 | -inf to inf | 1.0000 |" in text
+    assert text.count("| undecided |") == 2 and "- after: `python -m further RUN` of l01" in text
+    assert "- kept: softmax's searches, as if with `--keep_skips 0`" in text
+    assert "| kept | " in text and "-0.50 ± 0.00 (2) |" in text
+    assert_picture(tmp_path / "out" / "tiny.png")
+    commands = record_commands(monkeypatch)
+    assert call(reproduce, monkeypatch, *command) == 0 and not commands  # all is there
+    assert (tmp_path / "out" / "tiny.md").read_text() == text
+
+
+# ---------------------------------------------------------------- random genotypes
+
+@pytest.mark.parametrize("count", [3, 8])
+def test_random_genotypes_are_uniform(count):
+    """Over all cells of so many edges, found here by trying every set of edges."""
+    edges = [(node, source) for node in range(2, 6) for source in range(node)]
+    cells = [cell for cell in itertools.combinations(edges, count)
+             if all(sum(node == j for node, _ in cell) <= 2 for j in range(2, 6))
+             and all(source < 2 or any(node == source for node, _ in cell) for _, source in cell)]
+    dice, primitives, draws = random.Random(count), ("a", "b", "c"), 20 * len(cells)
+    drawn = [random_genotypes.random_cell(count, primitives, dice) for _ in range(draws)]
+    kinds = Counter(tuple((edge.node, edge.source) for edge in cell) for cell in drawn)
+    assert set(kinds) <= set(cells)
+    assert chisquare([kinds[cell] for cell in cells]).pvalue > 1e-3
+    for position in range(count):
+        names = Counter(cell[position].op for cell in drawn)
+        assert chisquare([names[op] for op in primitives]).pvalue > 1e-3
+
+
+def test_random_genotypes_are_seeded():
+    drawn = [random_genotypes.random_genotype((8, 6), PRIMITIVES, seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2] and [*map(len, drawn[0])] == [8, 6]
+    with pytest.raises(UserError, match="none of 5 random"):
+        random_genotypes.random_genotype((8, 8), PRIMITIVES, 1, lambda genotype: False, 5)
+
+
+def test_random_genotypes_are_ranked(tmp_path, monkeypatch, capsys):
+    def run(command, **_):  # in place of a training
+        folder = tmp_path / command[-1]
+        trained[str(folder)] = texts.get(command[command.index("--arch") + 1])
+        folder.mkdir()
+        (folder / "metrics.csv").write_text(f"epoch,test_accuracy\n1,97\n2,{94 + len(trained)}\n")
+        (folder / "config.json").write_text(json.dumps({**config, "commands": [command[2:]]}))
+        (folder / "report.md").write_text("")
+
+    trained, config = {}, json.loads((recorded_run(tmp_path / "a") / "config.json").read_text())
+    config["script"] = "train_eval"
+    assert reproduce.macs_of(genotypes.FairDARTS_a) == pytest.approx(371.46, abs=0.01)
+    monkeypatch.setattr(reproduce, "macs_of", lambda found: zlib.crc32(str(found).encode()) % 9)
+    monkeypatch.setattr(reproduce.subprocess, "run", run)
+    command = ["--random", 4, "--skips", 3, "--macs", "5-6", "--jobs", 1, "--runs", tmp_path,
+               "--", "--epochs", 2]
+    assert call(reproduce, monkeypatch, *command) == 0
+    text = (tmp_path / "random.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.split("\n")[4:-1]]
+    assert [row[0] for row in rows] == ["98.00", "97.00", "96.00", "95.00"]
+    for _, macs, folder, arch in rows:
+        genotype = trained[folder.strip("`")]
+        assert [edge.op for edge in genotype.normal].count("skip_connect") == 3
+        assert float(macs) in (5, 6) and str(genotype) == arch.strip("`")
+    assert not record_commands(monkeypatch) and call(reproduce, monkeypatch, *command) == 0
+    for wrong, message in ((["digits", "--skips", 2], "--skips is not of digits"),
+                           (["--random", 1, "--seeds", 2], "--seeds is not of random"),
+                           (["--random", 1, "digits"], "give an experiment"),
+                           ([], "give an experiment"), (["--random", 1, "--macs", "5"], "--macs"),
+                           (["digits", "--output", os.devnull], os.devnull)):
+        assert message in refused(capsys, monkeypatch, reproduce, *wrong)
+
+
+# ---------------------------------------------------------------- ties
+
+def test_published_gates_are_kept_by_a_hair():
+    """62 of the 64 kept gates of reduction cells, 5 of 31 of normal ones; anew, by
+    loops."""
+    found = ties.published_ties()
+    assert found["reduce"] == (62, 64, 50.75) and found["normal"][:2] == (5, 31)
+    for part in "normal", "reduce":
+        near = kept = 0
+        for search in ties.published_gates():
+            rows = iter(search[part].tolist())
+            for node in range(2, 6):
+                edges = [next(rows) for _ in range(node)]
+                best = sorted(range(node), key=lambda i: -max(edges[i]))[:2]
+                for i in best:
+                    others = sorted(edges[i])[:-1] + [
+                        max(edges[j]) for j in range(node) if j not in best]
+                    kept += max(edges[i]) >= 0.85
+                    near += max(edges[i]) >= 0.85 and max(edges[i]) - max(others) <= 0.005
+        assert (near, kept) == found[part][:2]
+
+
+def test_published_gates_settle_as_computed():
+    """w01 = 10 in the first four searches, 15 in the others."""
+    for index, search in enumerate(ties.published_gates()):
+        rest = resting.resting_gate(10 if index < 4 else 15, 196, 1e-3)
+        gates = search["reduce"]
+        assert gates[gates > 0.5].median().item() == pytest.approx(rest, abs=6e-4)
+        assert gates[gates < 0.5].median().item() == pytest.approx(1 - rest, abs=1.1e-3)
+    assert {round(resting.resting_gate(w01, 196, 1e-3), 4) for w01 in (10, 15)} == {0.9356, 0.9542}
+
+
+# ---------------------------------------------------------------- figures
+
+@pytest.mark.parametrize("primitives, nodes, epochs", [
+    (PRIMITIVES, 4, 50), (("dil_conv_5x5",), 1, 1)])
+def test_figures_of_a_run(primitives, nodes, epochs, tmp_path, monkeypatch, capsys):
+    folder = recorded_run(tmp_path / "run", primitives, nodes, epochs, threshold=0)
+    assert call(visualize, monkeypatch, folder) == 0
+    assert capsys.readouterr().out.split() == [
+        str(folder / "figures" / f"{name}.png") for name in FIGURES]
+    for name in FIGURES:
+        assert_picture(folder / "figures" / f"{name}.png")
+
+
+def test_figures_of_several_runs_and_of_architectures(tmp_path, monkeypatch, capsys):
+    folders = [recorded_run(tmp_path / "all" / str(seed), epochs=4, seed=seed, gate=gate,
+                            zero_one_loss=loss) for seed, (gate, loss) in enumerate((
+                                ("sigmoid", "l2"), ("sigmoid", "l1"), *[("softmax", "l2")] * 2))]
+    assert call(visualize, monkeypatch, *folders) == 0
+    for name in ("dominant", "heatmap", "gap"):
+        assert_picture(tmp_path / "all" / "comparison" / f"{name}.png")
+    found = [records.read(str(folder)) for folder in folders]
+    assert records.names_of(found) == [
+        "sigmoid, w01 10, l2", "sigmoid, w01 10, l1", "softmax", "softmax"]
+    gap = compare.curves(found, *compare.CURVES["gap"])  # rounding, selection, both
+    for axes in gap.axes:
+        assert len(axes.lines) == len(axes.collections) == 3
+        low, high = axes.get_ylim()
+        assert low <= 0 and all(low <= y <= high for line in axes.lines for y in line.get_ydata())
+    assert gap.axes[1].lines[0].get_ydata()[0] == 25 - 5.5
+    for axes, part in zip(compare.curves(found, *compare.CURVES["dominant"]).axes,
+                          ("normal", "reduce"), strict=True):  # the mean of a setting's runs
+        skip = PRIMITIVES.index("skip_connect")
+        counts = [records.dominant_counts(record, part)[:, skip] for record in found[2:]]
+        assert np.array_equal(axes.lines[2].get_ydata(), np.mean(counts, 0))
+        assert axes.get_ylim()[0] == 0
+    assert compare.curves(found, *compare.CURVES["derived"]) is None
+    other = [record._replace(settings={**record.settings, **more}) for record, more in zip(
+        found[2:], ({"learning_rate": 0.1}, {"learning_rate": 0.2, "seed": 5}))]
+    assert records.names_of(other) == ["softmax, learning_rate 0.1", "softmax, learning_rate 0.2"]
+    assert records.names_of(found[2:]) == ["2", "3"]  # alike: by their folders
+    del found[3].settings["learning_rate"]  # a config.json that was edited
+    assert len(set(records.names_of(found[2:]))) == 2
+    for name in ("FairDARTS_a", "FairNAS_A", folders[0] / "genotype.json"):
+        assert call(visualize, monkeypatch, name, "--output", tmp_path / "cells") == 0
+    for name in ("FairDARTS_a_normal", "FairDARTS_a_reduce", "FairNAS_A_chain", "cell_normal",
+                 "cell_reduce"):
+        assert_picture(tmp_path / "cells" / f"{name}.png")
+    for what, message in ((["FairDARTS_x"], "did you mean"), ([], "required"),
+                          ([tmp_path], "not the folder of a run")):
+        assert message in refused(capsys, monkeypatch, visualize, *what)
+
+
+def test_what_the_figures_show(tmp_path):
+    gates = np.full((2, 2, 14, 7), 0.1, np.float32)
+    skip, sep = PRIMITIVES.index("skip_connect"), PRIMITIVES.index("sep_conv_3x3")
+    # first all skips, then all convolutions but for one, on the best edge of node 5
+    gates[0, 0, :, skip] = 0.9
+    gates[1, 0, :, sep] = 0.9
+    gates[1, 0, -1, skip] = 0.95
+    record = records.read(str(recorded_run(tmp_path / "run", gates=gates, threshold=0.85)))
+    assert records.dominant_counts(record, "normal").tolist() == [
+        [0, 0, 8, 0, 0, 0, 0], [0, 0, 1, 7, 0, 0, 0]]
+    assert record.genotype is None  # the reduction cell has no edge
+    assert not records.kept_gates(record, "normal").any()
+    histogram = figures.gate_histogram(record, 10)
+    assert histogram.shape == (10, 2) and np.allclose(histogram.sum(0), 1)
+    assert np.allclose(histogram[9], [14 / 196, 15 / 196])
+    gates[1, 1, 0, sep] = 0.9
+    record = records.read(str(recorded_run(tmp_path / "other", gates=gates, threshold=0.85)))
+    kept = records.kept_gates(record, "normal")
+    assert kept.sum() == 8 and not kept[-1, sep]
+    assert kept[-1, skip] and kept[0, sep] and kept[1, sep]
+    assert records.kept_gates(record, "reduce").nonzero() == (np.array([0]), np.array([sep]))
+    for axes, part in zip(figures.draw_heatmap(record).axes, record.gates):
+        framed = [[round(frame.get_y()), round(frame.get_x())] for frame in axes.patches]
+        assert sorted(framed) == np.argwhere(records.kept_gates(record, part)).tolist()
+
+
+def test_cells_are_drawn_without_overlap():
+    full = [Edge(op, node, source)
+            for node in range(2, 6) for source in range(node) for op in PRIMITIVES[:2]]
+    cells = [cell for genotype in genotypes.PUBLISHED.values() if isinstance(genotype, Genotype)
+             for cell in genotype]
+    for cell in cells + [full, full[:1]]:
+        points, labels = draw_cells.cell_layout(cell)
+        assert sorted(edge for edge, _, _ in labels) == sorted(cell)
+        assert len({y for _, _, y in labels}) == len(labels)  # a lane each
+        figure = draw_cells.draw_cell(cell, "Normal cell")
+        figure.draw_without_rendering()
+        boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+        assert len(boxes) == len(cell) + 7
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    grey = [c for c in draw_cells.draw_cell(genotypes.FairDARTS_a.normal, "").axes[0].patches
+            if type(c).__name__ == "Circle" and c.get_facecolor()[0] < 0.9]
+    assert len(grey) == 1  # nothing enters node 3
+
+
+def test_search_draws_figures_and_survives_their_failure(tmp_path, monkeypatch, capsys):
+    search = [*TINY_SEARCH, "--epochs", 2, "--runs", tmp_path, "--figures_every", 1, "--name"]
+    drawn, draw = [], visualize.draw_run
+    monkeypatch.setattr(visualize, "draw_run", lambda folder: drawn.append(draw(folder)))
+    assert call(train_search, monkeypatch, *search, "a", "--gap_every", 1) == 0
+    assert [len(paths) for paths in drawn] == [5, 7]
+    assert (tmp_path / "a" / "figures" / "cell_normal.png").exists()
+    monkeypatch.setattr(visualize, "draw_run", lambda folder: 1 / 0)
+    capsys.readouterr()
+    assert call(train_search, monkeypatch, *search, "b") == 0
+    assert "note: no figures: ZeroDivisionError" in capsys.readouterr().err
+    assert len(table(tmp_path / "b")) == 2
+
+
+def test_arms_are_drawn():
+    values = {"first": {"a": [1.0, 2.0, None], "b": [None], "c": [-3.0]}, "second": {
+        "a": [], "b": [1.0], "c": []}}
+    axes, second = compare.arms(values).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
+    dots = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "o"]
+    assert dots == [[[1, 0], [2, 0]], [], [[-3, 2]]]
+    bars = [container.lines[2][0].get_segments() for container in axes.containers]
+    mean, half = claims.interval([1.0, 2.0])
+    assert np.allclose(bars[0], [[[mean - half, 0], [mean + half, 0]]])
+    assert np.allclose(bars[2], [[[-3, 2], [-3, 2]]]) and second.get_title() == "second"
