@@ -61,7 +61,7 @@ def skips_off_chance(record):
 
 def known(column):
     """A measure: a column of what is known of the genotype."""
-    return lambda record: record.genotype and nasbench201.known(record.genotype)[column]
+    return lambda record: record.genotype and record.space.known(record.genotype)[column]
 
 
 accuracy = known("benchmark_accuracy")  # in percent

@@ -1,20 +1,19 @@
 """What a search has recorded: read as a whole, counted, told apart."""
-import argparse
 import os
+from argparse import Namespace
 from collections import namedtuple
 
 import numpy as np
 import torch
 
-from engine import texts
-from engine.flags import MAY_CHANGE, UserError, first_line
-from engine.folders import read_metrics
-from engine.loop import Run
-from spaces import SPACES
+import spaces
+from engine.flags import MAY_CHANGE, UserError
+from engine.folders import Folder, read_metrics, reading
+from spaces import nasbench201
 from study import cures
 from study.gap import GAP
 
-# space: a module of spaces; gates: {part: (epochs, rows, operations)}, NaN where a layer does not
+# space: its spaces.space.Space; gates: {part: (epochs, rows, operations)}, NaN where a layer does not
 # have the choice; rows: the metrics of each epoch; epoch: the one whose gates count, from 1, see
 # cures.outcome; genotype: None where there is none
 Record = namedtuple("Record", "folder settings space primitives gates rows epoch genotype")
@@ -25,37 +24,30 @@ SILENT = {*MAY_CHANGE, "name", "runs", "seed", "recompute"} - {
 
 def read(folder):
     """The Record of the search in `folder`. Raises UserError, whatever is wrong."""
-    run = Run.open(folder, "train_search")
+    run = Folder.open(folder, "train_search")
     try:
-        settings, rows = run.config["settings"], read_metrics(folder)
-        s, space = argparse.Namespace(**settings), SPACES[settings["space"]]
-        with np.load(run.path("gates.npz"), allow_pickle=False) as file:
-            gates = {part: file[part][:len(rows)] for part in space.PARTS}
-        primitives, path = list(space.primitives(s)), run.path("genotype.json")
-        shape = len(rows), space.rows(s), len(primitives)
-        if {array.shape for array in gates.values()} != {shape}:
-            raise ValueError(f"gates.npz: its arrays are not {shape}")
-        genotype = texts.load(path, SPACES.values()) if os.path.exists(path) else None
-        epoch, _ = cures.outcome(s, rows) or (len(rows), None)
-        return Record(folder, settings, space, primitives, gates, rows, epoch, genotype)
-    except UserError:
-        raise
-    except Exception as error:  # whatever a damaged file, or one that is not there, makes of it
-        raise UserError(f"{folder!r} cannot be read as a search: {type(error).__name__}: "
-                        f"{first_line(error)}") from None
+        with reading(folder):
+            rows, path = read_metrics(folder), run.path("genotype.json")
+            with np.load(run.path("gates.npz"), allow_pickle=False) as file:
+                gates = {part: file[part][:len(rows)] for part in run.space.PARTS}
+            genotype = spaces.read(path)[1] if os.path.exists(path) else None
+            epoch, _ = cures.outcome(run.s, rows) or (len(rows), None)
+            return Record(folder, vars(run.s), run.space, run.space.primitives(run.s), gates, rows,
+                          epoch, genotype)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder!r} is not a search that has done an epoch: it has no "
+                        f"{os.path.basename(error.filename)}") from None
 
 
 def read_again(record, changed):
     """The Record as it would be if its search had had the settings `changed`, which end
     it earlier or change its genotype alone."""
     settings = {**record.settings, **changed}
-    s = argparse.Namespace(**settings)
+    s = Namespace(**settings)
     epoch, _ = cures.outcome(s, record.rows) or (len(record.rows), None)
     gates = [torch.as_tensor(part[epoch - 1]) for part in record.gates.values()]
-    with torch.device("meta"):  # only its rule is used
-        network = record.space.supernet(s, 2, (3, 32, 32), s.gate)
-    genotype, rows = cures.genotype(network, s, gates), list(record.rows)
-    if genotype != cures.genotype(network, s, gates, keep_skips=-1):  # its gap was not measured
+    genotype, rows = cures.genotype(s, gates), list(record.rows)
+    if genotype != cures.genotype(s, gates, keep_skips=-1):  # its gap was not measured
         rows[epoch - 1] = {**rows[epoch - 1], **dict.fromkeys(GAP)}
     return record._replace(settings=settings, epoch=epoch, rows=rows,
                            genotype=genotype if all(genotype) else None)
@@ -97,7 +89,7 @@ def all_gates(record):
 def known_curve(record, column):
     """Of a space whose architectures are known, what argmax (Eq. 3) would derive after
     each epoch: {epoch: one of space.known's columns}"""
-    found = [record.space.discretize_edges(gates, 0, record.primitives)
+    found = [nasbench201.discretize_edges(gates, 0, record.primitives)
              for gates in record.gates["normal"]]
     return {epoch: record.space.known(cell)[column] for epoch, cell in enumerate(found, 1)}
 

@@ -22,14 +22,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+import spaces
 import train_eval
-from engine import texts
-from engine.flags import Parser, UserError, main, number, path_name, refuse
+from engine.flags import Parser, UserError, main, number, refuse
 from engine.folders import read_metrics, write_whole
 from engine.loop import Run
 from genotypes import PRIMITIVES
 from model_eval import NetworkCIFAR
-from spaces import SPACES
 from study import compare, visualize
 from study.claims import RULE, find, interval, present
 from study.experiments import EXPERIMENTS
@@ -94,7 +93,7 @@ def records_of(name, experiment, root, seeds, jobs, extra):
     for arm, a, _, folder in plan:
         record = read(folder)
         if a.then:
-            found = texts.load(os.path.join(folder, a.then[1]), SPACES.values())
+            _, found = spaces.read(os.path.join(folder, a.then[1]))
             record = record._replace(genotype=found)
         records[arm].append(read_again(record, a.flags) if a.of and not a.then else record)
     return records
@@ -198,8 +197,8 @@ def reproduce():
             ("random", number(int, 1), "train so many random genotypes instead"),
             ("skips", number(int, 0), "of --random: skip connections in the normal cell"),
             ("macs", span, "of --random: millions at the published size, LEAST-MOST"),
-            ("runs", path_name, "folder in which the runs are kept (default runs)"),
-            ("output", path_name, "folder of the page (default: that of the runs)"),
+            ("runs", str, "folder in which the runs are kept (default runs)"),
+            ("output", str, "folder of the page (default: that of the runs)"),
             ("jobs", number(int, 1), "runs at once (default: one a core)")):
         parser.add_argument("--" + name, type=kind, metavar="X", help=text)
     given = parser.parse_args(words[:place])

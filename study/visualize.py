@@ -8,10 +8,9 @@ import functools
 import io
 import os
 
-from engine import texts
-from engine.flags import Parser, UserError, main, path_name
+from engine.flags import Parser, UserError, main
 from engine.folders import write_whole
-from spaces import SPACES
+from spaces import GenotypeError, read as read_genotype
 from study import compare, figures
 from study.draw_cells import parts_of
 from study.records import read
@@ -51,7 +50,7 @@ def draw_run(folder):
 def visualize():
     parser = Parser(__doc__)
     parser.add_argument("what", nargs="+", metavar="RUN", help="searches, or one architecture")
-    parser.add_argument("--output", type=path_name, metavar="DIR", help="where the figures go")
+    parser.add_argument("--output", metavar="DIR", help="where the figures go")
     given = parser.parse_args()
     first, *others = given["what"]
     if others:
@@ -61,8 +60,8 @@ def visualize():
         drawings, folder = figures_of(read(first)), os.path.join(first, "figures")
     else:
         try:
-            genotype, folder = texts.get(first, SPACES.values()), "."
-        except texts.GenotypeError as error:
+            (_, genotype), folder = read_genotype(first), "."
+        except GenotypeError as error:
             raise UserError(f"no folder of a run, and {error}") from None
         drawings = parts_of(genotype, (first if first.isidentifier() else "cell") + "_")
     for path in save(drawings, given.get("output", folder)):
