@@ -22,9 +22,10 @@ import genotypes
 import model_eval
 import model_search
 import operations
+import spaces
 import train_eval
 import train_search
-from engine import flags, texts
+from engine import flags
 from genotypes import PRIMITIVES, Edge, Genotype
 from study.resting import needed_w01, resting_gate
 
@@ -483,7 +484,7 @@ PUBLISHED_PARAMETERS = {  # millions; printed cut off, not rounded
 @pytest.mark.parametrize("name", COUNTED)
 def test_published_sizes(name):
     """Table 2: the published numbers of parameters and multiply-accumulates."""
-    network = model_eval.NetworkCIFAR(texts.get(name))
+    network = model_eval.NetworkCIFAR(genotypes.PUBLISHED[name])
     parameters, head, macs = train_eval.count(network, (3, 32, 32))
     assert (parameters, round(macs / 1e6, 2), head) == (*COUNTED[name], 476_426)
     if name in PUBLISHED_PARAMETERS:
@@ -570,20 +571,20 @@ def run(script, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", [script.__name__ + ".py", *map(str, arguments)])
     monkeypatch.setattr("warnings.showwarning", None)  # put back afterwards
     with pytest.raises(SystemExit) as stop:
-        flags.main(script.SCRIPT)
+        flags.main(script.command)
     return stop.value.code or 0
 
 
 def test_a_search_ends_in_a_genotype_that_is_trained(tmp_path, monkeypatch, capsys):
     """Sec. 5, small: search, cut, train from scratch; the same seed, the same again."""
     pytest.importorskip("sklearn")
-    small = ["--dataset", "digits", "--layers", 3, "--batch_size", 100, "--epochs", 2, "--runs",
+    small = ["--dataset", "digits", "--device", "cpu", "--layers", 3, "--batch_size", 100, "--epochs", 2, "--runs",
              tmp_path]
     search = ["--init_channels", 2, "--nodes", 2, "--arch_learning_rate", 0.2, "--w01", 10,
               "--figures_every", 0]
     for name in "ab":
         assert run(train_search, monkeypatch, *small, *search, "--name", name) == 0
-    genotype = texts.load(str(tmp_path / "a" / "genotype.json"))
+    _, genotype = spaces.read(str(tmp_path / "a" / "genotype.json"))
     assert str(genotype) in capsys.readouterr().out and all(genotype)
     tables = [[{**row, "seconds": ""} for row in csv.DictReader(
         (tmp_path / name / "metrics.csv").open())] for name in "ab"]

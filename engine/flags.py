@@ -158,7 +158,7 @@ def main(function):
     except (UserError, GenotypeError) as error:
         message = str(error)
     except ModuleNotFoundError as error:
-        message = f"{error.name} is not installed: pip install -r requirements.txt"
+        leave(error)
     except OSError as error:  # an unwritable folder, a full disk, a reader that has gone
         message = reason(error)
         if isinstance(error, BrokenPipeError):  # or Python would complain once more at its end
@@ -172,6 +172,13 @@ def main(function):
         time.sleep(2)
         message = f"rank {rank}: {message}"
     tell(f"{os.path.basename(sys.argv[0])}: error: {message}")
+    sys.exit(2)
+
+
+def leave(error):
+    """Say which package is not installed, and end."""
+    tell(f"{os.path.basename(sys.argv[0])}: error: {error.name} is not installed: pip install -r "
+         "requirements.txt")
     sys.exit(2)
 
 

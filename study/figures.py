@@ -52,8 +52,8 @@ def draw_dominant(record):
         panels[1].plot(edges[:-1] + 0.5, [row["benchmark_accuracy"] for row in record.rows], "o-")
         over_epochs(panels[1], "Accuracy of what would be derived", ylabel="test accuracy (%)")
     if "layers" in record.gates:
-        pixels = [to_rgba_array([colour(op) for op in record.space.dominant(epoch)])
-                  for epoch in record.gates["layers"]]
+        pixels = [to_rgba_array([colour(op) for op in record.space.dominant(
+            epoch, record.primitives)]) for epoch in record.gates["layers"]]
         panels[1].imshow(np.swapaxes(pixels, 0, 1), aspect="auto", interpolation="nearest",
                          extent=(edges[0], edges[-1], len(pixels[0]) - 0.5, -0.5))
         over_epochs(panels[1], "Dominant operation of each layer", whole_numbers="both",

@@ -13,7 +13,7 @@ from spaces import nasbench201
 from study import cures
 from study.gap import GAP
 
-# space: its spaces.space.Space; gates: {part: (epochs, rows, operations)}, NaN where a layer does not
+# space: a spaces.space.Space; gates: {part: (epochs, rows, operations)}, NaN where a layer does not
 # have the choice; rows: the metrics of each epoch; epoch: the one whose gates count, from 1, see
 # cures.outcome; genotype: None where there is none
 Record = namedtuple("Record", "folder settings space primitives gates rows epoch genotype")

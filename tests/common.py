@@ -1,9 +1,6 @@
 """What several files of tests use: oracles, small networks and runs, scripts in child
 processes."""
-import copy
 import csv
-import hashlib
-import io
 import json
 import multiprocessing
 import os
@@ -25,9 +22,9 @@ from PIL import Image
 import fair_darts
 import train_eval
 import train_search
-from engine import flags, folders, loop, texts
+from engine import flags, folders, loop
 from genotypes import PRIMITIVES
-from spaces import SPACES
+from spaces import SPACES, to_json
 from speed import accelerate
 from study import cures, reproduce, visualize
 from test_fair_darts import close
@@ -61,7 +58,7 @@ SMALL_EVAL = ["--dataset", "digits", "--init_channels", "4", "--layers", "3",
 
 
 # What main calls of each, by the attribute of its module, which a test may replace
-ENTRIES = {"train_search": (train_search, "SCRIPT"), "train_eval": (train_eval, "SCRIPT"),
+ENTRIES = {"train_search": (train_search, "command"), "train_eval": (train_eval, "command"),
            "visualize": (visualize, "visualize"), "reproduce": (reproduce, "reproduce"),
            "predict": (predict, "predict_pictures"), "export": (export, "export_run")}
 
@@ -98,11 +95,10 @@ def recorded_run(folder, primitives=PRIMITIVES, nodes=4, epochs=3, gap=True, see
         epochs = len(gates)
     else:
         gates = random.random((epochs, 2, nodes * (nodes + 3) // 2, len(primitives)), np.float32)
-    np.savez(folder / "gates.npz", normal=gates[:, 0], reduce=gates[:, 1], primitives=primitives,
-             run="1")
-    s = {**train_search.SCRIPT.parser().defaults(), "dataset": "digits", "nodes": nodes,
+    np.savez(folder / "gates.npz", normal=gates[:, 0], reduce=gates[:, 1], primitives=primitives)
+    s = {**train_search.PARSER.defaults, "dataset": "digits", "nodes": nodes,
          "primitives": ",".join(primitives), "threshold": threshold, **settings}
-    config = dict(script="train_search", version=folders.VERSION, id="1", threads=1, processes=1,
+    config = dict(script="train_search", version=folders.VERSION, threads=1, processes=1,
                   commands=[], fingerprint="", classes=[], shape=[1, 8, 8], torch="",
                   python="", machine="", settings=s)
     (folder / "config.json").write_text(json.dumps(config))
@@ -117,7 +113,7 @@ def recorded_run(folder, primitives=PRIMITIVES, nodes=4, epochs=3, gap=True, see
         writer.writerows(rows)
     genotype = fair_darts.discretize(*torch.from_numpy(gates[-1]), threshold, primitives=primitives)
     if all(genotype):
-        folders.write_whole(str(folder / "genotype.json"), texts.to_json(genotype))
+        folders.write_whole(str(folder / "genotype.json"), to_json(genotype))
     return folder
 
 
@@ -176,11 +172,10 @@ def same(a, b):
 
 
 def new_run(tmp_path, **settings):
-    settings = {"name": "a", "runs": str(tmp_path), "dataset": "digits", "epochs": 2,
-                "learning_rate": 1, "amp": False, "checkpoint_minutes": 10, "log_every": 25,
-                "seed": 0, **settings}
-    return loop.Run.create("train_search", settings, fingerprint="", classes=[],
-                           shape=[1, 8, 8])
+    s = Namespace(**{"name": "a", "runs": str(tmp_path), "dataset": "digits", "epochs": 2,
+                     "learning_rate": 1, "amp": False, "checkpoint_minutes": 10, "log_every": 25,
+                     "seed": 0, **settings})
+    return loop.Run.create("train_search", s, fingerprint="", classes=[], shape=[1, 8, 8])
 
 
 class Malicious:
@@ -270,59 +265,18 @@ def ended(child, files):
     return child.exitcode, *texts
 
 
-# ---- 4: files of another run
-
-def sealed(state):
-    """`state` as the bytes of a checkpoint, with a checksum that is right."""
-    if not isinstance(state, bytes):
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        state = buffer.getvalue()
-    return state + hashlib.sha256(state).digest()
-
-
-# ---- 8: checkpoints and configs that were made to harm
-
-def deep(levels):
-    return [deep(levels - 1)] if levels else []
-
-
-def leaves(state, *places):
-    """`state` with other values: (path of keys, value) pairs; a function is called on
-    what is there, ... removes it."""
-    state = copy.deepcopy(state)
-    for keys, value in places:
-        inner = state
-        for key in keys[:-1]:
-            inner = inner[key]
-        if value is ...:
-            del inner[keys[-1]]
-        else:
-            inner[keys[-1]] = value(inner[keys[-1]]) if callable(value) else value
-    return state
-
-
-def place(dice, value):
-    """The keys that lead to something inside of `value`, at random; everywhere, all
-    alike."""
-    keys = []
-    while isinstance(value, (dict, list)) and len(value) and (not keys or dice.random() < 0.8):
-        keys.append(dice.choice(list(value) if isinstance(value, dict) else range(len(value))))
-        value = value[keys[-1]]
-    return keys
-
-
 CURED = dict(skip_dropout=0.3, skip_noise=1.0, noise_epochs=0, shared_softmax="", epochs=10)
 
 
 def cured(space, fast_form, gate="sigmoid", **others):
-    s = Namespace(**{**train_search.SCRIPT.parser().defaults(), **CURED, "space": space,
+    """Settings, a supernet, its disturbed skips, in epoch 2."""
+    s = Namespace(**{**train_search.PARSER.defaults, **CURED, "space": space,
                      "plain": not fast_form, "gate": gate, "init_channels": 4, "layers": 3,
                      "nodes": 3, "width": 0.1, **others})
     torch.manual_seed(3)
     network = SPACES[space].supernet(s, 4, (3, 16, 16), cures.gate_of(s)).double()
-    cures.disturb(network, fair_darts.Architect(network), s)
+    skips = cures.DisturbedSkips(network, s)
     if fast_form:
         accelerate(network)
-    cures.set_rates(network, s, 2)
-    return s, network
+    skips.begin_epoch(2)
+    return s, network, skips

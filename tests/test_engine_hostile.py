@@ -129,7 +129,7 @@ def test_a_search_that_was_moved_goes_on_where_it_is(tmp_path, monkeypatch, caps
 
 def refusal(script, folder, command="resume", **given):
     """Why `script` leaves the run in `folder` as it is; main makes one line of it."""
-    before, parser = content(folder), script.SCRIPT.parser()
+    before, parser = content(folder), script.PARSER
     with pytest.raises((flags.UserError, OSError)) as error:
         getattr(script.SCRIPT, {"resume": "resume", "evaluate": "test"}[command])(
             parser, {command: str(folder), **given})
@@ -249,7 +249,7 @@ def test_edited_configs_are_refused(started, finished, tmp_path, monkeypatch, ca
         path.write_text(json.dumps(config))
         with loop.Run.open(str(folder), "train_search") as run:
             assert json.loads(path.read_text()) == run.config == config
-            settings = flags.resumed_settings(run, train_search.SCRIPT.parser(), {
+            settings = flags.resumed_settings(run, train_search.PARSER, {
                 "epochs": 2, "checkpoint_minutes": 1.0})
             run.resume(settings)
             run.track()

@@ -106,7 +106,7 @@ def test_search_without_a_gate_at_the_threshold(tmp_path, monkeypatch, capsys):
 def small_search():
     """The settings of a small search on digits, its network, and the validation
     half."""
-    s = Namespace(**{**train_search.SCRIPT.parser().defaults(), **recipes.RECIPES["digits"].search,
+    s = Namespace(**{**train_search.PARSER.defaults, **recipes.RECIPES["digits"].search,
                      "init_channels": 2, "layers": 3, "nodes": 2})
     dataset = data.load("digits")
     torch.manual_seed(0)
@@ -229,7 +229,7 @@ normal 0, reduce 0
 def test_lines_of_an_epoch_are_narrow():
     """Whatever their numbers: 110 columns at most, also in S2 and with the run's own
     prefix."""
-    s = Namespace(**train_search.SCRIPT.parser().defaults())
+    s = Namespace(**train_search.PARSER.defaults)
     row = dict(train_loss=10.12345, train_accuracy=100, valid_loss=10.12345, valid_accuracy=100,
                penalty=-0.25, soft_accuracy=100, discrete_accuracy=100, gap_rounding=-99,
                gap_edges=-99, gap_operations=0, curvature=-1.23e-10, gate_min=0, gate_max=1,
@@ -442,7 +442,7 @@ def test_empty_cell_is_not_written(tmp_path, monkeypatch, capsys):
     which nothing enters.
     """
     run = loop.Run(str(tmp_path), {"script": "train_search"})
-    s = Namespace(**{**train_search.SCRIPT.parser().defaults(), "epochs": 1})
+    s = Namespace(**{**train_search.PARSER.defaults, "epochs": 1})
     network = model_search.Network(2, layers=1)
     gates = torch.stack([gates_with(("sep_conv_3x3", 2, 0, 0.9)),
                          gates_with(("sep_conv_3x3", 5, 4, 0.9))])

@@ -271,7 +271,7 @@ def test_shared_softmax_competes_among_its_own():
 
 
 def settings_of_cures(**others):
-    return Namespace(**{**train_search.SCRIPT.parser().defaults(), **others})
+    return Namespace(**{**train_search.PARSER.defaults, **others})
 
 
 def test_a_search_ends_with_the_epoch_before_the_skips():

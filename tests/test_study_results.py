@@ -170,7 +170,7 @@ THREE_SKIPS = [*["nor_conv_3x3"] * 3, *["skip_connect"] * 3]
 def looked_up(*epochs, threshold=0.0, gates=None, **settings):
     """A Record in NAS-Bench-201's space whose epochs' best operations are named, six
     each; their gates are 0.9."""
-    s = {**train_search.SCRIPT.parser().defaults(), "space": "nasbench201", "gate": "softmax",
+    s = {**train_search.PARSER.defaults, "space": "nasbench201", "gate": "softmax",
          "primitives": ",".join(NB201), "threshold": threshold, "epochs": len(epochs), **settings}
     if gates is None:
         gates = np.float32([[[0.9 if op == name else 0.1 for op in NB201] for name in names]
@@ -262,7 +262,7 @@ def test_damaged_records_are_refused(tmp_path, monkeypatch, capsys):
 
 def settings_of(experiment):
     """{arm: settings of its searches}, checked as train_search checks them."""
-    parser, found = train_search.SCRIPT.parser(), {}
+    parser, found = train_search.PARSER, {}
     for arm, a in experiment.arms.items():
         given = parser.parse_args(reproduce.words_of({**experiment.flags, **a.flags}))
         own = train_search.SOFTMAX if given.get("gate") == "softmax" else {}
