@@ -128,7 +128,7 @@ def test_damaged_files_of_a_run_end_in_one_line(finished, tmp_path, monkeypatch,
             ("a", "gates.npz", visualize), ("a", "metrics.csv", visualize)):
         path = tmp_path / "runs" / run / name
         whole, more = path.read_bytes(), [code, other] if name.endswith(".pt") else []
-        for damaged in (b"", b"\0x\xff", whole[:len(whole) // 2], b"[" * 99999, *more):
+        for damaged in (b"", b"\0x\xff", whole[:len(whole) // 4], b"[" * 99999, *more):
             path.write_bytes(damaged)
             before = content(tmp_path)
             line = refused(capsys, monkeypatch, script, *words, path.parent,
