@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +18,8 @@ import train_search
 from engine import batches, data, flags, loop, recipes
 from engine import pictures as pictures_module
 from test_fair_darts import close
-from tests.common import TINY_EVAL, call, refused, table
+from tests.common import TINY_EVAL, call, pictures_of, refused, same, table
 
-
-# ---------------------------------------------------------------- data
 
 def test_split_is_disjoint_and_seeded():
     first, second = batches.split(101, 0.5, seed=3)
@@ -35,7 +34,7 @@ def test_digits():
             and d.images.dtype == torch.uint8)
     assert (len(d.classes) == 10
             and set(d.labels.tolist()) == set(d.test_labels.tolist()) == set(range(10)))
-    x = torch.cat([images for images, _ in batches.in_order(d.images, d.labels, d.mean, d.std)])
+    x = torch.cat([images for images, _ in batches.Pictures(d, torch.device("cpu")).in_order()])
     assert x.mean().abs() < 1e-5 and abs(x.std(unbiased=False) - 1) < 1e-5
     from sklearn.datasets import load_digits
     original = {bytes(np.round(i * 255 / 16).astype("uint8")) for i in load_digits().images}
@@ -81,10 +80,10 @@ def test_cutout():
 
 def test_batches_go_through_all_pictures_and_resume():
     images = torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1).repeat(1, 1, 4, 4)
+    pictures = pictures_of(images, torch.arange(20))
 
     def stream(seed):
-        return batches.Batches(images, torch.arange(20), torch.zeros(1), torch.ones(1), 5, 0, True,
-                               0, batches.generator(seed))
+        return batches.Batches(pictures, 5, 0, True, 0, batches.generator(seed))
 
     one, other = stream(1), stream(1)
     passes = [torch.cat([one.next()[1] for _ in range(len(one))]).tolist() for _ in range(2)]
@@ -92,15 +91,14 @@ def test_batches_go_through_all_pictures_and_resume():
     x, y = other.next()
     assert (torch.equal(x, y.view(5, 1, 1, 1).expand(5, 1, 4, 4).float())
             and y.tolist() == passes[0][:5])
+    assert same(list(other.last()), [x, y])
     assert stream(2).next()[1].tolist() != passes[0][:5]
     state = {key: value.clone() if torch.is_tensor(value) else value
              for key, value in one.state_dict().items()}
-    expected = [one.next() for _ in range(6)]
+    expected = [list(one.next()) for _ in range(6)]
     resumed = stream(7)
     resumed.load_state_dict(state)
-    for x, y in expected:
-        a, b = resumed.next()
-        assert torch.equal(a, x) and torch.equal(b, y)
+    assert same([list(resumed.next()) for _ in range(6)], expected)
 
 
 def test_folder(pictures, tmp_path):
@@ -109,12 +107,14 @@ def test_folder(pictures, tmp_path):
     assert d.classes == ["blue", "red"]
     assert ((d.images[d.labels == 1, 0].float().mean() > 140)
             and (d.images[d.labels == 0, 2].float().mean() > 140))
-    for part in ("train", "test"):
-        for name in "ab":
-            (tmp_path / part / name).mkdir(parents=True)
-            Image.new("L", (9, 9), 77).save(tmp_path / part / name / "grey.png")
+    for place in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("L", (9, 9), 77).save(tmp_path / place / "grey.png")
     grey = data.load("folder", str(tmp_path), 8)
     assert grey.images.shape == (2, 1, 8, 8) and (grey.images == 77).all()
+    (tmp_path / "test" / "a").rename(tmp_path / "test" / "c")
+    with pytest.raises(flags.UserError, match="class 'a' is in only one of train/ and test/"):
+        data.load("folder", str(tmp_path), 8)
 
 
 STREAMED = ["--dataset", "imagenet", "--image_size", 72, "--epochs", 2, "--batch_size", 16,
@@ -122,9 +122,8 @@ STREAMED = ["--dataset", "imagenet", "--image_size", 72, "--epochs", 2, "--batch
 
 
 @pytest.mark.parametrize("script, flags_of, workers, stop_at", [
-    (train_eval, ["--arch", "FairDARTS_a", "--init_channels", 4, "--layers", 3], (2, 0, 1), 2),
     (train_eval, ["--arch", "FairNAS_A", "--width", 0.1, "--accumulate", 2, "--batch_size", 8],
-     (0, 0, 1), 2),
+     (2, 0, 1), 2),
     (train_search, ["--space", "s2", "--width", 0.1, "--threshold", 0, "--figures_every", 0,
                     "--gap_every", 0, "--train_fraction", 0.3, "--valid_fraction", 0.2,
                     "--batch_size", 6], (1, 0, 0), 3)])  # in the second epoch
@@ -164,26 +163,26 @@ def test_scripts_on_imagenet(script, flags_of, workers, stop_at, imagenet, tmp_p
 
 def test_streamed_pictures_are_those_in_memory(pictures):
     tensors = data.load("folder", str(pictures), 16)
-    figures = tensors.mean, tensors.std
-
-    def stream(dataset, seed):
-        return batches.Batches(dataset.images, dataset.labels, *figures, 7, 2, True, 3,
-                               batches.generator(seed))
-
     for workers in (0, 2):
         files = data.load("folder", str(pictures), 16, stream=True, workers=workers)
+        files = files._replace(mean=tensors.mean, std=tensors.std)
         assert isinstance(files.images, pictures_module.Files) and files.classes == tensors.classes
+
+        def stream(dataset, seed):
+            return batches.Batches(batches.Pictures(dataset, torch.device("cpu")), 7, 2, True, 3,
+                                   batches.generator(seed))
+
         one, other = stream(tensors, 0), stream(files, 0)
         for _ in range(9):  # over two passes
-            (x, y), (u, v) = one.next(), other.next()
-            assert torch.equal(x, u) and torch.equal(y, v)
+            assert same(list(one.next()), list(other.next()))
         state = other.state_dict()
-        expected, resumed = other.next()[0], stream(files, 9)
+        assert same(list(other.next()), list(other.last()))
+        expected, resumed = other.last(), stream(files, 9)
         resumed.load_state_dict(state)
-        assert torch.equal(resumed.next()[0], expected)
-        for one, other in zip(*[batches.in_order(d.test_images, d.test_labels, *figures, 5)
-                                for d in (tensors, files)], strict=True):
-            assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+        assert same(list(resumed.next()), list(expected))
+        found, wanted = ([*batches.Pictures(d, torch.device("cpu"), test=True).in_order(5)]
+                         for d in (files, tensors))
+        assert same([list(pair) for pair in found], [list(pair) for pair in wanted])
     some = files.images[torch.tensor([3, 1])]
     assert len(some) == 2 and some.paths[0] == files.images.paths[3]
 
@@ -274,21 +273,18 @@ def test_accumulated_steps_equal_whole_ones(tmp_path, monkeypatch):
         assert all(close(other[name], weights[0][name], 1e-5) for name in other)
 
 
-@pytest.mark.parametrize("count, size, search, training", [
-    (90, 32, (8, 100, 8, 4), (8, 91, 16, 16, 8)), (5000, 32, (128, 27, 8, 4), (96, 20, 16, 16, 8)),
-    (4, 16, (2, 500, 8, 4), (4, 1000, 8, 16, 8)),
-    (1000, 128, (32, 34, 8, 4), (96, 100, None, 16, 8))])
-def test_recipe_of_a_folder(count, size, search, training):
-    found = recipes.of_folder(count, size)
+def test_recipe_of_a_folder():
     names = "batch_size", "epochs", "init_channels", "layers"
-    assert tuple(found.search[name] for name in names) == search
-    batch, epochs, length, channels, layers = training
-    assert tuple(found.eval[name] for name in names) == (batch, epochs, channels, layers)
-    assert found.padding == (size // 8 if size <= 64 else 0)
-    assert found.eval.get("cutout_length") == length and found.eval["gamma"] == 0
-
-
-def test_recipes_of_all_folders():
+    for count, size, search, training, padding, length in (
+            (90, 32, (8, 100, 8, 4), (8, 91, 16, 8), 4, 16),
+            (5000, 32, (128, 27, 8, 4), (96, 20, 16, 8), 4, 16),
+            (4, 16, (2, 500, 8, 4), (4, 1000, 16, 8), 2, 8),
+            (1000, 128, (32, 34, 8, 4), (96, 100, 16, 8), 0, None)):
+        found = recipes.of_folder(count, size)
+        assert tuple(found.search[name] for name in names) == search
+        assert tuple(found.eval[name] for name in names) == training
+        assert (found.padding, found.eval.get("cutout_length")) == (padding, length)
+        assert found.eval["gamma"] == 0
     for count in [*range(4, 300), *range(300, 20000, 371)]:
         found = recipes.of_folder(count, 32)
         for settings, pictures, steps, least in ((found.search, count // 2, 500, 25),
@@ -310,3 +306,47 @@ def test_a_folder_is_searched_by_its_rule(pictures, tmp_path, monkeypatch, capsy
     assert "--batch_size 8" in out and "--epochs 1" in out  # as given
     settings = json.loads((tmp_path / "a" / "config.json").read_text())["settings"]
     assert (settings["batch_size"], settings["init_channels"], settings["layers"]) == (8, 8, 4)
+
+
+@pytest.mark.parametrize("name, attribute, shape, labels", [
+    ("cifar10", "CIFAR10", (50, 32, 32, 3), "targets"),
+    ("svhn", "SVHN", (50, 3, 32, 32), "labels"),
+    ("fashionmnist", "FashionMNIST", (50, 28, 28), "targets")])
+def test_downloaded_sets_as_torchvision_holds_them(name, attribute, shape, labels, monkeypatch):
+    from torchvision import datasets
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    numbers, asked = np.arange(50) % 10, []
+
+    def read(root, download, **part):
+        asked.append(download)
+        if not download:  # it is not there
+            raise RuntimeError
+        return SimpleNamespace(**{
+            "data": torch.from_numpy(pixels) if len(shape) == 3 else pixels,
+            labels: numbers if labels == "labels" else numbers.tolist()})
+
+    monkeypatch.setattr(datasets, attribute, read)
+    d = data.load(name)
+    whole = pixels if name == "svhn" else (
+        pixels.transpose(0, 3, 1, 2) if name == "cifar10" else pixels[:, None])
+    assert np.array_equal(d.images.numpy(), whole) and d.images.dtype == torch.uint8
+    assert d.labels.dtype == torch.int64 and torch.equal(d.test_labels, torch.from_numpy(numbers))
+    assert asked == [False, True] * 2 and d.classes == list("0123456789")
+    for found, expected in (d.mean, whole.mean((0, 2, 3))), (d.std, whole.std((0, 2, 3))):
+        assert close(found, torch.from_numpy(expected), 1e-4)
+
+
+def test_default_dataset_and_missing_downloads(tmp_path, monkeypatch):
+    from torchvision import datasets
+    dataset, why = data.load_asked({}, torch.device("cpu"))
+    assert dataset.name == "digits" and "no GPU" in why and "--dataset cifar10" in why
+
+    def offline(root, train, download):
+        raise OSError("no network")
+
+    monkeypatch.setattr(datasets, "CIFAR10", offline)
+    dataset, why = data.load_asked({"data": str(tmp_path)}, torch.device("cuda"))
+    assert dataset.name == "digits" and "cannot be downloaded (no network)" in why
+    # an explicit dataset is never replaced
+    with pytest.raises(flags.UserError, match="cannot be downloaded"):
+        data.load_asked({"dataset": "cifar10", "data": str(tmp_path)}, torch.device("cuda"))

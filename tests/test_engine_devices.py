@@ -2,6 +2,7 @@
 they may be. tests/test_gpu.py is what runs on one."""
 import copy
 import os
+from argparse import Namespace
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from spaces import nasbench201, s2
 from speed import accelerate, layers
 from study import cures
 from test_fair_darts import batch, small_network
-from tests.common import TINY_SEARCH, call, new_run, refused
+from tests.common import TINY_SEARCH, call, new_run, pictures_of, refused
 from tests.test_speed import shortened
 
 
@@ -48,10 +49,13 @@ class CountWaits(TorchDispatchMode):
 
 
 def fake_batches(device, size=8, count=40):
-    return batches.Batches(
-        torch.zeros(count, 3, size, size, dtype=torch.uint8, device=device),
-        torch.zeros(count, dtype=torch.long, device=device), torch.zeros(3, device=device),
-        torch.ones(3, device=device), 4, 1, True, 2, batches.generator(0))
+    pictures = pictures_of(torch.zeros(count, 3, size, size, dtype=torch.uint8, device=device),
+                           torch.zeros(count, dtype=torch.long, device=device))
+    return batches.Batches(pictures, 4, 1, True, 2, batches.generator(0))
+
+
+def run_of(epochs=1):
+    return loop.Run("nowhere", Namespace(epochs=epochs, log_every=25), {})
 
 
 NETWORKS = {
@@ -73,7 +77,7 @@ NETWORKS = {
 def test_nothing_is_left_on_the_cpu(name):
     """By tensors that claim to be on a GPU: those on the CPU are refused beside
     them."""
-    run = loop.Run("nowhere", {"settings": {"epochs": 1, "log_every": 25}})
+    run = run_of()
     with FakeTensorMode(allow_non_fake_inputs=True):
         with torch.device("cuda"):
             try:
@@ -100,7 +104,7 @@ def test_nothing_is_left_on_the_cpu(name):
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "imagenet"])
 def test_a_step_never_waits(name):
-    run = loop.Run("nowhere", {"settings": {"epochs": 1, "log_every": 25}})
+    run = run_of()
     network, train = NETWORKS[name]().train(), fake_batches("cpu")
     searched = hasattr(network, "alphas")
     weights = network.weights() if searched else list(network.parameters())
