@@ -117,17 +117,16 @@ class Files:
     read ahead; skip_bad: a picture that cannot be read is replaced by the next that
     can."""
 
-    def __init__(self, paths, size, workers, skip_bad=False):
-        self.paths, self.workers, self.skip_bad = paths, workers, skip_bad
-        self.shape, self.device = torch.Size((len(paths), 3, size, size)), torch.device("cpu")
+    def __init__(self, paths, size, workers, skip_bad=False, device=torch.device("cpu")):
+        self.paths, self.workers, self.skip_bad, self.device = paths, workers, skip_bad, device
+        self.shape = torch.Size((len(paths), 3, size, size))
 
     def __len__(self):
         return len(self.paths)
 
     def __getitem__(self, indices):
-        some = Files([self.paths[i] for i in indices.tolist()], self.shape[2], self.workers,
-                     self.skip_bad)
-        return some.to(self.device)
+        return Files([self.paths[i] for i in indices.tolist()], self.shape[2], self.workers,
+                     self.skip_bad, self.device)
 
     def to(self, device):
         self.device = device
