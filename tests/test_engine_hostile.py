@@ -9,9 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -30,19 +28,16 @@ DIGITS = ["--dataset", "digits"]
 # ---------------------------------------------------------------- the command line
 
 def test_kinds_of_flags():
-    share = flags.number(float, 0, 1, open_ends=True)
-    names = flags.some_of(["a", "b", "c"])
+    share, names = flags.number(float, 0, 1, open_ends=True), flags.some_of(["a", "b", "c"])
     for kind, text, value in ((flags.number(int, 2, 5), "2", 2), (flags.number(float, 0, 1), "1", 1),
                               (share, "1e-5", 1e-5), (names, "c,a", "a,c")):
         assert kind(text) == value
     for kind, text, message in (
             (flags.number(int, 1), "-3", "expected a whole number from 1 up, got '-3'"),
-            (flags.number(int, 2, 5), "6", "from 2 to 5"), (share, "0", "above 0 and below 1"),
-            (flags.number(float, 0, open_ends=True), "0", "a number above 0, got '0'"),
-            *[(flags.number(int, 0), text, "a whole number") for text in ("", "1.5", "9" * 9999)],
-            *[(flags.number(float, 0), text, "a number from 0 up") for text in (
-                "heavy", "nan", "inf", "1e400", "1e31")],
-            (flags.one_of(["sigmoid", "softmax"]), "sigmoyd", "did you mean 'sigmoid'?"),
+            (flags.number(int, 2, 5), "6", "from 2 to 5"), (share, "1", "above 0 and below 1"),
+            (flags.number(int, 0), "9" * 9999, "a whole number"),
+            *[(flags.number(float, 0, open_ends=True), text, "a number above 0, got") for text in (
+                "0", "heavy", "nan", "inf", "1e31")],
             (flags.one_of(["l2", "l1"]), "", "unknown ''; choose from l2, l1"),
             (names, "a,x", "unknown 'x'"), (names, "a,b,a", "twice in 'a,b,a'")):
         with pytest.raises(argparse.ArgumentTypeError, match=re.escape(message)) as error:
@@ -100,13 +95,6 @@ def test_arguments_are_refused_in_one_line(tmp_path, monkeypatch, capsys):
         assert list(tmp_path.iterdir()) == [], arguments  # nothing half-written
 
 
-def test_rates_that_are_too_large_end_in_one_line(tmp_path, monkeypatch, capsys):
-    error = refused(capsys, monkeypatch, train_search, *TINY_SEARCH, "--batch_size", 120,
-                    "--runs", tmp_path, "--name", "a", "--learning_rate", "1e30")
-    assert "not finite" in error and "lower --learning_rate" in error
-    assert not (tmp_path / "a" / "checkpoint.pt").exists()
-
-
 # ---------------------------------------------------------------- files of a run
 
 def test_damaged_files_of_a_run_end_in_one_line(finished, tmp_path, monkeypatch, capsys):
@@ -137,7 +125,7 @@ def test_damaged_files_of_a_run_end_in_one_line(finished, tmp_path, monkeypatch,
             assert content(tmp_path) == before
         path.write_bytes(whole)
     state = torch.load(tmp_path / "runs" / "a" / "checkpoint.pt", weights_only=True)
-    for changed, message in (({"adam": ...}, "it lacks 'adam'"), ({"network": {}}, "Missing key"),
+    for changed, message in (({"adam": ...}, "it lacks 'adam'"), ({"network": {}}, "loading state_dict"),
                              ({"rows": ...}, "it lacks 'rows'")):
         torch.save({key: value for key, value in {**state, **changed}.items() if value is not ...},
                    tmp_path / "runs" / "a" / "checkpoint.pt")
@@ -145,16 +133,16 @@ def test_damaged_files_of_a_run_end_in_one_line(finished, tmp_path, monkeypatch,
                                   tmp_path / "runs" / "a", "--epochs", 2)
 
 
-def test_runs_that_are_not_this_scripts(finished, tmp_path, monkeypatch, capsys):
-    shutil.copytree(finished / "a", tmp_path / "a\nb")
-    config = json.loads((tmp_path / "a\nb" / "config.json").read_text())
-    assert "a run of train_search.py" in refused(capsys, monkeypatch, train_eval, "--resume",
-                                                 tmp_path / "a\nb")
-    for changed, message in (({"version": 0}, "made by version 0 of this code, which is"),
-                             ({"fingerprint": "0"}, "the dataset is not the one")):
-        (tmp_path / "a\nb" / "config.json").write_text(json.dumps({**config, **changed}))
-        assert message in refused(capsys, monkeypatch, train_search, "--resume", tmp_path / "a\nb",
-                                  "--epochs", 2)
+def test_runs_that_cannot_go_on(finished, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "a\nb"
+    shutil.copytree(finished / "a", folder)
+    config = json.loads((folder / "config.json").read_text())
+    for script, changed, message in (
+            (train_eval, {}, "a run of train_search.py"),
+            (train_search, {"version": 0}, "made by version 0 of this code, which is"),
+            (train_search, {"fingerprint": "0"}, "the dataset is not the one")):
+        (folder / "config.json").write_text(json.dumps({**config, **changed}))
+        assert message in refused(capsys, monkeypatch, script, "--resume", folder, "--epochs", 2)
 
 
 def test_a_failed_creation_leaves_no_folder(tmp_path, monkeypatch):
@@ -179,7 +167,7 @@ def test_an_unexpected_error_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     assert f"python train_search.py --resume {run.folder}" in first
 
 
-# ---------------------------------------------------------------- pictures and downloads
+# ---------------------------------------------------------------- pictures
 
 def picture_folder(root):
     for place in ("train/a", "train/b", "test/a", "test/b"):
@@ -212,17 +200,6 @@ def test_hostile_picture_folders(tmp_path, monkeypatch, capsys):
     assert "--batch_size 300 is larger than the 2" in refused(capsys, monkeypatch, train_search,
                                                               *search)
     assert not (tmp_path / "runs").exists()
-
-
-def test_damaged_downloads(tmp_path, monkeypatch):
-    from torchvision import datasets
-    whole = np.zeros((4, 32, 32, 3), np.uint8)
-    for pixels, labels in ((whole.astype(float), [0] * 4), ([[1], [1, 2]], [0] * 4),
-                           (None, [0] * 4), (whole, ["a"] * 4), (whole, [0] * 5), (whole[:0], [])):
-        monkeypatch.setattr(datasets, "CIFAR10", lambda *_, **__: SimpleNamespace(
-            data=pixels, targets=labels, classes=list("0123456789")))
-        with pytest.raises(flags.UserError, match="^cifar10 .*damaged"):
-            data.load("cifar10", str(tmp_path))
 
 
 # ---------------------------------------------------------------- streams and memory

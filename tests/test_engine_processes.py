@@ -6,7 +6,6 @@ import os
 import secrets
 import signal
 import socket
-import subprocess
 import sys
 import time
 
@@ -190,29 +189,31 @@ def test_evaluation_over_ranks(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_rank_ends_the_job_and_it_goes_on(tmp_path):
-    tiny = [*TINY_SEARCH, "--runs", tmp_path, "--name", "a", "--epochs", 500]
-    children = start_ranks(tmp_path, 2, "train_search", *tiny)
-    while not (tmp_path / "a" / "checkpoint.pt").exists():
-        time.sleep(0.05)
-    os.kill(children[1][0].pid, signal.SIGKILL)
-    code, _, error = ended(*children[0])
-    ended(*children[1])
-    assert code == 2 and error.count("\n") == 1
-    assert "rank 0 has lost another one" in error and "is whole, go on with: torchrun" in error
-    assert not list((tmp_path / "a").glob("*.part"))
-    done = len(table(tmp_path / "a"))
+def test_a_stopped_and_a_killed_rank_end_the_job_and_it_goes_on(tmp_path):
+    folder, done = tmp_path / "a", 0
+    command = [*TINY_SEARCH, "--runs", tmp_path, "--name", "a", "--epochs", 500, "--log_every", 1]
+    for number, expected in (signal.SIGTERM, 143), (signal.SIGKILL, 2):  # of one rank
+        children = start_ranks(tmp_path, 2, "train_search", *command)
+        while not (folder / "metrics.csv").exists() or len(table(folder)) == done:
+            time.sleep(0.05)
+        os.kill(children[1][0].pid, number)
+        code, out, error = ended(*children[0])
+        ended(*children[1])
+        assert code == expected and "go on" in out + error
+        assert f"torchrun --nproc-per-node=2 train_search.py --resume {folder}" in out + error
+        command, done = ["--resume", folder], len(table(folder))
+    assert error.count("\n") == 1 and "rank 0 has lost another one" in error
+    assert not list(folder.glob("*.part"))
+    config = json.loads((folder / "config.json").read_text())
     for size in (2, 3, 1):
         done += 1
-        path = tmp_path / "a" / "config.json"
-        config = json.loads(path.read_text())
         config["settings"]["epochs"] = done
-        path.write_text(json.dumps(config))
-        for child in start_ranks(tmp_path, size, "train_search", "--resume", tmp_path / "a"):
+        (folder / "config.json").write_text(json.dumps(config))
+        for child in start_ranks(tmp_path, size, "train_search", *command):
             code, _, error = ended(*child)
             assert code == 0, error
             assert ("not bit for bit" in error) == (size != 2 and "note" in error)
-        assert len(table(tmp_path / "a")) == done
+        assert len(table(folder)) == done
 
 
 def test_errors_on_ranks(tmp_path):
@@ -221,20 +222,3 @@ def test_errors_on_ranks(tmp_path):
         code, _, error = ended(*child)
         assert code == 2 and error.count("\n") == 1 and "give a multiple of 2" in error
         assert ("rank 1: " in error) == (rank == 1)
-
-
-@pytest.mark.slow
-def test_torchrun_is_stopped_and_goes_on(tmp_path):
-    tiny = [*TINY_SEARCH, "--runs", tmp_path, "--name", "a", "--epochs", "500"]
-    child = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
-                              "--master-port", str(free_port()), "train_search.py",
-                              *map(str, tiny)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                             text=True)
-    while not (tmp_path / "a" / "checkpoint.pt").exists() and child.poll() is None:
-        time.sleep(0.05)
-    child.send_signal(signal.SIGTERM)
-    out, error = child.communicate(timeout=60)
-    assert child.returncode and "stopped in epoch" in out, error
-    assert f"torchrun --nproc-per-node=2 train_search.py --resume {tmp_path / 'a'}" in out
-    state = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)
-    assert len(state["rows"]) >= 1
