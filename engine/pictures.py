@@ -45,26 +45,20 @@ def _pictures(root, part, test, size, skip_bad, workers):
     if len(classes) < 2:
         found = f"only one class, {classes[0]!r}" if classes else "no class"
         raise UserError(f"{folder}: {found}; a folder for each of two or more classes is needed")
-    grey = False
     if workers is None:
         images, samples, grey = _read_all(folder, samples, size, skip_bad)
+    else:
+        grey, images = False, Files([path for path, _ in samples], size, workers, skip_bad)
     labels = torch.tensor([label for _, label in samples])
     for label, name in enumerate(classes):
         if label not in labels:
             raise UserError(f"{folder}: class {name!r} has no picture that can be used")
-    if workers is None:
-        return torch.stack(images), labels, classes, grey
-    return Files([path for path, _ in samples], size, workers, skip_bad), labels, classes, grey
+    return images if workers is not None else torch.stack(images), labels, classes, grey
 
 
 def _read_all(folder, samples, size, skip_bad):
     """The pictures of all samples, the samples that could be read, whether all are
     grey."""
-    need = 2 * len(samples) * 3 * size ** 2  # the pictures, and the tensor of them all
-    if need > memory():
-        raise UserError(f"{folder}: {len(samples):,} pictures of {size}x{size} take "
-                        f"{need / 2 ** 30:,.1f} GiB while they are read, and this machine has "
-                        f"{memory() / 2 ** 30:,.1f}: read them as they are asked for with --stream")
     images, good, grey, bad, fit = [], [], True, [], transform(size)
     for sample in samples:
         try:
@@ -100,14 +94,6 @@ def list_pictures(folder):
             samples += [(path, label) for path in paths  # and no pipe, which would wait
                         if path.lower().endswith(IMG_EXTENSIONS) and os.path.isfile(path)]
     return classes, samples
-
-
-def memory():
-    """Bytes of this machine's memory."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows
-        return float("inf")
 
 
 # ---------------------------------------------------------------- as they are asked for

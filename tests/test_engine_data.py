@@ -243,16 +243,11 @@ def test_a_broken_file_of_a_stream_is_named(workers, imagenet, tmp_path, monkeyp
                 list(files.read([part], random=False))
 
 
-def test_a_folder_that_does_not_fit_is_refused(pictures, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pictures_module, "memory", lambda: 20000)
-    arguments = ["--dataset", "folder", "--data", pictures, "--image_size", 16, "--batch_size", 4]
-    with monkeypatch.context() as patch:
-        patch.setattr(pictures_module, "open_picture", None)  # nothing is read
-        error = refused(capsys, patch, train_search, *arguments, "--runs", tmp_path)
-    assert "32 pictures of 16x16 take 0.0 GiB" in error and "--stream" in error
-    assert call(train_search, monkeypatch, *arguments, "--runs", tmp_path, "--stream", "--layers",
-                3, "--init_channels", 2, "--nodes", 1, "--epochs", 1, "--threshold", 0,
-                "--figures_every", 0) == 0
+def test_a_folder_is_streamed_on_request(pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pictures_module, "_read_all", None)
+    assert call(train_search, monkeypatch, "--dataset", "folder", "--data", pictures, "--image_size",
+                16, "--batch_size", 4, "--runs", tmp_path, "--stream", "--layers", 3, "--nodes", 1,
+                "--init_channels", 2, "--epochs", 1, "--threshold", 0, "--figures_every", 0) == 0
     assert "--stream" in capsys.readouterr().out  # in the command that trains what was found
 
 

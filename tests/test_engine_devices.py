@@ -286,6 +286,8 @@ def test_a_run_in_the_other_16_bits_goes_on_and_says_so():
     again = in_float16(network, 2.0)
     again.load_state_dict(half.state_dict())
     assert again.scaler.get_scale() == 8.0
+    network = small_network()
+    enter_autocast(network, "cpu", torch.bfloat16)
     with pytest.raises(RuntimeError):
         network(torch.zeros(2))
     assert not torch.is_autocast_enabled("cpu")  # though the pass has failed
