@@ -126,22 +126,14 @@ def test_folder(pictures, tmp_path):
         data.load("folder", str(tmp_path), 8)
 
 
-STREAMED = ["--dataset", "imagenet", "--image_size", 72, "--epochs", 2, "--batch_size", 16,
-            "--device", "cpu", "--checkpoint_minutes", 0]
+STREAMED = ["--dataset", "imagenet", "--image_size", 72, "--epochs", 2, "--device", "cpu",
+            "--arch", "FairNAS_A", "--width", 0.1, "--accumulate", 2, "--batch_size", 8]
 
 
-@pytest.mark.parametrize("script, flags_of, workers, stop_at", [
-    (train_eval, ["--arch", "FairNAS_A", "--width", 0.1, "--accumulate", 2, "--batch_size", 8],
-     (2, 0, 1), 2),
-    (train_search, ["--space", "s2", "--width", 0.1, "--threshold", 0, "--figures_every", 0,
-                    "--gap_every", 0, "--train_fraction", 0.3, "--valid_fraction", 0.2,
-                    "--batch_size", 6], (1, 0, 0), 3)])  # in the second epoch
-def test_scripts_on_imagenet(script, flags_of, workers, stop_at, imagenet, tmp_path, monkeypatch,
-                             capsys):
+def test_a_training_on_imagenet(imagenet, tmp_path, monkeypatch, capsys):
     """Stopped in the middle of an epoch; whatever the workers."""
-    common = [*STREAMED, *flags_of, "--data", imagenet, "--runs", tmp_path]
-    whole, stopped, resumed = (["--workers", number] for number in workers)
-    assert call(script, monkeypatch, *common, "--name", "whole", *whole) == 0
+    common = [*STREAMED, "--data", imagenet, "--runs", tmp_path, "--name"]
+    assert call(train_eval, monkeypatch, *common, "whole", "--workers", 2) == 0
     config = json.loads((tmp_path / "whole" / "config.json").read_text())
     assert config["shape"] == [3, 72, 72] and len(config["classes"]) == 6
     with monkeypatch.context() as patch:
@@ -150,24 +142,23 @@ def test_scripts_on_imagenet(script, flags_of, workers, stop_at, imagenet, tmp_p
         def stop(self, *others, **figures):
             add(self, *others, **figures)
             calls.append(1)
-            if len(calls) == stop_at:
+            if len(calls) == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
 
         patch.setattr(loop.Run, "add", stop)
-        assert call(script, patch, *common, "--name", "a", *stopped) == 143
-    assert call(script, monkeypatch, "--resume", tmp_path / "a", *resumed) == 0
+        assert call(train_eval, patch, *common, "a", "--workers", 0) == 143
+    assert call(train_eval, monkeypatch, "--resume", tmp_path / "a", "--workers", 1) == 0
     assert not multiprocessing.active_children()
-    assert table(tmp_path / "a") == table(tmp_path / "whole")
-    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["network"]
-              for name in ("a", "whole")]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    if script is train_eval:
-        rows = table(tmp_path / "a")
-        assert all(float(row["test_top5"]) >= float(row["test_accuracy"]) for row in rows)
-        rates = [float(row["learning_rate"]) for row in rows]
-        assert config["settings"]["gamma"] == 0.97 and rates == [0.1, 0.1 * 0.97]
-        assert call(script, monkeypatch, "--evaluate", tmp_path / "a") == 0
-        assert "top-5" in capsys.readouterr().out
+    rows = table(tmp_path / "a")
+    assert rows == table(tmp_path / "whole")
+    one, other = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["network"]
+                  for name in ("a", "whole"))
+    assert same(dict(one), dict(other))
+    assert all(float(row["test_top5"]) >= float(row["test_accuracy"]) for row in rows)
+    assert config["settings"]["gamma"] == 0.97
+    assert [float(row["learning_rate"]) for row in rows] == [0.1, 0.1 * 0.97]
+    assert call(train_eval, monkeypatch, "--evaluate", tmp_path / "a") == 0
+    assert "top-5" in capsys.readouterr().out
 
 
 def test_streamed_pictures_are_those_in_memory(pictures):
@@ -228,8 +219,8 @@ def test_a_broken_file_of_a_stream_is_named(workers, imagenet, tmp_path, monkeyp
     broken = tmp_path / "data" / "train" / "class 3" / "0.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
     if workers:
-        error = refused(capsys, monkeypatch, train_eval, *STREAMED, "--arch", "FairNAS_A", "--data",
-                        tmp_path / "data", "--runs", tmp_path, "--width", 0.1)
+        error = refused(capsys, monkeypatch, train_eval, *STREAMED, "--data", tmp_path / "data",
+                        "--runs", tmp_path)
         assert str(broken) in error and "--skip_bad_images" in error
     for skip in False, True:
         files = data.load("imagenet", str(tmp_path / "data"), 72, skip, workers=workers).images
@@ -241,14 +232,6 @@ def test_a_broken_file_of_a_stream_is_named(workers, imagenet, tmp_path, monkeyp
         else:
             with pytest.raises(flags.UserError, match="class 3/0.jpg cannot be used"):
                 list(files.read([part], random=False))
-
-
-def test_a_folder_is_streamed_on_request(pictures, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pictures_module, "_read_all", None)
-    assert call(train_search, monkeypatch, "--dataset", "folder", "--data", pictures, "--image_size",
-                16, "--batch_size", 4, "--runs", tmp_path, "--stream", "--layers", 3, "--nodes", 1,
-                "--init_channels", 2, "--epochs", 1, "--threshold", 0, "--figures_every", 0) == 0
-    assert "--stream" in capsys.readouterr().out  # in the command that trains what was found
 
 
 def test_accumulated_steps_equal_whole_ones(tmp_path, monkeypatch):
@@ -281,13 +264,16 @@ def test_recipe_of_a_folder():
     assert recipes.of_folder(20000, 100).eval == recipes.RECIPES["imagenet"].eval
 
 
-def test_a_folder_is_searched_by_its_rule(pictures, tmp_path, monkeypatch, capsys):
+def test_a_folder_is_searched_by_its_rule_and_streamed_on_request(pictures, tmp_path, monkeypatch,
+                                                                   capsys):
+    monkeypatch.setattr(pictures_module, "_read_all", None)
     assert call(train_search, monkeypatch, "--dataset", "folder", "--data", pictures, "--epochs", 1,
-                "--nodes", 1, "--image_size", 8, "--runs", tmp_path, "--name", "a",
-                "--figures_every", 0) == 1  # too short for a genotype
+                "--nodes", 1, "--image_size", 8, "--runs", tmp_path, "--name", "a", "--stream",
+                "--threshold", 0, "--figures_every", 0) == 0
     out = capsys.readouterr().out
     assert out.startswith("settings for 32 pictures of 8 pixels: ") and "--width" not in out
     assert "--batch_size 8" in out and "--epochs 1" in out  # as given
+    assert "--stream" in out.strip().split("\n")[-1]  # in the command that trains what was found
     settings = json.loads((tmp_path / "a" / "config.json").read_text())["settings"]
     assert (settings["batch_size"], settings["init_channels"], settings["layers"]) == (8, 8, 4)
 

@@ -214,11 +214,3 @@ def test_a_stopped_and_a_killed_rank_end_the_job_and_it_goes_on(tmp_path):
             assert code == 0, error
             assert ("not bit for bit" in error) == (size != 2 and "note" in error)
         assert len(table(folder)) == done
-
-
-def test_errors_on_ranks(tmp_path):
-    for rank, child in enumerate(start_ranks(tmp_path, 2, "train_search", *TINY_SEARCH, "--runs",
-                                             tmp_path, "--batch_size", "301")):
-        code, _, error = ended(*child)
-        assert code == 2 and error.count("\n") == 1 and "give a multiple of 2" in error
-        assert ("rank 1: " in error) == (rank == 1)
