@@ -109,17 +109,12 @@ def _crops(height, width, padding, flip, device):
 def cutout(images, y, x, length):
     """Sets a square of `length` pixels around row y and column x, (B,), of each picture
     to 0, in place (DeVries & Taylor, 2017)."""
-    rows = _intervals(images.shape[2], length, images.device).index_select(0, y)[:, None, :, None]
-    columns = _intervals(images.shape[3], length, images.device).index_select(0, x)
-    return images.mul_(1 - rows * columns[:, None, None, :])
+    def around(centre, size):  # (B, size)
+        distance = torch.arange(size, device=images.device) - centre[:, None] + length // 2
+        return (distance >= 0) & (distance < length)
 
-
-@functools.lru_cache
-def _intervals(size, length, device):
-    """(size, size): row i is 1 on the `length` places around i, 0 elsewhere."""
-    places = torch.arange(size, device=device)
-    distance = places - places[:, None] + length // 2
-    return ((distance >= 0) & (distance < length)).float()
+    rows, columns = around(y, images.shape[2]), around(x, images.shape[3])
+    return images.mul_(~(rows[:, :, None] & columns[:, None])[:, None])
 
 
 class Pictures:

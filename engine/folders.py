@@ -116,7 +116,8 @@ class Folder:
         try:
             with reading(path), open(path, encoding="utf-8") as file:
                 config = json.load(file)
-                found, version, settings = config["script"], config["version"], config["settings"]
+                s = Namespace(**config.pop("settings"))
+                found, version = config["script"], config["version"]
         except OSError:
             raise UserError(f"{folder!r} is not the folder of a run: it has no readable "
                             "config.json") from None
@@ -125,8 +126,7 @@ class Folder:
         if version != VERSION:
             raise UserError(f"{folder!r} was made by version {version} of this code, which is "
                             f"{VERSION}")
-        del config["settings"]
-        return cls(folder, Namespace(**settings), config)
+        return cls(folder, s, config)
 
     @property
     def space(self):

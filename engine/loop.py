@@ -57,10 +57,10 @@ class Run(Folder):
                 self.log(f"stopped in epoch {len(self.rows) + 1} after step {self.done} "
                          f"of {self.count}; go on:\n{self.resume_command()}")
                 sys.exit(128 + self.signal)
-            if kind is not None and issubclass(kind, OSError):
+            if isinstance(error, OSError):
                 raise error
             expected = UserError, KeyboardInterrupt, SystemExit
-            if kind and not issubclass(kind, expected) and not is_out_of_memory(error):
+            if error and not isinstance(error, expected) and not is_out_of_memory(error):
                 print(f"unexpected error; the last checkpoint is whole, go on with: "
                       f"{self.resume_command()}", file=sys.stderr)
         except OSError as error:
@@ -168,8 +168,8 @@ class Run(Folder):
         too; with a scaler, which leaves out such a step, the norm may be infinite.
         Nobody waits for the device."""
         precision = self.tracked.get("precision")
-        scaled = precision is not None and precision.scaler.is_enabled()
-        others = others if scaled else (norm, *others)
+        if precision is None or not precision.scaler.is_enabled():
+            others = norm, *others
         values = torch.stack([value.detach().sum() for value in (*figures.values(), *others)])
         values = values.to(torch.float32 if values.device.type == "mps" else torch.float64)
         if self.totals is None and self.sums:
@@ -193,8 +193,8 @@ class Run(Folder):
         self.sums = dict(zip(self.names, values))
         trouble = "precision" in self.tracked and self.tracked["precision"].trouble()
         if trouble and not self.troubled:  # said once
-            self.troubled = True
             self.log(f"note: {trouble}")
+            self.troubled = True
         if self.bar is not None:
             self.bar.set_postfix(loss=f"{values[0] / self.done:.3f}")
 

@@ -23,10 +23,9 @@ from model_eval import LARGE  # larger pictures are cropped and coloured as on I
 
 def read_folder(root, test, size, skip_bad, workers):
     """The pictures and labels of root/train, those of root/`test`, and the classes.
-    Raises UserError."""
-    images, labels, classes, grey = _pictures(root, "train", test, size, skip_bad, workers)
-    test_images, test_labels, test_classes, test_grey = _pictures(root, test, test, size, skip_bad,
-                                                                  workers)
+    workers: None for tensors, else a number for Files. Raises UserError."""
+    (images, labels, classes, grey), (test_images, test_labels, test_classes, test_grey) = [
+        _pictures(root, part, test, size, skip_bad, workers) for part in ("train", test)]
     different = sorted(set(classes) ^ set(test_classes))
     if different:
         raise UserError(f"{root}: class {different[0]!r} is in only one of train/ and {test}/")
@@ -36,85 +35,65 @@ def read_folder(root, test, size, skip_bad, workers):
 
 
 def _pictures(root, part, test, size, skip_bad, workers):
-    """All pictures of a folder, the shorter side resized to `size`, then cropped.
-
-    workers: None for a tensor, else a number for Files. Returns images (N, 3, size,
-    size), labels, class names, whether all are grey.
-    """
-    folder = os.path.join(root, part)
-    classes, samples = list_pictures(root, part, test)
-    if len(classes) < 2:
-        found = f"only one class, {classes[0]!r}" if classes else "no class"
-        raise UserError(f"{folder}: {found}; a folder for each of two or more classes is needed")
-    _check_classes(folder, classes, [label for _, label in samples])
-    if workers is not None:
-        paths, labels = zip(*samples)
-        return Files(paths, size, workers, skip_bad), torch.tensor(labels), classes, False
-    need = 2 * len(samples) * 3 * size ** 2  # the pictures, and the tensor of them all
-    if need > memory():
-        raise UserError(f"{folder}: {len(samples):,} pictures of {size}x{size} take "
-                        f"{need / 2 ** 30:,.1f} GiB while they are read, and this machine has "
-                        f"{memory() / 2 ** 30:,.1f}: read them as they are asked for with --stream")
-    images, labels, grey, bad, fit = [], [], True, [], transform(size)
-    for path, label in samples:
-        try:
-            picture = open_picture(path)
-            images.append(fit(picture.convert("RGB")))
-        except Exception as error:  # a damaged file makes Pillow raise nearly anything
-            bad.append(f"{os.path.relpath(path, folder)} ({first_line(error)})")
-            continue
-        grey = grey and picture.mode in ("1", "L")
-        labels.append(label)
-    if bad:
-        named = bad if len(bad) <= 5 else [*bad[:5], "..."]
-        found = (f"{folder}: {len(bad)} of {len(samples)} files cannot be used as "
-                 f"pictures: {', '.join(named)}")
-        if not skip_bad:
-            raise UserError(f"{found}; repair or remove them, or leave them out with "
-                            "--skip_bad_images")
-        warnings.warn(f"{found}; left out")
-    _check_classes(folder, classes, labels)
-    return torch.stack(images), torch.tensor(labels), classes, grey
-
-
-def _check_classes(folder, classes, labels):
-    """Raises UserError where none of the `labels` is of one of the classes."""
-    empty = sorted(set(range(len(classes))) - set(labels))
-    if empty:
-        raise UserError(f"{folder}: class {classes[empty[0]]!r} has no picture that can be used")
-
-
-def list_pictures(root, part, test="test"):
-    """The classes in the folder `part` of root, and (path, label) of every picture, in
-    the order of ImageFolder. test: what root calls its test part. Raises UserError."""
+    """All pictures of a folder, the shorter side resized to `size`, then cropped: (N, 3,
+    size, size); labels, class names, whether all are grey."""
     folder = os.path.join(root, part)
     if not os.path.isdir(folder):
         raise UserError(f"there is no folder {folder!r}: --data must name a folder that holds "
                         f"train/<class>/* and {test}/<class>/*")
+    classes, samples = list_pictures(folder)
+    if len(classes) < 2:
+        found = f"only one class, {classes[0]!r}" if classes else "no class"
+        raise UserError(f"{folder}: {found}; a folder for each of two or more classes is needed")
+    if workers is None:
+        images, samples, grey = _read_all(folder, samples, size, skip_bad)
+    else:
+        grey, images = False, Files([path for path, _ in samples], size, workers, skip_bad)
+    labels = torch.tensor([label for _, label in samples])
+    for label, name in enumerate(classes):
+        if label not in labels:
+            raise UserError(f"{folder}: class {name!r} has no picture that can be used")
+    return images if workers is not None else torch.stack(images), labels, classes, grey
+
+
+def _read_all(folder, samples, size, skip_bad):
+    """The pictures of all samples, the samples that could be read, whether all are
+    grey."""
+    images, good, grey, bad, fit = [], [], True, [], transform(size)
+    for sample in samples:
+        try:
+            picture = open_picture(sample[0])
+            images.append(fit(picture.convert("RGB")))
+        except Exception as error:  # a damaged file makes Pillow raise nearly anything
+            bad.append(f"{os.path.relpath(sample[0], folder)} ({first_line(error)})")
+            continue
+        grey = grey and picture.mode in ("1", "L")
+        good.append(sample)
+    if bad:
+        named = ", ".join(bad[:5] + ["..."] * (len(bad) > 5))
+        found = f"{folder}: {len(bad)} of {len(samples)} files cannot be used as pictures: {named}"
+        if not skip_bad:
+            raise UserError(f"{found}; repair or remove them, or leave them out with "
+                            "--skip_bad_images")
+        warnings.warn(f"{found}; left out")
+    return images, good, grey
+
+
+def list_pictures(folder):
+    """The classes in a folder, and (path, label) of every picture, in the order of
+    ImageFolder, which follows links in a circle. Raises UserError."""
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    samples, seen = [], set()
+    samples = []
     for label, name in enumerate(classes):
         for parent, folders, files in sorted(os.walk(os.path.join(folder, name))):
             for path in (parent, *(os.path.join(parent, inner) for inner in folders)):
                 if os.path.islink(path):
                     raise UserError(f"{path} is a link to a folder, which may lead back up: put "
                                     "the folder itself there, or links to its files")
-            for path in (os.path.join(parent, file) for file in sorted(files)):
-                real = os.path.realpath(path)
-                if path.lower().endswith(IMG_EXTENSIONS) and os.path.isfile(real):
-                    if real in seen:
-                        raise UserError(f"{path}: this picture is in {folder} twice, by a link")
-                    seen.add(real)
-                    samples.append((path, label))
+            paths = [os.path.join(parent, file) for file in sorted(files)]
+            samples += [(path, label) for path in paths  # and no pipe, which would wait
+                        if path.lower().endswith(IMG_EXTENSIONS) and os.path.isfile(path)]
     return classes, samples
-
-
-def memory():
-    """Bytes of this machine's memory."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows
-        return float("inf")
 
 
 # ---------------------------------------------------------------- as they are asked for
@@ -124,17 +103,16 @@ class Files:
     read ahead; skip_bad: a picture that cannot be read is replaced by the next that
     can."""
 
-    def __init__(self, paths, size, workers, skip_bad=False):
-        self.paths, self.workers, self.skip_bad = paths, workers, skip_bad
-        self.shape, self.device = torch.Size((len(paths), 3, size, size)), torch.device("cpu")
+    def __init__(self, paths, size, workers, skip_bad=False, device=torch.device("cpu")):
+        self.paths, self.workers, self.skip_bad, self.device = paths, workers, skip_bad, device
+        self.shape = torch.Size((len(paths), 3, size, size))
 
     def __len__(self):
         return len(self.paths)
 
     def __getitem__(self, indices):
-        some = Files([self.paths[i] for i in indices.tolist()], self.shape[2], self.workers,
-                     self.skip_bad)
-        return some.to(self.device)
+        return Files([self.paths[i] for i in indices.tolist()], self.shape[2], self.workers,
+                     self.skip_bad, self.device)
 
     def to(self, device):
         self.device = device

@@ -6,8 +6,6 @@ import torch
 
 from engine import processes
 
-IN_A_ROW = 20  # steps that float16 may leave out before the run says so
-
 
 class Precision:
     """With `amp` the forward pass of `network` computes in 16 bits: in bfloat16, or
@@ -19,7 +17,6 @@ class Precision:
         half = amp and device.type == "cuda" and not torch.cuda.is_bf16_supported(
             including_emulation=False)
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
-        self.one, self.left_out = torch.ones((), device=device), {}
         if amp:
             enter_autocast(network, device.type, torch.float16 if half else torch.bfloat16)
 
@@ -46,19 +43,14 @@ class Precision:
             # a fused step that is left out would keep a momentum that was never written
             for weight in optimizer.param_groups[0]["params"]:
                 optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-        before = self.scaler.scale(self.one)
         self.scaler.step(optimizer)
         self.scaler.update()
-        now = self.left_out.get(optimizer, torch.zeros_like(self.one))
-        self.left_out[optimizer] = (now + 1) * (self.scaler.scale(self.one) < before)
 
     def trouble(self):
-        """What there is to say of steps that are left out, or None."""
-        if self.left_out and max(map(float, self.left_out.values())) >= IN_A_ROW:
-            return (f"the last {IN_A_ROW} steps or more were left out, for gradients overflow in "
-                    f"float16 even at a loss scale of {self.scaler.get_scale():g}: lower the "
-                    "rates, or leave --amp out")
-        return None
+        """What there is to say where the scaler leaves out step after step, or None."""
+        if self.scaler.get_scale() < 1:  # it is 1 where it is not used
+            return ("steps are left out, for gradients overflow in float16 even at a loss scale "
+                    f"of {self.scaler.get_scale():g}: lower the rates, or leave --amp out")
 
     def state_dict(self):
         return self.scaler.state_dict()  # {} but in float16
@@ -67,9 +59,9 @@ class Precision:
         if bool(state) == self.scaler.is_enabled():
             self.scaler.load_state_dict(state)
         else:
-            names = ["bfloat16", "float16"] if self.scaler.is_enabled() else ["float16", "bfloat16"]
-            warnings.warn("the run began with --amp in {}, this device has {}: it goes on in that, "
-                          "not bit for bit".format(*names))
+            former, now = ("float16", "bfloat16") if state else ("bfloat16", "float16")
+            warnings.warn(f"the run began with --amp in {former}, this device has {now}: it goes "
+                          "on in that, not bit for bit")
 
 
 @contextmanager

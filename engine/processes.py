@@ -3,12 +3,10 @@ each batch.
 
     torchrun --nproc-per-node=4 train_search.py --dataset cifar10
 
-All ranks hold the same weights and alphas. Gradients are averaged where they leave the
-code. There is no DistributedDataParallel: its hooks do not fire for
-torch.autograd.grad, which alpha's steps use. Batch norm is of each rank's own pictures,
-its running statistics are averaged. What is drawn while training, drop path or noise on
-skips, every rank draws for itself: with it, N ranks do not compute what one does. In
-one process, nothing is sent, and every function here gives back what it is given.
+All ranks hold the same weights and alphas, and average gradients: DistributedDataParallel
+would not for torch.autograd.grad, which alpha's steps use. Batch norm is of each rank's
+own pictures, its running statistics are averaged; drop path and noise on skips every
+rank draws for itself. In one process every function here gives back what it is given.
 """
 import atexit
 import datetime

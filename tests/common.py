@@ -8,10 +8,8 @@ import resource
 import secrets
 import signal
 import sys
-import time
 import traceback
 from argparse import Namespace
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -22,18 +20,12 @@ from PIL import Image
 import fair_darts
 import train_eval
 import train_search
-from engine import flags, folders, loop
+from engine import batches, data, flags, folders, loop
 from genotypes import PRIMITIVES
 from spaces import SPACES, to_json
 from speed import accelerate
 from study import cures, reproduce, visualize
-from test_fair_darts import close
 from use import export, predict
-
-
-def all_close(first, second, tolerance=1e-9):
-    first, second = list(first), list(second)
-    return len(first) == len(second) and all(close(a, b, tolerance) for a, b in zip(first, second))
 
 
 class Zero(nn.Module):
@@ -55,6 +47,14 @@ SMALL_SEARCH = ["--dataset", "digits", "--init_channels", "2", "--layers", "3", 
 
 SMALL_EVAL = ["--dataset", "digits", "--init_channels", "4", "--layers", "3",
               "--batch_size", "200", "--epochs", "2"]
+
+
+TINY_SEARCH = [*SMALL_SEARCH, "--nodes", "1", "--batch_size", "300", "--threshold", "0",
+               "--primitives", "skip_connect,sep_conv_3x3", "--epochs", "1", "--device", "cpu"]
+
+
+TINY_EVAL = [*SMALL_EVAL, "--arch", "FairDARTS_a", "--init_channels", "2", "--layers", "3",
+             "--batch_size", "600", "--epochs", "1", "--device", "cpu"]
 
 
 # What main calls of each, by the attribute of its module, which a test may replace
@@ -102,15 +102,14 @@ def recorded_run(folder, primitives=PRIMITIVES, nodes=4, epochs=3, gap=True, see
                   commands=[], fingerprint="", classes=[], shape=[1, 8, 8], torch="",
                   python="", machine="", settings=s)
     (folder / "config.json").write_text(json.dumps(config))
-    rows = [dict(epoch=epoch + 1, train_loss=1.0, soft_accuracy=90 + epoch if gap else None,
-                 discrete_accuracy=50.5 if gap else None, rho=0.5, gap_rounding=20 if gap else None,
-                 gap_edges=25 if gap else None, gap_operations=epoch - 5.5 if gap else None,
-                 skips_normal=0, skips_reduce=0, skips_layers=0, curvature=None,
-                 seconds=1.5) for epoch in range(epochs)]
     with open(folder / "metrics.csv", "w") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(file)
+        writer.writerow(
+            "epoch train_loss soft_accuracy discrete_accuracy rho gap_rounding gap_edges "
+            "gap_operations skips_normal skips_reduce skips_layers curvature seconds".split())
+        for epoch in range(epochs):
+            soft, *gaps = [90 + epoch, 50.5, 20, 25, epoch - 5.5] if gap else [None] * 5
+            writer.writerow([epoch + 1, 1.0, soft, gaps[0], 0.5, *gaps[1:], 0, 0, 0, None, 1.5])
     genotype = fair_darts.discretize(*torch.from_numpy(gates[-1]), threshold, primitives=primitives)
     if all(genotype):
         folders.write_whole(str(folder / "genotype.json"), to_json(genotype))
@@ -121,47 +120,15 @@ def assert_picture(path):
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(float)
     assert pixels.shape[1] >= 300 and pixels.shape[0] >= 200
-    # neither blank nor filled
-    assert 0.01 < (pixels.min(2) < 240).mean() < 0.99 and pixels.std() > 10
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    assert (border > 250).all()  # nothing is cut off
+    assert 0.01 < (pixels.min(2) < 240).mean() < 0.99 and pixels.std() > 10  # not blank, not filled
+    for border in pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]:
+        assert (border > 250).all()  # nothing is cut off
 
 
 FIGURES = ["dominant", "gates", "heatmap", "penalty", "gap", "cell_normal", "cell_reduce"]
 
 
-# ---------------------------------------------------------------- runs that cannot be lost
-
-class Launched:
-    """A script in a child of the fork server, see `fork`, handled like a
-    subprocess.Popen."""
-
-    def __init__(self, folder, script, *arguments):
-        self.child, self.files = fork(folder, script, *arguments)
-        self.pid, self.kill, self.wait = self.child.pid, self.child.kill, self.child.join
-
-    def poll(self):
-        return self.child.exitcode
-
-    def wait_for(self, start):
-        """Until it has printed a line that begins with `start`."""
-        while "\n" + start not in "\n" + self.text(self.files[0]):
-            assert self.poll() is None
-            time.sleep(0.01)
-
-    def text(self, file):
-        return file.read_text() if file.exists() else ""
-
-    def communicate(self):
-        self.wait()
-        return [self.text(file) for file in self.files]
-
-
-def side_by_side(function):
-    """function(kind) of both kinds at once."""
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(function, LONG))
-
+# ---------------------------------------------------------------- runs
 
 def same(a, b):
     if isinstance(a, dict):
@@ -178,25 +145,17 @@ def new_run(tmp_path, **settings):
     return loop.Run.create("train_search", s, fingerprint="", classes=[], shape=[1, 8, 8])
 
 
+def pictures_of(images, labels, mean=0., std=1.):
+    """batches.Pictures of uint8 tensors."""
+    mean, std = (torch.full((images.shape[1],), value, device=images.device)
+                 for value in (mean, std))
+    return batches.Pictures(data.Dataset("", images, labels, images, labels, [], mean, std),
+                            images.device)
+
+
 class Malicious:
     def __reduce__(self):
         return os.mkdir, ("owned",)
-
-
-# ---------------------------------------------------------------- hostile files and machines
-
-TINY_SEARCH = [*SMALL_SEARCH, "--nodes", "1", "--batch_size", "300", "--threshold", "0",
-               "--primitives", "skip_connect,sep_conv_3x3", "--epochs", "1", "--device", "cpu"]
-
-
-TINY_EVAL = [*SMALL_EVAL, "--arch", "FairDARTS_a", "--init_channels", "2", "--layers", "3",
-             "--batch_size", "600", "--epochs", "1", "--device", "cpu"]
-
-
-# three epochs of four steps
-LONG = {"search": ["train_search", *TINY_SEARCH, "--batch_size", "170", "--epochs", "3"],
-        "eval": ["train_eval", *TINY_EVAL, "--batch_size", "350", "--epochs", "3",
-                 "--drop_path_prob", "0.3"]}
 
 
 def content(folder):

@@ -4,12 +4,14 @@ import multiprocessing
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torchvision import datasets, transforms
 
 import model_eval
 import train_eval
@@ -17,16 +19,22 @@ import train_search
 from engine import batches, data, flags, loop, recipes
 from engine import pictures as pictures_module
 from test_fair_darts import close
-from tests.common import TINY_EVAL, call, refused, table
+from tests.common import TINY_EVAL, call, pictures_of, refused, same, table
 
 
-# ---------------------------------------------------------------- data
-
-def test_split_is_disjoint_and_seeded():
-    first, second = batches.split(101, 0.5, seed=3)
-    assert len(first) == 50 and sorted(torch.cat([first, second]).tolist()) == list(range(101))
-    assert torch.equal(first, batches.split(101, 0.5, seed=3)[0])
-    assert not torch.equal(first, batches.split(101, 0.5, seed=4)[0])
+def test_halves_and_shares_are_disjoint_and_seeded():
+    labels = torch.tensor([0] * 40 + [1] * 20 + [2] * 2)[torch.randperm(62)]
+    first, second = batches.split(62, 0.4, seed=3)
+    assert len(first) == 24 and sorted(torch.cat([first, second]).tolist()) == list(range(62))
+    shares = batches.balanced(labels, 0.5, 0.25, 3)
+    assert [labels[part].bincount().tolist() for part in shares] == [[20, 10, 1], [10, 5, 1]]
+    assert not set(shares[0].tolist()) & set(shares[1].tolist())
+    for one, again, other in ((first, batches.split(62, 0.4, 3), batches.split(62, 0.4, 4)),
+                              (shares[0], batches.balanced(labels, 0.5, 0.25, 3),
+                               batches.balanced(labels, 0.5, 0.25, 4))):
+        assert torch.equal(one, again[0]) and not torch.equal(one, other[0])
+    with pytest.raises(flags.UserError, match="one picture"):
+        batches.balanced(torch.tensor([0, 0, 1]), 0.5, 0.5, 0)
 
 
 def test_digits():
@@ -35,7 +43,7 @@ def test_digits():
             and d.images.dtype == torch.uint8)
     assert (len(d.classes) == 10
             and set(d.labels.tolist()) == set(d.test_labels.tolist()) == set(range(10)))
-    x = torch.cat([images for images, _ in batches.in_order(d.images, d.labels, d.mean, d.std)])
+    x = torch.cat([images for images, _ in batches.Pictures(d, torch.device("cpu")).in_order()])
     assert x.mean().abs() < 1e-5 and abs(x.std(unbiased=False) - 1) < 1e-5
     from sklearn.datasets import load_digits
     original = {bytes(np.round(i * 255 / 16).astype("uint8")) for i in load_digits().images}
@@ -81,10 +89,10 @@ def test_cutout():
 
 def test_batches_go_through_all_pictures_and_resume():
     images = torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1).repeat(1, 1, 4, 4)
+    pictures = pictures_of(images, torch.arange(20))
 
     def stream(seed):
-        return batches.Batches(images, torch.arange(20), torch.zeros(1), torch.ones(1), 5, 0, True,
-                               0, batches.generator(seed))
+        return batches.Batches(pictures, 5, 0, True, 0, batches.generator(seed))
 
     one, other = stream(1), stream(1)
     passes = [torch.cat([one.next()[1] for _ in range(len(one))]).tolist() for _ in range(2)]
@@ -92,15 +100,14 @@ def test_batches_go_through_all_pictures_and_resume():
     x, y = other.next()
     assert (torch.equal(x, y.view(5, 1, 1, 1).expand(5, 1, 4, 4).float())
             and y.tolist() == passes[0][:5])
+    assert same(list(other.last()), [x, y])
     assert stream(2).next()[1].tolist() != passes[0][:5]
     state = {key: value.clone() if torch.is_tensor(value) else value
              for key, value in one.state_dict().items()}
-    expected = [one.next() for _ in range(6)]
+    expected = [list(one.next()) for _ in range(6)]
     resumed = stream(7)
     resumed.load_state_dict(state)
-    for x, y in expected:
-        a, b = resumed.next()
-        assert torch.equal(a, x) and torch.equal(b, y)
+    assert same([list(resumed.next()) for _ in range(6)], expected)
 
 
 def test_folder(pictures, tmp_path):
@@ -109,31 +116,24 @@ def test_folder(pictures, tmp_path):
     assert d.classes == ["blue", "red"]
     assert ((d.images[d.labels == 1, 0].float().mean() > 140)
             and (d.images[d.labels == 0, 2].float().mean() > 140))
-    for part in ("train", "test"):
-        for name in "ab":
-            (tmp_path / part / name).mkdir(parents=True)
-            Image.new("L", (9, 9), 77).save(tmp_path / part / name / "grey.png")
+    for place in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("L", (9, 9), 77).save(tmp_path / place / "grey.png")
     grey = data.load("folder", str(tmp_path), 8)
     assert grey.images.shape == (2, 1, 8, 8) and (grey.images == 77).all()
+    (tmp_path / "test" / "a").rename(tmp_path / "test" / "c")
+    with pytest.raises(flags.UserError, match="class 'a' is in only one of train/ and test/"):
+        data.load("folder", str(tmp_path), 8)
 
 
-STREAMED = ["--dataset", "imagenet", "--image_size", 72, "--epochs", 2, "--batch_size", 16,
-            "--device", "cpu", "--checkpoint_minutes", 0]
+STREAMED = ["--dataset", "imagenet", "--image_size", 72, "--epochs", 2, "--device", "cpu",
+            "--arch", "FairNAS_A", "--width", 0.1, "--accumulate", 2, "--batch_size", 8]
 
 
-@pytest.mark.parametrize("script, flags_of, workers, stop_at", [
-    (train_eval, ["--arch", "FairDARTS_a", "--init_channels", 4, "--layers", 3], (2, 0, 1), 2),
-    (train_eval, ["--arch", "FairNAS_A", "--width", 0.1, "--accumulate", 2, "--batch_size", 8],
-     (0, 0, 1), 2),
-    (train_search, ["--space", "s2", "--width", 0.1, "--threshold", 0, "--figures_every", 0,
-                    "--gap_every", 0, "--train_fraction", 0.3, "--valid_fraction", 0.2,
-                    "--batch_size", 6], (1, 0, 0), 3)])  # in the second epoch
-def test_scripts_on_imagenet(script, flags_of, workers, stop_at, imagenet, tmp_path, monkeypatch,
-                             capsys):
+def test_a_training_on_imagenet(imagenet, tmp_path, monkeypatch, capsys):
     """Stopped in the middle of an epoch; whatever the workers."""
-    common = [*STREAMED, *flags_of, "--data", imagenet, "--runs", tmp_path]
-    whole, stopped, resumed = (["--workers", number] for number in workers)
-    assert call(script, monkeypatch, *common, "--name", "whole", *whole) == 0
+    common = [*STREAMED, "--data", imagenet, "--runs", tmp_path, "--name"]
+    assert call(train_eval, monkeypatch, *common, "whole", "--workers", 2) == 0
     config = json.loads((tmp_path / "whole" / "config.json").read_text())
     assert config["shape"] == [3, 72, 72] and len(config["classes"]) == 6
     with monkeypatch.context() as patch:
@@ -142,48 +142,47 @@ def test_scripts_on_imagenet(script, flags_of, workers, stop_at, imagenet, tmp_p
         def stop(self, *others, **figures):
             add(self, *others, **figures)
             calls.append(1)
-            if len(calls) == stop_at:
+            if len(calls) == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
 
         patch.setattr(loop.Run, "add", stop)
-        assert call(script, patch, *common, "--name", "a", *stopped) == 143
-    assert call(script, monkeypatch, "--resume", tmp_path / "a", *resumed) == 0
+        assert call(train_eval, patch, *common, "a", "--workers", 0) == 143
+    assert call(train_eval, monkeypatch, "--resume", tmp_path / "a", "--workers", 1) == 0
     assert not multiprocessing.active_children()
-    assert table(tmp_path / "a") == table(tmp_path / "whole")
-    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["network"]
-              for name in ("a", "whole")]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    if script is train_eval:
-        rows = table(tmp_path / "a")
-        assert all(float(row["test_top5"]) >= float(row["test_accuracy"]) for row in rows)
-        rates = [float(row["learning_rate"]) for row in rows]
-        assert config["settings"]["gamma"] == 0.97 and rates == [0.1, 0.1 * 0.97]
-        assert call(script, monkeypatch, "--evaluate", tmp_path / "a") == 0
-        assert "top-5" in capsys.readouterr().out
+    rows = table(tmp_path / "a")
+    assert rows == table(tmp_path / "whole")
+    one, other = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["network"]
+                  for name in ("a", "whole"))
+    assert same(dict(one), dict(other))
+    assert all(float(row["test_top5"]) >= float(row["test_accuracy"]) for row in rows)
+    assert config["settings"]["gamma"] == 0.97
+    assert [float(row["learning_rate"]) for row in rows] == [0.1, 0.1 * 0.97]
+    assert call(train_eval, monkeypatch, "--evaluate", tmp_path / "a") == 0
+    assert "top-5" in capsys.readouterr().out
 
 
 def test_streamed_pictures_are_those_in_memory(pictures):
     tensors = data.load("folder", str(pictures), 16)
-    figures = tensors.mean, tensors.std
-
-    def stream(dataset, seed):
-        return batches.Batches(dataset.images, dataset.labels, *figures, 7, 2, True, 3,
-                               batches.generator(seed))
-
     for workers in (0, 2):
         files = data.load("folder", str(pictures), 16, stream=True, workers=workers)
+        files = files._replace(mean=tensors.mean, std=tensors.std)
         assert isinstance(files.images, pictures_module.Files) and files.classes == tensors.classes
+
+        def stream(dataset, seed):
+            return batches.Batches(batches.Pictures(dataset, torch.device("cpu")), 7, 2, True, 3,
+                                   batches.generator(seed))
+
         one, other = stream(tensors, 0), stream(files, 0)
         for _ in range(9):  # over two passes
-            (x, y), (u, v) = one.next(), other.next()
-            assert torch.equal(x, u) and torch.equal(y, v)
+            assert same(list(one.next()), list(other.next()))
         state = other.state_dict()
-        expected, resumed = other.next()[0], stream(files, 9)
+        assert same(list(other.next()), list(other.last()))
+        expected, resumed = other.last(), stream(files, 9)
         resumed.load_state_dict(state)
-        assert torch.equal(resumed.next()[0], expected)
-        for one, other in zip(*[batches.in_order(d.test_images, d.test_labels, *figures, 5)
-                                for d in (tensors, files)], strict=True):
-            assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+        assert same(list(resumed.next()), list(expected))
+        found, wanted = ([*batches.Pictures(d, torch.device("cpu"), test=True).in_order(5)]
+                         for d in (files, tensors))
+        assert same([list(pair) for pair in found], [list(pair) for pair in wanted])
     some = files.images[torch.tensor([3, 1])]
     assert len(some) == 2 and some.paths[0] == files.images.paths[3]
 
@@ -209,7 +208,6 @@ def test_large_pictures_are_cropped_at_random(imagenet):
     assert torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[1])
     assert torch.equal(still[0], still[1])
     picture = Image.open(files.paths[4]).convert("RGB")
-    from torchvision import transforms
     fit = transforms.Compose([transforms.Resize(72 * 256 // 224), transforms.CenterCrop(72)])
     wanted = transforms.functional.pil_to_tensor(fit(picture)).int()
     assert (still[0].int() - wanted).abs().float().mean() < 1  # another resize, the same crop
@@ -221,8 +219,8 @@ def test_a_broken_file_of_a_stream_is_named(workers, imagenet, tmp_path, monkeyp
     broken = tmp_path / "data" / "train" / "class 3" / "0.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
     if workers:
-        error = refused(capsys, monkeypatch, train_eval, *STREAMED, "--arch", "FairNAS_A", "--data",
-                        tmp_path / "data", "--runs", tmp_path, "--width", 0.1)
+        error = refused(capsys, monkeypatch, train_eval, *STREAMED, "--data", tmp_path / "data",
+                        "--runs", tmp_path)
         assert str(broken) in error and "--skip_bad_images" in error
     for skip in False, True:
         files = data.load("imagenet", str(tmp_path / "data"), 72, skip, workers=workers).images
@@ -234,30 +232,6 @@ def test_a_broken_file_of_a_stream_is_named(workers, imagenet, tmp_path, monkeyp
         else:
             with pytest.raises(flags.UserError, match="class 3/0.jpg cannot be used"):
                 list(files.read([part], random=False))
-
-
-def test_a_folder_that_does_not_fit_is_refused(pictures, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pictures_module, "memory", lambda: 20000)
-    arguments = ["--dataset", "folder", "--data", pictures, "--image_size", 16, "--batch_size", 4]
-    with monkeypatch.context() as patch:
-        patch.setattr(pictures_module, "open_picture", None)  # nothing is read
-        error = refused(capsys, patch, train_search, *arguments, "--runs", tmp_path)
-    assert "32 pictures of 16x16 take 0.0 GiB" in error and "--stream" in error
-    assert call(train_search, monkeypatch, *arguments, "--runs", tmp_path, "--stream", "--layers",
-                3, "--init_channels", 2, "--nodes", 1, "--epochs", 1, "--threshold", 0,
-                "--figures_every", 0) == 0
-    assert "--stream" in capsys.readouterr().out  # in the command that trains what was found
-
-
-def test_balanced_shares_of_classes():
-    labels = torch.tensor([0] * 40 + [1] * 20 + [2] * 2)[torch.randperm(62)]
-    parts = batches.balanced(labels, 0.5, 0.25, 3)
-    assert [labels[part].bincount().tolist() for part in parts] == [[20, 10, 1], [10, 5, 1]]
-    assert not set(parts[0].tolist()) & set(parts[1].tolist())
-    again, other = batches.balanced(labels, 0.5, 0.25, 3), batches.balanced(labels, 0.5, 0.25, 4)
-    assert torch.equal(again[0], parts[0]) and not torch.equal(other[0], parts[0])
-    with pytest.raises(flags.UserError, match="one picture"):
-        batches.balanced(torch.tensor([0, 0, 1]), 0.5, 0.5, 0)
 
 
 def test_accumulated_steps_equal_whole_ones(tmp_path, monkeypatch):
@@ -274,39 +248,73 @@ def test_accumulated_steps_equal_whole_ones(tmp_path, monkeypatch):
         assert all(close(other[name], weights[0][name], 1e-5) for name in other)
 
 
-@pytest.mark.parametrize("count, size, search, training", [
-    (90, 32, (8, 100, 8, 4), (8, 91, 16, 16, 8)), (5000, 32, (128, 27, 8, 4), (96, 20, 16, 16, 8)),
-    (4, 16, (2, 500, 8, 4), (4, 1000, 8, 16, 8)),
-    (1000, 128, (32, 34, 8, 4), (96, 100, None, 16, 8))])
-def test_recipe_of_a_folder(count, size, search, training):
-    found = recipes.of_folder(count, size)
+def test_recipe_of_a_folder():
     names = "batch_size", "epochs", "init_channels", "layers"
-    assert tuple(found.search[name] for name in names) == search
-    batch, epochs, length, channels, layers = training
-    assert tuple(found.eval[name] for name in names) == (batch, epochs, channels, layers)
-    assert found.padding == (size // 8 if size <= 64 else 0)
-    assert found.eval.get("cutout_length") == length and found.eval["gamma"] == 0
-
-
-def test_recipes_of_all_folders():
-    for count in [*range(4, 300), *range(300, 20000, 371)]:
-        found = recipes.of_folder(count, 32)
-        for settings, pictures, steps, least in ((found.search, count // 2, 500, 25),
-                                                 (found.eval, count, 1000, 20)):
-            batch, epochs = settings["batch_size"], settings["epochs"]
-            assert 2 <= batch <= pictures and epochs >= least
-            assert pictures // batch >= 10 or batch <= 8
-            assert steps <= epochs * (pictures // batch) or epochs == least
+    for count, size, search, training, padding, length in (
+            (90, 32, (8, 100, 8, 4), (8, 91, 16, 8), 4, 16),
+            (5000, 32, (128, 27, 8, 4), (96, 20, 16, 8), 4, 16),
+            (4, 16, (2, 500, 8, 4), (4, 1000, 16, 8), 2, 8),
+            (1000, 128, (32, 34, 8, 4), (96, 100, 16, 8), 0, None)):
+        found = recipes.of_folder(count, size)
+        assert tuple(found.search[name] for name in names) == search
+        assert tuple(found.eval[name] for name in names) == training
+        assert (found.padding, found.eval.get("cutout_length")) == (padding, length)
+        assert found.eval["gamma"] == 0
     assert recipes.of_folder(20000, 32) == recipes.Recipe(4, True, {}, {"cutout_length": 16})
     assert recipes.of_folder(20000, 100).eval == recipes.RECIPES["imagenet"].eval
 
 
-def test_a_folder_is_searched_by_its_rule(pictures, tmp_path, monkeypatch, capsys):
+def test_a_folder_is_searched_by_its_rule_and_streamed_on_request(pictures, tmp_path, monkeypatch,
+                                                                   capsys):
+    monkeypatch.setattr(pictures_module, "_read_all", None)
     assert call(train_search, monkeypatch, "--dataset", "folder", "--data", pictures, "--epochs", 1,
-                "--nodes", 1, "--image_size", 8, "--runs", tmp_path, "--name", "a",
-                "--figures_every", 0) == 1  # too short for a genotype
+                "--nodes", 1, "--image_size", 8, "--runs", tmp_path, "--name", "a", "--stream",
+                "--threshold", 0, "--figures_every", 0) == 0
     out = capsys.readouterr().out
     assert out.startswith("settings for 32 pictures of 8 pixels: ") and "--width" not in out
     assert "--batch_size 8" in out and "--epochs 1" in out  # as given
+    assert "--stream" in out.strip().split("\n")[-1]  # in the command that trains what was found
     settings = json.loads((tmp_path / "a" / "config.json").read_text())["settings"]
     assert (settings["batch_size"], settings["init_channels"], settings["layers"]) == (8, 8, 4)
+
+
+@pytest.mark.parametrize("name, attribute, shape, labels", [
+    ("cifar10", "CIFAR10", (50, 32, 32, 3), "targets"),
+    ("svhn", "SVHN", (50, 3, 32, 32), "labels"),
+    ("fashionmnist", "FashionMNIST", (50, 28, 28), "targets")])
+def test_downloaded_sets_as_torchvision_holds_them(name, attribute, shape, labels, monkeypatch):
+    pixels, asked = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), []
+
+    def read(root, download, **part):
+        asked.append(download)
+        if not download:  # it is not there
+            raise RuntimeError
+        return SimpleNamespace(**{"data": pixels, labels: np.arange(50) % 10})
+
+    monkeypatch.setattr(datasets, attribute, read)
+    d = data.load(name)
+    whole = pixels if name == "svhn" else (
+        pixels.transpose(0, 3, 1, 2) if name == "cifar10" else pixels[:, None])
+    assert np.array_equal(d.images.numpy(), whole) and d.images.dtype == torch.uint8
+    assert d.labels.dtype == torch.int64 and d.test_labels.tolist() == [*range(10)] * 5
+    assert asked == [False, True] * 2 and d.classes == list("0123456789")
+    for found, expected in (d.mean, whole.mean((0, 2, 3))), (d.std, whole.std((0, 2, 3))):
+        assert close(found, torch.from_numpy(expected), 1e-4)
+
+
+def test_default_dataset_and_downloads_that_fail(tmp_path, monkeypatch):
+    def offline(root, train, download):
+        raise OSError("no network")
+
+    monkeypatch.setattr(datasets, "CIFAR10", offline)
+    for device, reason in ("cpu", "no GPU"), ("cuda", "cannot be downloaded (no network)"):
+        dataset, why = data.load_asked({"data": str(tmp_path)}, torch.device(device))
+        assert dataset.name == "digits" and reason in why and "--dataset cifar10" in why
+    whole = np.zeros((4, 32, 32, 3), np.uint8)
+    damaged = [SimpleNamespace(data=pixels, targets=labels) for pixels, labels in (
+        (whole.astype(float), [0] * 4), (None, [0] * 4), (whole, ["a"] * 4), (whole, [0] * 5),
+        (whole[:0], []))]
+    for make in [offline, *[lambda *_, found=found, **__: found for found in damaged]]:
+        monkeypatch.setattr(datasets, "CIFAR10", make)
+        with pytest.raises(flags.UserError, match="^cifar10 .*damaged, and cannot be downloaded"):
+            data.load_asked({"dataset": "cifar10", "data": str(tmp_path)}, torch.device("cuda"))

@@ -1,11 +1,11 @@
 """Several processes, one run: they compute what one does, stay equal, stop and go on
 together."""
+import functools
 import json
 import os
 import secrets
 import signal
 import socket
-import subprocess
 import sys
 import time
 
@@ -22,33 +22,22 @@ from engine import batches, devices, loop, processes
 from engine.precision import Precision
 from speed import accelerate
 from test_fair_darts import batch, close
-from tests.common import ENTRIES, TINY_EVAL, TINY_SEARCH, ended, fork, same, table
+from tests.common import (ENTRIES, TINY_EVAL, TINY_SEARCH, ended, fork, pictures_of, same,
+                          table)
 
-
-# ---------------------------------------------------------------- several processes
 
 class Rank:
-    """Makes a child of `fork` one of several ranks."""
+    """Makes a child of `fork` one of several ranks, which calls `function`, or the
+    script."""
 
-    def __init__(self, rank, size, port):
+    def __init__(self, rank, size, port, function=None, *arguments):
         self.environment = dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size),
                                 MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-
-    def __call__(self, entry):
-        os.environ.update(self.environment)
-        return entry
-
-
-class Call(Rank):
-    """The same, which calls `function` in place of a script."""
-
-    def __init__(self, rank, size, port, function, *arguments):
-        super().__init__(rank, size, port)
         self.function, self.arguments = function, arguments
 
     def __call__(self, entry):
         os.environ.update(self.environment)
-        return lambda: self.function(*self.arguments)
+        return functools.partial(self.function, *self.arguments) if self.function else entry
 
 
 def free_port():
@@ -69,7 +58,7 @@ def on_ranks(tmp_path, size, function, *arguments):
     folder = tmp_path / f"{function.__name__}_{size}_{secrets.token_hex(4)}"
     folder.mkdir()
     port = free_port()
-    children = [fork(tmp_path, "train_search", setup=Call(rank, size, port, function, *arguments,
+    children = [fork(tmp_path, "train_search", setup=Rank(rank, size, port, function, *arguments,
                                                           folder)) for rank in range(size)]
     for child in children:
         assert ended(*child)[::2] == (0, "")
@@ -108,13 +97,12 @@ def two_level_steps(folder):
     torch.save(result, folder / f"{processes.rank()}.pt")
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_ranks_compute_what_one_process_does(size, tmp_path):
+def test_ranks_compute_what_one_process_does(tmp_path):
     """In eval mode: in training, batch norm is of each rank's own pictures."""
     torch.set_num_threads(1)
     two_level_steps(tmp_path)
     expected = torch.load(tmp_path / "0.pt", weights_only=True)
-    every = on_ranks(tmp_path, size, two_level_steps)
+    every = on_ranks(tmp_path, 3, two_level_steps)
     for found in every:
         assert len(found) == len(expected)
         for a, b, first in zip(found, expected, every[0]):
@@ -137,133 +125,92 @@ def script_on_a_rank(script, arguments, folder):
 
 
 def first_epoch_on_a_rank(script, arguments, folder):
-    loop.Run.epochs = lambda run: range(1)
+    def epochs(run, until=None):
+        yield 0
+        sys.exit(0)
+
+    loop.Run.epochs = epochs
     script_on_a_rank(script, arguments, folder)
 
 
 @pytest.mark.parametrize("script, tiny", [
     ("train_search", TINY_SEARCH), ("train_eval", [*TINY_EVAL, "--drop_path_prob", "0.5"])])
-def test_ranks_stay_equal(script, tiny, tmp_path):
-    every = on_ranks(tmp_path, 2, script_on_a_rank, script,
-                     [*map(str, tiny), "--runs", str(tmp_path), "--name", "a", "--epochs", "2"])
-    (first, random_state, accuracies), *others = every
-    for state, other_state, other_accuracies in others:
-        assert all(torch.equal(state[name], first[name]) for name in first)
-        assert not torch.equal(other_state, random_state)  # each draws its own
-        assert {k: v for k, v in other_accuracies.items() if "train" not in k} == {
-            k: v for k, v in accuracies.items() if "train" not in k}
-
-
-def test_ranks_go_on_bit_for_bit(tmp_path):
+def test_ranks_stay_equal_and_go_on_bit_for_bit(script, tiny, tmp_path):
     """With drop path, whose random numbers every rank draws for itself."""
-    tiny = [*map(str, TINY_EVAL), "--drop_path_prob", "0.5", "--epochs", "2",
-            "--runs", str(tmp_path), "--name"]
-    whole = on_ranks(tmp_path, 2, script_on_a_rank, "train_eval", [*tiny, "whole"])
-    on_ranks(tmp_path, 2, first_epoch_on_a_rank, "train_eval", [*tiny, "stopped"])
+    tiny = [*map(str, tiny), "--epochs", "2", "--runs", str(tmp_path), "--name"]
+    whole = on_ranks(tmp_path, 2, script_on_a_rank, script, [*tiny, "whole"])
+    (first, random_state, accuracies), (other, other_state, other_accuracies) = whole
+    assert same(first, other) and not torch.equal(other_state, random_state)
+    assert all(other_accuracies[k] == v for k, v in accuracies.items() if "train" not in k)
+    on_ranks(tmp_path, 2, first_epoch_on_a_rank, script, [*tiny, "stopped"])
     assert len(table(tmp_path / "stopped")) == 1
-    resumed = on_ranks(tmp_path, 2, script_on_a_rank, "train_eval",
+    resumed = on_ranks(tmp_path, 2, script_on_a_rank, script,
                        ["--resume", str(tmp_path / "stopped")])
     assert same(resumed, whole)
 
 
-@pytest.mark.parametrize("size", [2, 3, 4])
-def test_parts_of_ranks_are_the_whole(size, monkeypatch):
-    images = torch.randint(256, (50, 3, 8, 8), dtype=torch.uint8)
-    mean, std = torch.zeros(3), torch.ones(3)
-
-    def stream():
-        return batches.Batches(images, torch.arange(50), mean, std, 12, 2, True, 3,
-                               batches.generator(0))
+def test_parts_of_ranks_are_the_whole(monkeypatch):
+    pictures = pictures_of(torch.randint(256, (50, 3, 8, 8), dtype=torch.uint8), torch.arange(50))
 
     def of_rank(rank, make):
-        monkeypatch.setenv("WORLD_SIZE", str(size))
-        monkeypatch.setenv("RANK", str(rank))
-        made = make()
-        monkeypatch.undo()
-        return made
+        with monkeypatch.context() as patch:
+            patch.setenv("WORLD_SIZE", "3")
+            patch.setenv("RANK", str(rank))
+            return make()
 
-    whole, parts = stream(), [of_rank(rank, stream) for rank in range(size)]
+    def stream():
+        return batches.Batches(pictures, 12, 2, True, 3, batches.generator(0))
+
+    whole, parts = stream(), [of_rank(rank, stream) for rank in range(3)]
     for _ in range(9):  # over two passes
         x, y = whole.next()
         found = [of_rank(rank, part.next) for rank, part in enumerate(parts)]
         assert torch.equal(torch.cat([x for x, _ in found]), x)
         assert torch.equal(torch.cat([y for _, y in found]), y)
-    found = [of_rank(rank, lambda: list(batches.in_order(images, torch.arange(50), mean, std, 12)))
-             for rank in range(size)]
+    found = [of_rank(rank, lambda: list(pictures.in_order(12))) for rank in range(3)]
     seen = torch.cat([labels for part in found for _, labels in part])
-    assert sorted(seen.tolist()) == list(range(50)) and not all(len(part) == 5 for part in found)
+    assert sorted(seen.tolist()) == list(range(50)) and [len(part) for part in found] == [2, 2, 1]
 
 
 def accuracies_on_a_rank(folder):
     devices.choose_device("cpu")
     torch.manual_seed(0)
     network = model_eval.NetworkCIFAR(genotypes.FairDARTS_a, 4, 10, 3, False)
-    images = torch.randint(256, (1000, 3, 8, 8), dtype=torch.uint8)  # four batches of at most 256
-    labels, mean, std = torch.randint(10, (1000,)), torch.full((3,), 99.), torch.full((3,), 50.)
-    torch.save(train_eval.test(network, batches.in_order(images, labels, mean, std)),
-               folder / f"{processes.rank()}.pt")
+    pictures = pictures_of(torch.randint(256, (1000, 3, 8, 8), dtype=torch.uint8),
+                           torch.randint(10, (1000,)), 99., 50.)
+    torch.save(train_eval.test(network, pictures.in_order()), folder / f"{processes.rank()}.pt")
 
 
 def test_evaluation_over_ranks(tmp_path):
     accuracies_on_a_rank(tmp_path)
     expected = torch.load(tmp_path / "0.pt", weights_only=True)
-    for found in on_ranks(tmp_path, 3, accuracies_on_a_rank):
+    for found in on_ranks(tmp_path, 3, accuracies_on_a_rank):  # of four batches
         assert found[1:] == expected[1:] and abs(found[0] - expected[0]) < 1e-5
 
 
 @pytest.mark.slow
-def test_a_killed_rank_ends_the_job_and_it_goes_on(tmp_path, monkeypatch, capsys):
-    tiny = [*TINY_SEARCH, "--runs", tmp_path, "--name", "a", "--epochs", 500]
-    children = start_ranks(tmp_path, 2, "train_search", *tiny)
-    while not (tmp_path / "a" / "checkpoint.pt").exists():
-        time.sleep(0.05)
-    os.kill(children[1][0].pid, signal.SIGKILL)
-    code, _, error = ended(*children[0])
-    ended(*children[1])
-    assert code == 2 and error.count("\n") == 1
-    assert "rank 0 has lost another one" in error and "is whole, go on with: torchrun" in error
-    assert not list((tmp_path / "a").glob("*.part"))
-    done = len(table(tmp_path / "a"))
+def test_a_stopped_and_a_killed_rank_end_the_job_and_it_goes_on(tmp_path):
+    folder, done = tmp_path / "a", 0
+    command = [*TINY_SEARCH, "--runs", tmp_path, "--name", "a", "--epochs", 500, "--log_every", 1]
+    for number, expected in (signal.SIGTERM, 143), (signal.SIGKILL, 2):  # of one rank
+        children = start_ranks(tmp_path, 2, "train_search", *command)
+        while not (folder / "metrics.csv").exists() or len(table(folder)) == done:
+            time.sleep(0.05)
+        os.kill(children[1][0].pid, number)
+        code, out, error = ended(*children[0])
+        ended(*children[1])
+        assert code == expected and "go on" in out + error
+        assert f"torchrun --nproc-per-node=2 train_search.py --resume {folder}" in out + error
+        command, done = ["--resume", folder], len(table(folder))
+    assert error.count("\n") == 1 and "rank 0 has lost another one" in error
+    assert not list(folder.glob("*.part"))
+    config = json.loads((folder / "config.json").read_text())
     for size in (2, 3, 1):
         done += 1
-        path = tmp_path / "a" / "config.json"
-        config = json.loads(path.read_text())
         config["settings"]["epochs"] = done
-        path.write_text(json.dumps(config))
-        state = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)
-        state["settings"]["epochs"] = done
-        for child in start_ranks(tmp_path, size, "train_search", "--resume", tmp_path / "a"):
+        (folder / "config.json").write_text(json.dumps(config))
+        for child in start_ranks(tmp_path, size, "train_search", *command):
             code, _, error = ended(*child)
             assert code == 0, error
             assert ("not bit for bit" in error) == (size != 2 and "note" in error)
-        assert len(table(tmp_path / "a")) == done
-
-
-@pytest.mark.slow
-def test_errors_on_ranks(tmp_path):
-    for arguments, message in ((["--batch_size", "301"], "give a multiple of 2"),
-                               (["--w01", "x"], "--w01")):
-        children = start_ranks(tmp_path, 2, "train_search", *TINY_SEARCH, "--runs", tmp_path,
-                               *arguments)
-        for rank, child in enumerate(children):
-            code, _, error = ended(*child)
-            assert code == 2 and error.count("\n") == 1 and message in error
-            assert ("rank 1: " in error) == (rank == 1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_torchrun_is_stopped_and_goes_on(number, tmp_path):
-    tiny = [*TINY_SEARCH, "--runs", tmp_path, "--name", "a", "--epochs", "500"]
-    child = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
-                              "--master-port", str(free_port()), "train_search.py",
-                              *map(str, tiny)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                             text=True)
-    while not (tmp_path / "a" / "checkpoint.pt").exists() and child.poll() is None:
-        time.sleep(0.05)
-    child.send_signal(number)
-    out, error = child.communicate(timeout=60)
-    assert child.returncode and "stopped in epoch" in out, error
-    assert f"torchrun --nproc-per-node=2 train_search.py --resume {tmp_path / 'a'}" in out
-    state = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)
-    assert len(state["rows"]) >= 1
+        assert len(table(folder)) == done
