@@ -46,6 +46,11 @@ def _pictures(root, part, test, size, skip_bad, workers):
         found = f"only one class, {classes[0]!r}" if classes else "no class"
         raise UserError(f"{folder}: {found}; a folder for each of two or more classes is needed")
     if workers is None:
+        need = 6 * len(samples) * size ** 2  # bytes, of the pictures and the tensor of them all
+        if hasattr(os, "sysconf") and need > os.sysconf("SC_PAGE_SIZE") * os.sysconf(
+                "SC_PHYS_PAGES"):
+            raise UserError(f"{folder}: {len(samples):,} pictures of {size}x{size} do not fit into "
+                            "this machine's memory: read them as they are asked for, --stream")
         images, samples, grey = _read_all(folder, samples, size, skip_bad)
     else:
         grey, images = False, Files([path for path, _ in samples], size, workers, skip_bad)

@@ -6,6 +6,8 @@ import torch
 
 from engine import processes
 
+IN_A_ROW = 20  # steps that float16 may leave out before the run says so
+
 
 class Precision:
     """With `amp` the forward pass of `network` computes in 16 bits: in bfloat16, or
@@ -17,6 +19,7 @@ class Precision:
         half = amp and device.type == "cuda" and not torch.cuda.is_bf16_supported(
             including_emulation=False)
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
+        self.one, self.left_out = torch.ones((), device=device), {}
         if amp:
             enter_autocast(network, device.type, torch.float16 if half else torch.bfloat16)
 
@@ -43,14 +46,18 @@ class Precision:
             # a fused step that is left out would keep a momentum that was never written
             for weight in optimizer.param_groups[0]["params"]:
                 optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        before = self.scaler.scale(self.one)
         self.scaler.step(optimizer)
         self.scaler.update()
+        fell = self.scaler.scale(self.one) < before
+        self.left_out[optimizer] = (self.left_out.get(optimizer, 0) + 1) * fell
 
     def trouble(self):
-        """What there is to say where the scaler leaves out step after step, or None."""
-        if self.scaler.get_scale() < 1:  # it is 1 where it is not used
-            return ("steps are left out, for gradients overflow in float16 even at a loss scale "
-                    f"of {self.scaler.get_scale():g}: lower the rates, or leave --amp out")
+        """What there is to say of steps that are left out, or None."""
+        if any(count >= IN_A_ROW for count in self.left_out.values()):
+            return (f"the last {IN_A_ROW} steps or more were left out, for gradients overflow in "
+                    f"float16 even at a loss scale of {self.scaler.get_scale():g}: lower the "
+                    "rates, or leave --amp out")
 
     def state_dict(self):
         return self.scaler.state_dict()  # {} but in float16

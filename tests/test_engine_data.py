@@ -161,6 +161,13 @@ def test_a_training_on_imagenet(imagenet, tmp_path, monkeypatch, capsys):
     assert "top-5" in capsys.readouterr().out
 
 
+def test_a_folder_that_does_not_fit_is_refused(pictures, monkeypatch):
+    monkeypatch.setattr(os, "sysconf", lambda name: 150)  # 22,500 bytes of memory
+    with pytest.raises(flags.UserError, match="do not fit into this machine's memory.* --stream"):
+        data.load("folder", str(pictures), 16)
+    assert data.load("folder", str(pictures), 16, stream=True, workers=0)
+
+
 def test_streamed_pictures_are_those_in_memory(pictures):
     tensors = data.load("folder", str(pictures), 16)
     for workers in (0, 2):
