@@ -176,16 +176,16 @@ def command():
             run.read_checkpoint()
             data.load_again(run)
             return train(run)
-    given = {**(finetune.kept_settings(given) if given.get("init") else {}), **given}
-    if "arch" not in given:
+    asked = {**(finetune.kept_settings(given) if given.get("init") else {}), **given}
+    if "arch" not in asked:
         raise UserError("--arch is missing: give a published name (FairDARTS_a), the path of a "
                         "genotype.json or the text of a genotype")
-    space, _ = read(given["arch"])
+    space, _ = read(asked["arch"])
     unused = foreign(space, "EVAL_FLAGS")
     for flag, owner in unused.items():
         refuse(given, [flag], f"is for architectures of the space {owner}, which this one is not")
     defaults = {**PARSER.defaults, **space.EVAL_DEFAULTS}
-    with new_run("train_eval", defaults, "eval", given, unused.keys(), check) as run:
+    with new_run("train_eval", defaults, "eval", asked, unused.keys(), check) as run:
         return train(run)
 
 

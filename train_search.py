@@ -93,8 +93,7 @@ def derive(run, watch):
         result, flag = advice
         command = f"{run.resume_command()} {flag}"
     else:
-        also = [("width", FLAGS["the paper"]["width"][0])] if run.s.space == "s2" else []
-        result, command = f"`{genotype}`", training_command(run, also)
+        result, command = f"`{genotype}`", training_command(run)
         run.write("genotype.json", to_json(genotype))
     watch.draw()
     write_report(run, {**watch.report(), "genotype": result}, command)
@@ -172,8 +171,8 @@ def go_on(given):
     """--resume: a search that has ended derives again, without its pictures."""
     with old_run("train_search", given["resume"], given) as run:
         run.read_checkpoint()
-        watch = Watch(run, run.supernet(cures.gate_of(run.s)))
-        if watch.over():
+        if cures.outcome(run.s, run.rows):
+            watch = Watch(run, run.supernet(cures.gate_of(run.s)))
             run.track(network=watch.network, gates=watch)
             return derive(run, watch)
         data.load_again(run)

@@ -5,13 +5,14 @@ import shlex
 from engine.data import DATA_FLAGS
 
 
-def training_command(run, also=()):
-    """How to train what a search has found. also: (name, default) of more settings."""
+def training_command(run):
+    """How to train what a search has found."""
     s = run.s
     command = ["python", "train_eval.py", "--arch", run.path("genotype.json"),
                "--dataset", s.dataset]
-    defaults = {name: DATA_FLAGS[name][0] for name in ("data", "image_size")}
-    for name, default in {**defaults, **dict(also)}.items():
+    defaults = {**{name: DATA_FLAGS[name][0] for name in ("data", "image_size")},
+                **({"width": 1.0} if s.space == "s2" else {})}
+    for name, default in defaults.items():
         if getattr(s, name) != default:
             command += ["--" + name, str(getattr(s, name))]
     command += ["--" + name for name in ("stream", "skip_bad_images") if getattr(s, name)]
