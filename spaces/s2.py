@@ -254,6 +254,6 @@ class S2(Space):
             known = isinstance(names, (list, tuple)) and all(name in choices for name in names)
             if not known or not 0 < len(names) == len({*names}):
                 why = "" if same_shape else "; no identity, for the layer changes the shape"
-                raise GenotypeError(f"layer {layer}, {short(names)}: expected one or more different "
-                                    f"ones of {', '.join(choices)}{why}")
+                raise GenotypeError(f"layer {layer}, {short(names)}: expected different ones of "
+                                    f"{', '.join(choices)}{why}")
         return ChainGenotype([tuple(names) for names in layers])

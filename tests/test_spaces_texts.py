@@ -80,7 +80,7 @@ def cells(normal, reduce=GOOD, more=""):
         ("[('skip_connect', 1, 0), ('none', 1, 0)]", "cell, edge .*: .*two operations"))],
     *[(f"ChainGenotype(layers={layers})", message) for layers, message in (
         ([], "19 layers, got 0"), (3, "19 layers, got int"), ("[()] * 19", "cannot read"),
-        ([("mb3_k3",)] * 18 + [()], "layer 18, .*one or more"),
+        ([("mb3_k3",)] * 18 + [()], "layer 18, .*different ones"),
         ([("mb3_k3", "mb3_k3")] * 19, "layer 0, .*different ones"),
         ([("mb3_k4",)] * 19, "layer 0, .*ones of mb3_k3, mb"),
         ([("skip_connect",)] * 19, "layer 0, .*no identity, for"))],

@@ -99,12 +99,12 @@ def test_the_confusion_matrix_is_of_true_rows(tmp_path, monkeypatch):
     save, seen = figure.savefig, []
     monkeypatch.setattr(figure, "savefig", lambda self, *given, **options: (
         seen.append(self.axes[0]) or save(self, *given, **options)))
-    predict.draw_confusion([0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1], ["ant", "bee", "cat"],
+    predict.draw_confusion([0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1], ["ant", "bee", "$x$"],
                            str(tmp_path / "figures" / "a.png"))
     texts = {(text.get_position(), text.get_text()) for text in seen[0].texts
              if text.get_visible()}
     assert texts == {((0, 0), "75%"), ((1, 0), "25%"), ((1, 1), "100%")}  # x: predicted
-    assert [text.get_text() for text in seen[0].get_yticklabels()] == ["ant", "bee", "cat"]
+    assert [text.get_text() for text in seen[0].get_yticklabels()] == ["ant", "bee", r"\$x\$"]
     assert_picture(tmp_path / "figures" / "a.png")
 
 

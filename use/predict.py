@@ -9,7 +9,6 @@ RUN: the folder of a training, whose last weights are used, or a file of weights
 (RUN/best.pt). Pictures are brought to the network's size as in training. A file that
 cannot be used is named on stderr, and the exit code is 2.
 """
-import io
 import json
 import os
 import sys
@@ -18,7 +17,6 @@ import torch
 
 from engine.devices import choose_device
 from engine.flags import Parser, UserError, first_line, main, number
-from engine.folders import write_whole
 from engine.pictures import IMG_EXTENSIONS, open_picture, transform
 from use.classifier import load
 
@@ -61,12 +59,6 @@ def predict(classifier, files, device):
             yield file, next(probabilities) if torch.is_tensor(picture) else picture
 
 
-def label_of(file, folder, classes):
-    """The number of the class whose folder in `folder` the file is in, or None."""
-    name = os.path.relpath(file, folder).split(os.sep)[0]
-    return classes.index(name) if name in classes else None
-
-
 def draw_confusion(labels, found, classes, path):
     """The confusion matrix, in % of each class, as a picture."""
     from matplotlib.figure import Figure
@@ -74,7 +66,8 @@ def draw_confusion(labels, found, classes, path):
     few, side = len(classes) <= MANY, 2.5 + 0.35 * min(len(classes), MANY)
     axes = Figure((side, side)).subplots()
     shown = ConfusionMatrixDisplay.from_predictions(
-        labels, found, labels=range(len(classes)), display_labels=classes, normalize="true",
+        labels, found, labels=range(len(classes)), normalize="true",
+        display_labels=[name.replace("$", r"\$") for name in classes],  # no mathematics
         values_format=".0%", xticks_rotation="vertical", cmap="cividis", colorbar=False, ax=axes,
         include_values=few, text_kw={"fontsize": 7}, im_kw={"vmin": 0, "vmax": 1})
     if not few:
@@ -83,9 +76,7 @@ def draw_confusion(labels, found, classes, path):
         text.set_visible(text.get_text() != "0%")
     axes.set_title("% of the true class")
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    content = io.BytesIO()
-    axes.figure.savefig(content, format="png", dpi=110, bbox_inches="tight")
-    write_whole(path, content.getvalue())
+    axes.figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 def predict_pictures():
@@ -99,7 +90,7 @@ def predict_pictures():
     given = parser.parse_args()
     device = choose_device(given.get("device", "auto"))
     classifier = load(given["run"]).to(device)
-    classes, paths, json_wanted = classifier.classes, given["pictures"], given.get("json")
+    classes, paths, as_json = classifier.classes, given["pictures"], given.get("json")
     files, top = list_files(paths), min(given.get("top", 5), len(classes))
     folder = paths[0] if len(paths) == 1 and os.path.isdir(paths[0]) else None
     labels, guesses, code, width = [], [], 0, max(map(len, files))
@@ -109,13 +100,11 @@ def predict_pictures():
             code = 2
             continue
         best = [(classes[i], p) for p, i in zip(*(t.tolist() for t in found.topk(top)))]
-        if json_wanted:
-            print(json.dumps({"file": file, "classes": best}))
-        else:
-            print(f"{file:{width}}  " + "  ".join(f"{name} {100 * p:.1f} %" for name, p in best))
-        label = folder and label_of(file, folder, classes)
-        if label is not None:
-            labels.append(label)
+        line = f"{file:{width}}  " + "  ".join(f"{name} {100 * p:.1f} %" for name, p in best)
+        print(json.dumps({"file": file, "classes": best}) if as_json else line)
+        name = folder and os.path.relpath(file, folder).split(os.sep)[0]
+        if name in classes:
+            labels.append(classes.index(name))
             guesses.append(int(found.argmax()))
     if labels:
         right = sum(a == b for a, b in zip(labels, guesses))
@@ -126,7 +115,7 @@ def predict_pictures():
         except ImportError as error:
             drawn = f"no confusion matrix, for {error.name} is not installed"
         print(f"accuracy {100 * right / len(labels):.2f}%, {right} of {len(labels)}; {drawn}",
-              file=sys.stderr if json_wanted else sys.stdout)  # JSON stays alone on stdout
+              file=sys.stderr if as_json else sys.stdout)  # JSON stays alone on stdout
     return code
 
 
