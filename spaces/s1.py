@@ -46,20 +46,24 @@ class S1(Space):
         return [f"{source} → {node}" for node in range(2, count + 2)
                 for source in range(node)][:count]
 
+    def row(self, node, source):
+        """That of an edge in a matrix of gates."""
+        return edge_row(node, source)
+
     def dominant(self, gates, primitives):
         return [edge.op for edge in dominant_operations(gates, primitives)]
 
     def kept_edges(self, gates, edges_per_node, primitives):
         kept = torch.zeros_like(gates[:, :1])
         for edge, _ in strongest(gates, edges_per_node, primitives=primitives):
-            kept[edge_row(edge.node, edge.source)] = 1
+            kept[self.row(edge.node, edge.source)] = 1
         return kept
 
     def discrete_gates(self, genotype, gates, primitives):
         found = [torch.zeros_like(matrix) for matrix in gates]
         for matrix, edges in zip(found, genotype):
             for op, node, source in edges:
-                matrix[edge_row(node, source), primitives.index(op)] = 1
+                matrix[self.row(node, source), primitives.index(op)] = 1
         return found
 
     def checked(self, fields):

@@ -66,7 +66,6 @@ def cells(normal, reduce=GOOD, more=""):
     (cells("[('skip_connect', 4, 3)]"), "no edge that comes from an input"),
     (cells(GOOD, GOOD, ", normal_concat=[3]"), r"edge \('skip_connect', 2, 0\): .*leaves out"),
     (cells("range(1000000000)"), "normal cell"), (f"Genotype(normal={GOOD})", "exactly two cells"),
-    (cells("[('skip_connect', 0x" + "f" * 6000 + ", 0)]"), "normal cell, edge"),
     *[(text, "cannot read") for text in (
         cells("__import__('os').mkdir('x')"), cells("open('x', 'w')"), cells("[1] * 10**9"),
         "Genotype(" + "(" * 10000, "Genotype(a\0b", "|none~0|", "|", "||+||+||",
@@ -96,12 +95,11 @@ def test_bad_genotypes_are_refused_in_one_line(text, message, tmp_path, monkeypa
 
 @pytest.mark.parametrize("content", [
     "", "[]", "\xff", "[" * 100000, '{"normal": [[1]]}', '{"normal": [null], "reduce": []}',
-    '{"normal": [["skip_connect", 2.0, 0]], "reduce": []}', '{"layers": [["mb3_k3"]]}'])
+    '{"normal": [["skip_connect", 2.0, 0]], "reduce": []}'])
 def test_bad_genotype_files_are_refused(content, tmp_path):
-    path = tmp_path / "genotype.json"
-    path.write_text(content, encoding="latin1")
+    (tmp_path / "genotype.json").write_text(content, encoding="latin1")
     with pytest.raises(GenotypeError, match="genotype.json: "):
-        read(str(path))
+        read(str(tmp_path / "genotype.json"))
 
 
 def test_any_text_gives_a_genotype_or_a_genotype_error():
