@@ -26,7 +26,7 @@ import train_search
 from engine import batches, data, recipes
 from engine.advice import explain_empty_cell
 from engine.precision import Precision
-from genotypes import PRIMITIVES, Edge, Genotype
+from genotypes import PRIMITIVES, Edge
 from spaces import SPACES, nasbench201, read, s2
 from speed import accelerate
 from speed.accelerate import SearchedCell
@@ -75,8 +75,7 @@ def test_a_search_with_more_epochs_is_a_longer_search(finished, tmp_path, monkey
 
 
 def test_an_empty_cell_is_derived_again(tmp_path, monkeypatch, capsys):
-    """By the command that the search ends with, without its pictures. Gates above the
-    threshold may leave a cell empty: on an edge from a node which nothing enters."""
+    """By the command that the search ends with, without its pictures."""
     assert call(train_search, monkeypatch, *SMALL_SEARCH, "--runs", tmp_path, "--name", "a",
                 "--epochs", 1, *FEW, "--gap_every", 0) == 1
     out = capsys.readouterr().out
@@ -88,17 +87,6 @@ def test_an_empty_cell_is_derived_again(tmp_path, monkeypatch, capsys):
     assert call(train_search, monkeypatch, *again[2:]) == 0
     assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--threshold", 0.4) == 0
     assert len(found(tmp_path / "a").normal) == 4
-    gates = np.full((2, 1, 5, 7), 0.1, np.float32)
-    gates[0, 0, 0, 3] = gates[1, 0, 4, 3] = 0.9  # 0 to 2, and 2 to 3
-    np.savez(tmp_path / "a" / "gates.npz", normal=gates[0], reduce=gates[1])
-    (tmp_path / "a" / "genotype.json").unlink()
-    monkeypatch.setattr(watch.Watch, "load_state_dict", lambda self, state: setattr(
-        self, "epochs", [torch.from_numpy(gates[:, 0])]))
-    capsys.readouterr()
-    assert call(train_search, monkeypatch, "--resume", tmp_path / "a") == 1
-    out = capsys.readouterr().out
-    assert "the reduce cell is empty" in out and out.endswith("--threshold 0.1\n")
-    assert not (tmp_path / "a" / "genotype.json").exists()
 
 
 def test_what_is_said_of_an_empty_cell():
@@ -167,7 +155,7 @@ def small_search():
     return run, network, list(batches.halves(run))[1]
 
 
-def test_discretisation_gap(monkeypatch):
+def test_discretisation_gap():
     run, network, validation = small_search()
     half = validation.pictures.part(torch.arange(300))  # more than a batch of 256
     images, labels = validation.next()
@@ -210,44 +198,25 @@ def test_discretisation_gap(monkeypatch):
     assert row["soft_accuracy"] == g != row["discrete_accuracy"] == d
     assert row["gap_rounding"] == ((g - r) + (gs - d)) / 2
     assert row["gap_edges"] == ((g - ge) + (r - re)) / 2
-    assert row["gap_edges"] + row["gap_operations"] == pytest.approx(
-        g - d - row["gap_rounding"], abs=1e-12)  # all of the rest is selection
-    with monkeypatch.context() as patch:  # an empty cell gives no gap
-        patch.setattr(cures, "genotype", lambda *_: Genotype([], [1]))
-        assert gap.gap(run, network, half, skips) == {}
-    # gates that are 0 and 1 already, and as a genotype has them: no gap at all
-    with torch.no_grad():
-        for alpha, matrix in zip(network.alphas, discrete):
-            alpha.copy_(2000 * matrix - 1000)
-    row = gap.gap(run, network, half, skips)
-    assert row["soft_accuracy"] == row["discrete_accuracy"]
+    assert row["gap_operations"] == ((ge - gs) + (re - d)) / 2
 
 
 def test_lines_of_an_epoch():
-    """Argmax has no threshold to count by. Whatever the numbers, a line is narrow: 110
-    columns at most, also in S2 and with the run's own prefix."""
+    """Argmax has no threshold to count by."""
     run, network, _ = small_search()
     run.s.threshold = 0.5
     row = dict(train_loss=1, train_accuracy=2, valid_loss=3, valid_accuracy=4, penalty=-0.1,
                soft_accuracy=5, discrete_accuracy=6, gap_rounding=-0.6, gap_edges=-1.6,
-               gap_operations=1.2, **gap.count_gates(network, run.s))
+               gap_operations=1.2, curvature=1234.5, **gap.count_gates(network, run.s))
     lines = watch.Watch(run, network).lines
     assert lines(row) == """train loss 1.0000 acc 2.00%  valid loss 3.0000 acc 4.00%
   l2 penalty -0.1000  gates 0.50 to 0.50, rho 1.00, 70 above, 70 below  dominant skips: \
 normal 0, reduce 0
-  gap, by batch statistics: 5.00% - 6.00%, rounding -1, selection -0"""
+  gap, by batch statistics: 5.00% - 6.00%, rounding -1, selection -0
+  curvature 1.23e+03"""
     run.s.threshold = 0
-    row.update(gap.count_gates(network, run.s), soft_accuracy=None)
+    row.update(gap.count_gates(network, run.s), soft_accuracy=None, curvature=None)
     assert "above" not in lines(row) and lines(row).count("\n") == 1
-    row = dict(train_loss=10.12345, train_accuracy=100, valid_loss=10.12345, valid_accuracy=100,
-               penalty=-0.25, soft_accuracy=100, discrete_accuracy=100, gap_rounding=-99,
-               gap_edges=-99, gap_operations=0, curvature=-1.23e-10, gate_min=0, gate_max=1,
-               rho=1, gates_above=98, gates_below=98)
-    for skips in dict(skips_normal=14, skips_reduce=14), dict(skips_layers=19):
-        first, *others = lines({**row, **skips}).split("\n")
-        assert len(f"epoch 600/600  99999.9 s  {first}") <= 110
-        assert len(others) == 3 and all(len(line) <= 110 for line in others)
-        assert others[-1] == "  curvature -1.23e-10"
 
 
 def test_own_operations_through_both_scripts(own_operations, tmp_path, monkeypatch):
@@ -455,20 +424,14 @@ def test_evaluation_runs_and_resumes(finished, tmp_path, monkeypatch, capsys):
 
 
 def test_weights_are_tested_in_the_precision_of_their_run(tmp_path, monkeypatch, capsys):
-    assert call(train_eval, monkeypatch, *TINY_EVAL, "--amp", "--runs", tmp_path, "--name",
-                "a") == 0
-    test, dtypes, [row] = train_eval.test, set(), table(tmp_path / "a")
-
-    def seeing(network, pairs):
-        network.cells[0].preprocess_1[1].register_forward_hook(
-            lambda module, inputs, output: dtypes.add(output.dtype))
-        return test(network, pairs)
-
-    monkeypatch.setattr(train_eval, "test", seeing)
-    capsys.readouterr()
+    for flags in (*TINY_EVAL, "--amp", "--runs", tmp_path, "--name", "a"), ("--evaluate",
+                                                                           tmp_path / "a"):
+        assert call(train_eval, monkeypatch, *flags) == 0
+    tested = re.findall(r"test loss (.*) acc", capsys.readouterr().out)
+    assert len(tested) == 2 and tested[0] == tested[1]
+    monkeypatch.setattr(train_eval, "Precision", lambda *_: None)
     assert call(train_eval, monkeypatch, "--evaluate", tmp_path / "a") == 0
-    assert f"test loss {float(row['test_loss']):.4f} acc" in capsys.readouterr().out
-    assert dtypes == {torch.bfloat16}
+    assert tested[0] not in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- folders of pictures, refusals
@@ -523,18 +486,15 @@ def test_refusals(finished, tmp_path, monkeypatch, capsys):
     assert [*tmp_path.iterdir()] == [tmp_path / "old"]
 
 
-def test_bad_pictures_are_named_counted_and_left_out_on_request(pictures, tmp_path, monkeypatch,
-                                                                capsys):
-    root, runs = tmp_path / "pictures", tmp_path / "runs"
-    shutil.copytree(pictures, root)
-    (root / "train" / "red" / "text.png").write_text("no picture")
-    (root / "train" / "red" / "empty.jpg").touch()
-    whole = (root / "train" / "blue" / "1.png").read_bytes()
-    (root / "train" / "blue" / "cut.png").write_bytes(whole[:len(whole) // 2])
-    deep = Image.fromarray(np.full((9, 9), 0.5, np.float32))
-    deep.save(root / "train" / "blue" / "deep.tif")
+def test_bad_pictures_are_named_and_left_out_on_request(pictures, tmp_path, monkeypatch, capsys):
+    root = shutil.copytree(pictures, tmp_path / "pictures")
+    red, blue = root / "train" / "red", root / "train" / "blue"
+    (red / "text.png").write_text("no picture")
+    (red / "empty.jpg").touch()
+    (blue / "cut.png").write_bytes((blue / "1.png").read_bytes()[:200])
+    Image.fromarray(np.full((9, 9), 0.5, np.float32)).save(blue / "deep.tif")
     search = [*TINY_SEARCH, "--dataset", "folder", "--data", root, "--image_size", 8,
-              "--batch_size", 8, "--gap_every", 0, "--runs", runs, "--name", "a"]
+              "--batch_size", 8, "--gap_every", 0, "--runs", tmp_path / "runs", "--name", "a"]
 
     def refusal(*more):
         return refused(capsys, monkeypatch, train_search, *search, *more)
@@ -543,16 +503,13 @@ def test_bad_pictures_are_named_counted_and_left_out_on_request(pictures, tmp_pa
     for part in ("4 of 36 files cannot be used", "cut.png (", "deep.tif (mode F", "empty.jpg (",
                  "text.png (", "--skip_bad_images"):
         assert part in error
-    assert not runs.exists()
+    assert not (tmp_path / "runs").exists()
     assert call(train_search, monkeypatch, *search, "--skip_bad_images") == 0
     captured = capsys.readouterr()
-    assert ("4 of 36 files" in captured.err and "16 + 16 pictures" in captured.out
-            and "--skip_bad_images" in captured.out)
+    assert "4 of 36 files" in captured.err and "16 + 16 pictures" in captured.out
+    assert "--skip_bad_images" in captured.out  # in the command of the training
     for path in (root / "test" / "red").iterdir():
         path.write_text("no picture")
     assert "class 'red' has no picture that can be used" in refusal("--skip_bad_images")
-    for path in (root / "test" / "red").iterdir():
-        path.unlink()
-    assert "red" in refusal()  # an empty class
-    shutil.rmtree(root / "train" / "red")
+    shutil.rmtree(red)
     assert "only one class, 'blue'" in refusal()
