@@ -1,5 +1,4 @@
-"""Search spaces by name: modules that offer what `space.Space` says; and the texts of their
-genotypes."""
+"""Search spaces by name, which offer what `space.Space` says; texts of genotypes."""
 import json
 import os
 from collections import ChainMap

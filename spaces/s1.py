@@ -34,7 +34,7 @@ class S1(Space):
                        self.primitives(s))
 
     def derived(self, s, genotype, num_classes, shape):
-        """For pictures of more than 64 pixels the network that DARTS has for ImageNet."""
+        """For pictures of more than 64 pixels the network of DARTS for ImageNet."""
         if shape[1] > LARGE:
             return NetworkImageNet(genotype, s.init_channels, num_classes, s.layers, s.auxiliary)
         return NetworkCIFAR(genotype, s.init_channels, num_classes, s.layers, s.auxiliary, shape[0])

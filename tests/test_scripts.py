@@ -312,8 +312,8 @@ def test_search_in_chains(pictures, tmp_path, monkeypatch, capsys):
 
 
 def test_softmax_has_the_recipe_of_darts(tmp_path, monkeypatch):
-    assert call(train_search, monkeypatch, *TINY_SEARCH, "--gate",
-                "softmax", "--gap_every", 0, "--runs", tmp_path, "--name", "a") == 0
+    assert call(train_search, monkeypatch, *TINY_SEARCH, "--gate", "softmax",
+                "--gap_every", 0, "--runs", tmp_path, "--name", "a") == 0
     settings = json.loads((tmp_path / "a" / "config.json").read_text())["settings"]
     assert (settings["learning_rate"], settings["arch_learning_rate"], settings["w01"]) == (
         0.025, 0.05, 0)  # digits's own rates, not DARTS's

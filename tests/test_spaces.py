@@ -110,8 +110,8 @@ def test_discretize_chain():
 
 
 def test_published_sizes():
-    """FairNAS-A, counted with 1,000 classes at 224x224; the benchmark's cell of all 3x3,
-    16 channels, five cells a stage."""
+    """FairNAS-A, with 1,000 classes at 224x224; the benchmark's cell of all 3x3, of 16
+    channels, five cells a stage."""
     assert train_eval.count(s2.NetworkS2(s2.FairNAS_A), (3, 224, 224)) == (
         4_651_352, 0, 388_122_848)
     network = nasbench201.NetworkNB201(cell_of(*["nor_conv_3x3"] * 6))
