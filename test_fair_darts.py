@@ -30,7 +30,6 @@ from genotypes import PRIMITIVES, Edge, Genotype
 from study.resting import needed_w01, resting_gate
 
 
-
 def close(a, b, tolerance=1e-9):
     """Whether every element of `a` is within `tolerance` of `b`, relative to the
     largest of `b` (or to 1)."""
@@ -578,8 +577,8 @@ def run(script, monkeypatch, *arguments):
 def test_a_search_ends_in_a_genotype_that_is_trained(tmp_path, monkeypatch, capsys):
     """Sec. 5, small: search, cut, train from scratch; the same seed, the same again."""
     pytest.importorskip("sklearn")
-    small = ["--dataset", "digits", "--device", "cpu", "--layers", 3, "--batch_size", 100, "--epochs", 2, "--runs",
-             tmp_path]
+    small = ["--dataset", "digits", "--device", "cpu", "--layers", 3, "--batch_size", 100,
+             "--epochs", 2, "--runs", tmp_path]
     search = ["--init_channels", 2, "--nodes", 2, "--arch_learning_rate", 0.2, "--w01", 10,
               "--figures_every", 0]
     for name in "ab":

@@ -131,8 +131,8 @@ positive, rate, part = number(int, 1), number(float, 0), number(float, 0, 0.999)
 # The defaults are the published recipe on CIFAR-10; engine/recipes.py has what other sets change.
 FLAGS = {
     "the network": {
-        "arch": (None, lambda text: str(read(text)[1]), "a published name, a path to genotype.json, or "
-                 "the text of a genotype"),
+        "arch": (None, lambda text: str(read(text)[1]), "a published name, the path of a search or "
+                 "of a genotype.json, or the text of a genotype"),
         "init": ("", str, "start from these weights (RUN or its best.pt), fine-tuning"),
         "init_channels": (36, number(int, 2, 10**6), "cells: channels at first; nasbench201: 16"),
         "layers": (20, number(int, 1, 10**4), "cells: how many"),

@@ -129,7 +129,7 @@ def resumed_settings(run, given):
     for name, value in given.items():
         if name in settings and name not in MAY_CHANGE and value != settings[name]:
             raise UserError(f"--{name} {value} contradicts the run {run.folder!r}, which has "
-                            f"{settings[name]}: leave the flag out, or start a new run")
+                            f"{settings[name]!r}: leave the flag out, or start a new run")
     if given.get("epochs", math.inf) < settings["epochs"]:
         raise UserError(f"--epochs {given['epochs']}: the run has {settings['epochs']}, which can "
                         "only be raised")

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import pickle
 import platform
 import secrets
 import shlex
@@ -46,10 +47,10 @@ def write_whole(path, content):
 @contextlib.contextmanager
 def reading(path):
     """Within it, whatever is raised becomes a UserError: the file, and why. A file that
-    is not there stays a FileNotFoundError."""
+    is not there stays an OSError."""
     try:
         yield
-    except (UserError, FileNotFoundError):
+    except (UserError, FileNotFoundError, NotADirectoryError):
         raise
     except Exception as error:  # torch and json raise many kinds
         fault = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
@@ -59,7 +60,10 @@ def reading(path):
 def read_tensors(path):
     """What Folder.save wrote, on the CPU. Raises UserError, FileNotFoundError."""
     with reading(path):
-        return torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # which advises to load what may run code
+            raise ValueError("it is no file that a run has saved") from None
 
 
 def read_metrics(folder):

@@ -1,5 +1,4 @@
-"""Search spaces by name: modules that offer what `space.Space` says; and the texts of their
-genotypes."""
+"""Search spaces by name, which offer what `space.Space` says; texts of genotypes."""
 import json
 import os
 from collections import ChainMap
@@ -20,36 +19,31 @@ def foreign(space, kind):
             for flag in getattr(other, kind) - own}
 
 
-def of_genotype(genotype):
-    """The space of a genotype."""
-    return next(space for space in SPACES.values() if isinstance(genotype, space.GENOTYPE))
-
-
 def read(text):
     """(space, genotype) that a text means. Raises GenotypeError.
 
-    text: a published name ("FairDARTS_a"), the path of a genotype.json, or a
-        "Genotype(...)" as this project, DARTS and Fair DARTS print it: edges (op, node,
-        source), or pairs (op, source), two for each node; of another space, as `print`
-        shows it, for NAS-Bench-201 "|nor_conv_3x3~0|+|...|+|...|".
+    text: a published name ("FairDARTS_a"), the path of a genotype.json or of a search,
+        or a "Genotype(...)" as this project, DARTS and Fair DARTS print it: edges (op,
+        node, source), or pairs (op, source), two for each node; of another space, as
+        `print` shows it, for NAS-Bench-201 "|nor_conv_3x3~0|+|...|+|...|".
     """
-    published = {name: genotype for space in SPACES.values()
+    published = {name: (space, genotype) for space in SPACES.values()
                  for name, genotype in space.PUBLISHED.items()}
     if text in published:
-        return of_genotype(published[text]), published[text]
+        return published[text]
     if text.startswith("|"):
         return checked(nasbench201.fields_of(text))
     if "Genotype(" in text:
         return checked(parse(text))
+    if os.path.isdir(text):
+        text = os.path.join(text, "genotype.json")
     if not os.path.isfile(text):
         raise GenotypeError(f"unknown architecture {short(text)}: {nearest(text, published)}; "
                             "a path to a genotype.json or a 'Genotype(...)' text works too")
     try:
         with open(text) as file:
             return checked(json.load(file))
-    except OSError as error:
-        raise GenotypeError(f"{text}: {error.strerror}") from None
-    except GenotypeError as error:
+    except (GenotypeError, OSError) as error:
         raise GenotypeError(f"{text}: {error}") from None
     except (ValueError, RecursionError):  # not JSON, or not even text
         raise GenotypeError(f"{text}: not a JSON file") from None

@@ -10,6 +10,7 @@ the size.
 """
 import functools
 import os
+import re
 from collections import namedtuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from genotypes import Edge
 from model_search import MixedOperation, Supernet
 from spaces import s1
 from spaces.space import Space
-from spaces.texts import GenotypeError
+from spaces.texts import GenotypeError, checked_edges, short
 
 EDGES = [(node, source) for node in (1, 2, 3) for source in range(node)]  # the rows of gates
 TABLE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "nasbench201_cifar10.npz")
@@ -31,11 +32,13 @@ class CellGenotype(namedtuple("CellGenotype", "cell")):
     the benchmark's text,
     |nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|avg_pool_3x3~2|"""
 
-    def __str__(self):
+    def names(self):
+        """The operation of each of EDGES, or none."""
         ops = {(node, source): op for op, node, source in self.cell}
-        return "+".join("|" + "".join(
-            f"{ops.get((node, source), 'none')}~{source}|" for source in range(node))
-            for node in (1, 2, 3))
+        return [ops.get(place, "none") for place in EDGES]
+
+    def __str__(self):
+        return "|{}~0|+|{}~0|{}~1|+|{}~0|{}~1|{}~2|".format(*self.names())
 
 
 # ---------------------------------------------------------------- the networks
@@ -193,16 +196,9 @@ def is_connected(edges):
 
 def fields_of(text):
     """{"cell": edges} of the benchmark's text. Raises GenotypeError."""
-    parts = [part.split("|") for part in text.split("+")]
-    edges = []
-    for node, part in enumerate(parts, 1):
-        names = [item.partition("~") for item in part[1:-1]]
-        if part[0] or part[-1] or [source for _, _, source in names] != [
-                str(source) for source in range(node)]:
-            break
-        edges += [[op, node, source] for source, (op, _, _) in enumerate(names)]
-    if len(parts) != 3 or len(edges) != len(EDGES):
-        raise GenotypeError(f"cannot read {text[:60]!r}: expected {CellGenotype([])}, with "
+    edges = [Edge(op, *place) for op, place in zip(re.findall(r"\|([^|~+]*)~", text), EDGES)]
+    if str(CellGenotype(edges)) != text:
+        raise GenotypeError(f"cannot read {short(text)}: expected {CellGenotype([])}, with "
                             f"operations out of {', '.join(OPS)}")
     return {"cell": edges}
 
@@ -239,36 +235,21 @@ class NB201(s1.S1):
     def row_names(self, count):
         return [f"{source} → {node}" for node, source in EDGES]
 
-    def discrete_gates(self, genotype, gates, primitives):
-        found = torch.zeros_like(gates[0])
-        for op, node, source in genotype.cell:
-            found[EDGES.index((node, source)), primitives.index(op)] = 1
-        return [found]
+    def row(self, node, source):
+        return EDGES.index((node, source))
 
     def checked(self, fields):
         found = {}
-        if not isinstance(fields["cell"], list):
-            raise GenotypeError(f"cell: expected a list of edges, got {str(fields['cell'])[:60]}")
-        for item in fields["cell"]:
-            where = f"cell, edge {str(item)[:60]}: "
-            if not isinstance(item, (list, tuple)) or len(item) != 3:
-                raise GenotypeError(where + "expected (op, node, source)")
-            op, *place = item
-            if op not in list(OPS):
-                raise GenotypeError(where + f"unknown operation; choose from {', '.join(OPS)}")
-            if [*map(type, place)] != [int, int] or (*place,) not in EDGES:
-                raise GenotypeError(where + "it must enter a node from 1 to 3 and leave a state "
-                                    "before")
-            if (*place,) in found:
-                raise GenotypeError(where + "the edge has two operations")
-            found[(*place,)] = op
-        return CellGenotype([Edge(found[place], *place) for place in EDGES
-                             if found.get(place, "none") != "none"])
+        for edge in checked_edges("cell", fields["cell"], OPS, range(1, 4)):
+            if edge[1:] in found:
+                raise GenotypeError(f"cell, edge {tuple(edge)}: the edge has two operations")
+            found[edge[1:]] = edge
+        return CellGenotype([found[place] for place in EDGES
+                             if place in found and found[place].op != "none"])
 
     def known(self, genotype):
         """Its accuracy and its rank in the benchmark (1 is the best), and its skips."""
-        ops = {(node, source): op for op, node, source in genotype.cell}
-        names = [ops.get(place, "none") for place in EDGES]
+        names = genotype.names()
         accuracy = accuracies()[tuple([*OPS].index(name) for name in names)]
         return {"benchmark_accuracy": float(accuracy),
                 "benchmark_rank": 1 + int((accuracies() > accuracy).sum()),

@@ -5,12 +5,12 @@ import torch
 
 import genotypes
 from fair_darts import discretize, dominant_operations, edge_row, prune, strongest
-from genotypes import LAST_NODE, Edge, Genotype
+from genotypes import LAST_NODE, Genotype
 from model_eval import LARGE, NetworkCIFAR, NetworkImageNet
 from model_search import Network
 from operations import OPS
 from spaces.space import Space
-from spaces.texts import GenotypeError, nearest, short
+from spaces.texts import GenotypeError, checked_edges
 
 
 class S1(Space):
@@ -34,7 +34,7 @@ class S1(Space):
                        self.primitives(s))
 
     def derived(self, s, genotype, num_classes, shape):
-        """For pictures of more than 64 pixels the network that DARTS has for ImageNet."""
+        """For pictures of more than 64 pixels the network of DARTS for ImageNet."""
         if shape[1] > LARGE:
             return NetworkImageNet(genotype, s.init_channels, num_classes, s.layers, s.auxiliary)
         return NetworkCIFAR(genotype, s.init_channels, num_classes, s.layers, s.auxiliary, shape[0])
@@ -46,20 +46,24 @@ class S1(Space):
         return [f"{source} → {node}" for node in range(2, count + 2)
                 for source in range(node)][:count]
 
+    def row(self, node, source):
+        """That of an edge in a matrix of gates."""
+        return edge_row(node, source)
+
     def dominant(self, gates, primitives):
         return [edge.op for edge in dominant_operations(gates, primitives)]
 
     def kept_edges(self, gates, edges_per_node, primitives):
         kept = torch.zeros_like(gates[:, :1])
         for edge, _ in strongest(gates, edges_per_node, primitives=primitives):
-            kept[edge_row(edge.node, edge.source)] = 1
+            kept[self.row(edge.node, edge.source)] = 1
         return kept
 
     def discrete_gates(self, genotype, gates, primitives):
         found = [torch.zeros_like(matrix) for matrix in gates]
         for matrix, edges in zip(found, genotype):
             for op, node, source in edges:
-                matrix[edge_row(node, source), primitives.index(op)] = 1
+                matrix[self.row(node, source), primitives.index(op)] = 1
         return found
 
     def checked(self, fields):
@@ -70,41 +74,22 @@ class S1(Space):
 
 def checked_cell(cell, items, concat):
     """The edges of a cell, checked and pruned. concat: the nodes of its output."""
-    if not isinstance(items, list):
-        raise GenotypeError(f"{cell} cell: expected a list of edges, got {short(items)}")
-    if len(items) % 2 == 0 and all(isinstance(item, list) and len(item) == 2 for item in items):
+    if (isinstance(items, list) and len(items) % 2 == 0
+            and all(isinstance(item, list) and len(item) == 2 for item in items)):
         items = [(op, 2 + index // 2, source) for index, (op, source) in enumerate(items)]
-    edges = []
-    for edge in (checked_edge(cell, item) for item in items):
-        if edge in edges:
-            raise GenotypeError(f"{cell} cell, edge {tuple(edge)}: it is named twice")
-        edges.append(edge)
+    edges = checked_edges(f"{cell} cell", items, OPS, range(2, LAST_NODE + 1))
     kept = prune(edges)
     if not kept:
         reason = "it has no edge that comes from an input" if edges else "it has no edge"
         raise GenotypeError(f"{cell} cell: {reason}")
     for edge in edges:
+        where = f"{cell} cell, edge {tuple(edge)}: "
+        if edges.count(edge) > 1:
+            raise GenotypeError(where + "it is named twice")
         if edge not in kept:
             warnings.warn(f"{cell} cell: edge {tuple(edge)} dropped, "
                           f"since nothing enters node {edge.source}")
         elif not isinstance(concat, (list, range)) or edge.node not in concat:
-            raise GenotypeError(
-                f"{cell} cell, edge {tuple(edge)}: {cell}_concat leaves out node {edge.node}, "
-                "but a cell's output is the concatenation of all its nodes")
+            raise GenotypeError(where + f"{cell}_concat leaves out node {edge.node}, but a cell's "
+                                "output is the concatenation of all its nodes")
     return kept
-
-
-def checked_edge(cell, item):
-    if not isinstance(item, (list, tuple)) or len(item) != 3:
-        raise GenotypeError(f"{cell} cell, edge {short(item)}: expected (op, node, source), "
-                            "or pairs (op, source), two for each node")
-    op, node, source = item
-    where = f"{cell} cell, edge {short((op, node, source))}: "
-    if op not in list(OPS):
-        raise GenotypeError(where + f"unknown operation; {nearest(str(op), OPS)}")
-    if type(node) is not int or not 2 <= node <= LAST_NODE:
-        raise GenotypeError(where + f"it must enter a node from 2 to {LAST_NODE}")
-    if type(source) is not int or not 0 <= source < node:
-        raise GenotypeError(
-            where + f"it must leave a state from 0 to {node - 1}, before node {node}")
-    return Edge(op, node, source)

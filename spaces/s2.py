@@ -13,7 +13,7 @@ from torchvision.ops import SqueezeExcitation
 
 from model_search import MixedOperation, Supernet
 from spaces.space import Space
-from spaces.texts import GenotypeError
+from spaces.texts import GenotypeError, short
 
 CHOICES = ("mb3_k3", "mb3_k5", "mb3_k7", "mb6_k3", "mb6_k5", "mb6_k7", "skip_connect")
 IDENTITY = CHOICES.index("skip_connect")
@@ -131,9 +131,7 @@ class SupernetS2(Supernet):
         present[:, IDENTITY] = torch.tensor(SAME_SHAPE)
         self.register_buffer("present", present)
         # the places of those: to index by `present` itself would wait for a GPU
-        places = [row * len(CHOICES) + column for row, same_shape in enumerate(SAME_SHAPE)
-                  for column in range(len(CHOICES)) if same_shape or column != IDENTITY]
-        self.register_buffer("places", torch.tensor(places), persistent=False)
+        self.register_buffer("places", present.flatten().nonzero().flatten(), persistent=False)
         self.start(gate, CHOICES, len(CHAIN))
         self.alphas[0].data *= present
         first, shapes = chain_shapes(image_size, width)
@@ -248,17 +246,14 @@ class S2(Space):
 
     def checked(self, fields):
         layers = fields["layers"]
-        if not isinstance(layers, list) or len(layers) != len(CHAIN):
-            count = len(layers) if isinstance(layers, list) else type(layers).__name__
+        count = len(layers) if isinstance(layers, list) else type(layers).__name__
+        if count != len(CHAIN):
             raise GenotypeError(f"a chain has {len(CHAIN)} layers, got {count}")
         for layer, (names, same_shape) in enumerate(zip(layers, SAME_SHAPE)):
-            where = f"layer {layer}, {str(names)[:60]}: "
-            if not isinstance(names, (list, tuple)) or not names:
-                raise GenotypeError(where + "expected a list of one or more choices")
-            if any(name not in CHOICES for name in names):
-                raise GenotypeError(where + f"unknown choice; choose from {', '.join(CHOICES)}")
-            if "skip_connect" in names and not same_shape:
-                raise GenotypeError(where + "no identity here: the layer changes the shape")
-            if len({*names}) < len(names):
-                raise GenotypeError(where + "a choice is named twice")
+            choices = CHOICES if same_shape else CHOICES[:IDENTITY]
+            known = isinstance(names, (list, tuple)) and all(name in choices for name in names)
+            if not known or not 0 < len(names) == len({*names}):
+                why = "" if same_shape else "; no identity, for the layer changes the shape"
+                raise GenotypeError(f"layer {layer}, {short(names)}: expected different ones of "
+                                    f"{', '.join(choices)}{why}")
         return ChainGenotype([tuple(names) for names in layers])

@@ -3,8 +3,8 @@ import torch
 
 
 class Space:
-    """A space; s: settings of a script. Its gates are matrices, a row an edge or a layer,
-    a column an operation."""
+    """A space; s: settings of a script. Its gates are matrices, a row an edge or a
+    layer, a column an operation."""
     PARTS = ("normal",)       # the names of the matrices of gates, as in gates.npz
     GENOTYPE = None           # the class of its genotypes
     PUBLISHED = {}            # those that are known by a name
@@ -28,7 +28,7 @@ class Space:
         raise NotImplementedError
 
     def checked(self, fields):
-        """The genotype of {field: value}. Raises GenotypeError, which names the edge."""
+        """The genotype of {field: value}. A GenotypeError names the edge."""
         raise NotImplementedError
 
     def primitives(self, s):

@@ -20,10 +20,7 @@ def nearest(word, names):
 
 def short(value):
     """For a message."""
-    try:
-        return reprlib.repr(value).replace("\n", " ")
-    except ValueError:  # Python does not print numbers of thousands of digits
-        return "a number of thousands of digits"
+    return reprlib.repr(value).replace("\n", " ")
 
 
 def parse(text):
@@ -47,3 +44,26 @@ def value_of(node):
         return function(*[value_of(item) for item in node.args],
                         **{item.arg: value_of(item.value) for item in node.keywords})
     return ast.literal_eval(node)
+
+
+def checked_edges(cell, items, ops, nodes):
+    """The edges (op, node, source) of a cell, each an operation of `ops` from a state
+    before to one of the `nodes`. Raises GenotypeError."""
+    if not isinstance(items, list):
+        raise GenotypeError(f"{cell}: expected a list of edges, got {short(items)}")
+    edges = []
+    for item in items:
+        if not isinstance(item, (list, tuple)) or len(item) != 3:
+            raise GenotypeError(f"{cell}, edge {short(item)}: expected (op, node, source), "
+                                "or in S1 pairs (op, source), two for each node")
+        op, node, source = item
+        where = f"{cell}, edge {short((op, node, source))}: "
+        if op not in list(ops):
+            raise GenotypeError(where + f"unknown operation; {nearest(str(op), ops)}")
+        if type(node) is not int or node not in nodes:
+            raise GenotypeError(where + f"it must enter a node from {nodes[0]} to {nodes[-1]}")
+        if type(source) is not int or source not in range(node):
+            raise GenotypeError(where + f"it must leave a state from 0 to {node - 1}, before node "
+                                f"{node}")
+        edges.append(Edge(op, node, source))
+    return edges

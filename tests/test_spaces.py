@@ -14,28 +14,20 @@ import fair_darts
 import genotypes
 import model_eval
 import train_eval
-from engine import texts
-from spaces import SPACES, nasbench201, s1, s2
+from spaces import SPACES, nasbench201, read, s2
 from spaces.s2 import ChainGenotype
 from speed import accelerate
 from test_fair_darts import batch, close, normal
-from use import classifier
 
+S1, S2, NB201 = SPACES.values()
 # of the repr of each, taken when it was equal to the published one, but for what genotypes.py says
 DIGESTS = {
-    "FairDARTS_a": "3a0dfc3c5b71ba1a",
-    "FairDARTS_b": "2308130890f01ca6",
-    "FairDARTS_c": "504afe1887a9e62f",
-    "FairDARTS_d": "38b41e949f2e970b",
-    "FairDARTS_e": "d1c2197b78bcd461",
-    "FairDARTS_f": "090e035d22058e6d",
-    "FairDARTS_g": "79912049ccc90e18",
-    "DARTS_V1": "36baa5dd841b7aaa",
-    "DARTS_V2": "012db98f2f76d1bd",
-    "P_DARTS": "b3ce39265b165bd0",
-    "PC_DARTS": "9e43ad9bc8e92e4d",
-    "SNAS": "25968c822a593c91",
-    "GDAS": "f619fc9a947c7b46",
+    "FairDARTS_a": "3a0dfc3c5b71ba1a", "FairDARTS_b": "2308130890f01ca6",
+    "FairDARTS_c": "504afe1887a9e62f", "FairDARTS_d": "38b41e949f2e970b",
+    "FairDARTS_e": "d1c2197b78bcd461", "FairDARTS_f": "090e035d22058e6d",
+    "FairDARTS_g": "79912049ccc90e18", "DARTS_V1": "36baa5dd841b7aaa",
+    "DARTS_V2": "012db98f2f76d1bd", "P_DARTS": "b3ce39265b165bd0",
+    "PC_DARTS": "9e43ad9bc8e92e4d", "SNAS": "25968c822a593c91", "GDAS": "f619fc9a947c7b46",
     "FairNAS_A": "6290258a8e156314"}
 
 
@@ -44,12 +36,19 @@ def test_published_genotypes_are_as_published():
                        for space in SPACES.values() for name, genotype in space.PUBLISHED.items()}
 
 
-def test_pictures_of_more_than_64_pixels_have_the_network_for_imagenet():
+# ---------------------------------------------------------------- S1
+
+def test_pictures_of_more_than_64_pixels_are_for_other_networks():
     s = Namespace(init_channels=4, layers=3, auxiliary=False)
     with torch.device("meta"):
-        kinds = [type(s1.derived(s, genotypes.FairDARTS_a, 10, (3, size, size)))
+        kinds = [type(S1.derived(s, genotypes.FairDARTS_a, 10, (3, size, size)))
                  for size in (63, 64, 65)]
     assert kinds == [model_eval.NetworkCIFAR, model_eval.NetworkCIFAR, model_eval.NetworkImageNet]
+    for space in S1, NB201:
+        s = Namespace(space="x", primitives="skip_connect,avg_pool_3x3", image_size=65)
+        assert "64 pixels or fewer" in space.problem(s, "imagenet")
+        s.image_size = 64
+        assert space.problem(s, "imagenet") is None
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -57,14 +56,10 @@ def test_edges_that_are_kept_have_the_best_gates_of_their_node(count):
     gates = torch.rand(9, 7, generator=torch.Generator().manual_seed(0))
     expected = [float(row in sorted(rows, key=lambda row: -max(gates[row]))[:count])
                 for rows in ((0, 1), (2, 3, 4), (5, 6, 7, 8)) for row in rows]
-    assert s1.kept_edges(gates, count, genotypes.PRIMITIVES).flatten().tolist() == expected
+    assert S1.kept_edges(gates, count, genotypes.PRIMITIVES).flatten().tolist() == expected
 
 
-def test_channels_are_scaled_to_the_nearest_multiple_of_8():
-    """From the middle up, and not below 8."""
-    assert [s2.scaled(channels, 0.5) for channels in (2, 16, 22, 24, 38, 40, 56, 1280)] == [
-        8, 8, 8, 16, 16, 24, 32, 640]
-
+# ---------------------------------------------------------------- S2
 
 @pytest.mark.parametrize("expansion, kernel, residual", [(3, 3, True), (6, 7, False)])
 def test_inverted_bottleneck_by_hand(expansion, kernel, residual):
@@ -79,35 +74,48 @@ def test_inverted_bottleneck_by_hand(expansion, kernel, residual):
     assert close(block(x), y + x if residual else y)
 
 
+def test_shapes_of_chains():
+    """Channels: the nearest multiple of 8, from the middle up, not below 8. Strides:
+    fewer for small pictures, the last ones of five."""
+    assert [s2.scaled(channels, 0.5) for channels in (2, 16, 22, 24, 38, 40, 56, 1280)] == [
+        8, 8, 8, 16, 16, 24, 32, 640]
+    for size, halvings in ((224, 5), (65, 5), (64, 3), (32, 2), (28, 1), (16, 1), (15, 0), (8, 0)):
+        assert s2.chain_strides(size).count(2) == halvings
+    assert s2.chain_strides(224)[1:] == [stride for _, stride in s2.CHAIN]
+    assert [i for i, stride in enumerate(s2.chain_strides(32)) if stride == 2] == [7, 15]
+
+
 def test_discretize_chain():
     gates = torch.full((19, 7), 0.1)
-    chain = s2.discretize_chain(gates)
-    assert (chain.layers[0] == ("mb3_k3",)
-            and chain.layers[1] == ("skip_connect",))  # no gate at the threshold
+    chain = s2.discretize_chain(gates)  # no gate at the threshold
+    assert chain.layers[:2] == [("mb3_k3",), ("skip_connect",)]
     gates[0, 4], gates[1, 2], gates[3, [0, 5, 6]] = 0.7, 0.84, torch.tensor([0.85, 0.95, 0.9])
     chain = s2.discretize_chain(gates)
     assert chain.layers[:4] == [("mb6_k5",), ("skip_connect",), ("mb3_k3",), ("mb6_k7",)]
-    assert s2.discretize_chain(gates, ops_per_layer=2).layers[3] == (
-        "mb6_k7", "skip_connect")
+    assert s2.discretize_chain(gates, ops_per_layer=2).layers[3] == ("mb6_k7", "skip_connect")
     assert s2.discretize_chain(gates, ops_per_layer=9).layers[3] == (
         "mb3_k3", "mb6_k7", "skip_connect")
     gates[4, 2] = 0.75
     assert s2.discretize_chain(gates, threshold=0.75).layers[4] == ("mb3_k7",)
     gates[2, 6] = 0.99  # no choice there
     assert s2.discretize_chain(gates, ops_per_layer=9).layers[2] == ("mb3_k3",)
+    [discrete] = S2.discrete_gates(chain, [gates], s2.CHOICES)
+    assert discrete[3].tolist() == [0, 0, 0, 0, 0, 1, 0]
     weights = torch.softmax(torch.randn(19, 7, generator=torch.Generator().manual_seed(0)), 1)
+    weights[:, 6][~torch.tensor(s2.SAME_SHAPE)] = torch.nan
     expected = [(s2.CHOICES[int(row[:7 if same else 6].argmax())],)
                 for row, same in zip(weights, s2.SAME_SHAPE)]
     assert s2.discretize_chain(weights, threshold=0).layers == expected
-    assert s2.dominant(weights) == [names[0] for names in expected]
-    [discrete] = s2.discrete_gates(chain, [gates])
-    assert discrete[3].tolist() == [0, 0, 0, 0, 0, 1, 0]
+    assert S2.dominant(weights, s2.CHOICES) == [names[0] for names in expected]
 
 
-def test_published_chain():
-    """FairNAS-A, counted with 1,000 classes at 224x224."""
-    network = s2.NetworkS2(s2.FairNAS_A)
-    assert train_eval.count(network, (3, 224, 224)) == (4_651_352, 0, 388_122_848)
+def test_published_sizes():
+    """FairNAS-A, with 1,000 classes at 224x224; the benchmark's cell of all 3x3, of 16
+    channels, five cells a stage."""
+    assert train_eval.count(s2.NetworkS2(s2.FairNAS_A), (3, 224, 224)) == (
+        4_651_352, 0, 388_122_848)
+    network = nasbench201.NetworkNB201(cell_of(*["nor_conv_3x3"] * 6))
+    assert train_eval.count(network, (3, 32, 32))[:2] == (1_531_546, 0)
 
 
 def test_derived_chain_equals_the_supernet_with_its_gates():
@@ -126,139 +134,68 @@ def test_derived_chain_equals_the_supernet_with_its_gates():
             other = searched.operations[s2.CHOICES.index(name)]
             op.load_state_dict(other.state_dict(), strict=False)  # without affine batch norm
     images, labels = batch(8, 3)
-    gates = s2.discrete_gates(genotype, supernet.compute_gates())
+    gates = S2.discrete_gates(genotype, supernet.compute_gates(), s2.CHOICES)
     assert close(network(images)[0], supernet(images, gates))
     accelerate(network, recompute=True)
     F.cross_entropy(network(images)[0], labels).backward()
     assert all(w.grad is not None for w in network.parameters())
-    for options in (dict(squeeze=True), dict(h_swish=True),
-                    dict(squeeze=True, h_swish=True, dropout=0.5)):
-        other = s2.NetworkS2(genotype, 7, width=0.1, in_channels=1, image_size=8, **options)
-        logits, auxiliary = other(torch.randn(4, 1, 8, 8))
-        assert logits.shape == (4, 7) and auxiliary is None
-        assert (any("squeeze" in name for name, _ in other.named_parameters())
-                == options.get("squeeze", False))
     images = torch.randn(4, 1, 8, 8)
+    for options in dict(squeeze=True), dict(h_swish=True, dropout=0.5):
+        other = s2.NetworkS2(genotype, 7, width=0.1, in_channels=1, image_size=8, **options)
+        assert other(images)[0].shape == (4, 7) and other(images)[1] is None
+        assert any("squeeze" in name for name, _ in other.named_parameters()) == (
+            "squeeze" in options)
     assert not torch.equal(other(images)[0], other(images)[0])  # dropout
-    other.eval()
-    assert torch.equal(other(images)[0], other(images)[0])
+    assert torch.equal(other.eval()(images)[0], other(images)[0])
 
 
 def test_absent_choices_count_nowhere():
     network = s2.SupernetS2(10, 1, width=0.1, image_size=8)
-    assert (~network.present).sum() == 6 and (network.present[:, :6]).all()
+    present = network.present
+    assert (~present).sum() == 6 and present[:, :6].all()
     assert network.all_gates().shape == (127,) and (network.all_gates() == 0.5).all()
-    assert (network.compute_gates()[0][~network.present] == 0).all()
-    architect = fair_darts.Architect(network, 0.1, w01=10.0)
+    assert (network.compute_gates()[0][~present] == 0).all()
     with torch.no_grad():
-        network.alphas[0][network.present] = torch.linspace(-3, 3, 127)
+        network.alphas[0][present] = torch.linspace(-3, 3, 127)
     images, labels = batch(8, 6, 1)
     gates = network.all_gates().detach()
-    _, penalty = architect.step(images.float(), labels)
-    assert penalty.item() == pytest.approx(-((gates - 0.5) ** 2).sum().item() / 127,
-                                           abs=1e-6)
-    assert ((network.alphas[0][~network.present] == 0).all()
-            and network.alphas[0][network.present].abs().min() > 0)
-    softmax = s2.SupernetS2(10, 1, "softmax", 0.1, 8)
-    [gates] = softmax.compute_gates()
-    assert gates.sum(1).allclose(torch.ones(19)) and (gates[~softmax.present] == 0).all()
-
-
-def test_strides_of_chains_for_small_pictures():
-    for size, halvings in ((224, 5), (65, 5), (64, 3), (32, 2), (28, 1), (16, 1), (15, 0), (8, 0)):
-        strides = s2.chain_strides(size)
-        assert strides.count(2) == halvings
-        side = size
-        for stride in strides:
-            side = -(-side // stride)
-        assert side >= 8 or size > 64
-    assert s2.chain_strides(224)[1:] == [stride for _, stride in s2.CHAIN]
-    assert [i for i, stride in enumerate(s2.chain_strides(32))
-            if stride == 2] == [7, 15]  # the last two of five
+    _, penalty = fair_darts.Architect(network, 0.1, w01=10.0).step(images.float(), labels)
+    assert penalty.item() == pytest.approx(-((gates - 0.5) ** 2).sum().item() / 127, abs=1e-6)
+    assert ((network.alphas[0] == 0) == ~present).all()
+    [gates] = s2.SupernetS2(10, 1, "softmax", 0.1, 8).compute_gates()
+    assert gates.sum(1).allclose(torch.ones(19)) and (gates[~present] == 0).all()
 
 
 # ---------------------------------------------------------------- NAS-Bench-201
 
-def every_cell(ops=tuple(nasbench201.OPS)):
-    for names in itertools.product(ops, repeat=6):
-        yield names, nasbench201.checked(
-            {"cell": [[op, *edge] for op, edge in zip(names, nasbench201.EDGES)]})
-
-
 def cell_of(*names):
-    return nasbench201.checked({"cell": [[*item] for item in (
-        (op, *edge) for op, edge in zip(names, nasbench201.EDGES))]})
+    return NB201.checked({"cell": [[op, *edge] for op, edge in zip(names, nasbench201.EDGES)]})
 
 
-def test_the_benchmark_has_the_accuracies_that_are_known_of_it():
-    table = nasbench201.accuracies()
-    assert table.size == 15_625 and table.max() == 94.07 and np.median(table) == 90.41
-    skips = np.array([names.count("skip_connect") for names, _ in every_cell()])
-    means = [round(table.ravel()[skips == count].mean(), 1) for count in range(7)]
-    assert means == [85.6, 87.2, 87.7, 86.5, 82.7, 75.4, 60.8]
-    assert nasbench201.known(cell_of(*["skip_connect"] * 6)) == {
-        "benchmark_accuracy": 60.78, "benchmark_rank": 15_145, "genotype_skips": 6}
-    best = [genotype for _, genotype in every_cell()
-            if nasbench201.known(genotype)["benchmark_accuracy"] == 94.07]
-    assert [nasbench201.known(genotype)["benchmark_rank"] for genotype in best] == [1]
-    # of the package's own file; not what NAS-Bench-201's authors measured
-    assert nasbench201.known(cell_of(*["nor_conv_3x3"] * 6))["benchmark_accuracy"] == 93.24
-
-
-def test_exactly_the_cells_that_nothing_passes_through_guess():
-    """Paths by the adjacency matrix: the entry (0, 3) of the sum of its powers."""
-    blocked = 0
-    for names, genotype in every_cell():
-        adjacency = np.zeros((4, 4), int)
+def test_every_cell_of_the_benchmark():
+    """There and back by its text. Exactly those that nothing passes through guess;
+    paths by the adjacency matrix: the entry (0, 3) of the sum of its powers."""
+    texts, skips, blocked, table = set(), [], 0, nasbench201.accuracies().ravel()
+    for names, accuracy in zip(itertools.product(nasbench201.OPS, repeat=6), table, strict=True):
+        genotype, adjacency = cell_of(*names), np.zeros((4, 4), int)
         for op, (node, source) in zip(names, nasbench201.EDGES):
             adjacency[source, node] = op != "none"
-        passes = sum(np.linalg.matrix_power(adjacency, n) for n in (1, 2, 3))[0, 3] > 0
-        assert passes == (nasbench201.known(genotype)["benchmark_accuracy"] != 10)
-        assert passes == nasbench201.is_connected(genotype.cell)
+        passes = (adjacency + adjacency @ adjacency + adjacency @ adjacency @ adjacency)[0, 3] > 0
+        assert passes == (accuracy != 10) == nasbench201.is_connected(genotype.cell)
+        assert len(texts) % 20 or read(str(genotype)) == (NB201, genotype)
         blocked += not passes
-    assert blocked == 341
-
-
-def test_texts_of_the_benchmark_there_and_back():
-    texts_of = {str(genotype): genotype for _, genotype in every_cell()}
-    assert len(texts_of) == 15_625
-    assert all(nasbench201.from_text(text) == genotype for text, genotype in texts_of.items())
-    genotype = cell_of("nor_conv_3x3", "none", "nor_conv_1x1", "avg_pool_3x3", "skip_connect",
-                       "nor_conv_3x3")
-    text = ("|nor_conv_3x3~0|+|none~0|nor_conv_1x1~1|+|avg_pool_3x3~0|skip_connect~1|"
-            "nor_conv_3x3~2|")
-    assert str(genotype) == text and classifier.architecture(text) == text
-    assert classifier.genotype_of(repr(genotype)) == genotype
-
-
-@pytest.mark.parametrize("text, why", [
-    ("|nor_conv_3x3~0|+|none~0|nor_conv_1x1~1|", "cannot read"),
-    ("|nor_conv_3x3~1|+|none~0|none~1|+|none~0|none~1|none~2|", "cannot read"),
-    ("|nor_conv_5x5~0|+|none~0|none~1|+|none~0|none~1|none~2|", "unknown operation"),
-    ("|none~0|+|none~0|none~1|+|none~0|none~1|none~2|none~3|", "cannot read"),
-    ("|", "cannot read"), ("||+||+||", "cannot read")])
-def test_other_texts_are_refused(text, why):
-    with pytest.raises(texts.GenotypeError, match=why):
-        classifier.genotype_of(text)
-    with pytest.raises(texts.GenotypeError, match="unknown architecture"):
-        texts.get(text)  # by one who knows the space of the paper alone
-
-
-@pytest.mark.parametrize("cell, why", [
-    (3, "a list of edges"), ([["skip_connect", 1]], "op, node, source"),
-    ([["max_pool_3x3", 1, 0]], "unknown operation"), ([["skip_connect", 1, 1]], "node from 1 to 3"),
-    ([["skip_connect", True, 0]], "node from 1 to 3"), ([[[], 1, 0]], "unknown operation"),
-    ([["skip_connect", 1, 0], ["none", 1, 0]], "two operations")])
-def test_other_cells_are_refused(cell, why):
-    with pytest.raises(ValueError, match=why):
-        nasbench201.checked({"cell": cell})
-
-
-@pytest.mark.parametrize("space", ["s1", "nasbench201"])
-def test_pictures_too_large_for_cells(space):
-    s = Namespace(space=space, primitives="skip_connect,avg_pool_3x3", image_size=65)
-    assert "64 pixels or fewer" in SPACES[space].problem(s, "imagenet")
-    assert SPACES[space].problem(Namespace(**{**vars(s), "image_size": 64}), "imagenet") is None
+        texts.add(str(genotype))
+        skips.append(names.count("skip_connect"))
+    assert blocked == 341 and len(texts) == 15_625
+    # the figures that are known of it; not those that NAS-Bench-201's authors measured
+    assert table.max() == 94.07 and np.median(table) == 90.41
+    means = [round(table[np.array(skips) == count].mean(), 1) for count in range(7)]
+    assert means == [85.6, 87.2, 87.7, 86.5, 82.7, 75.4, 60.8]
+    assert NB201.known(cell_of(*["skip_connect"] * 6)) == {
+        "benchmark_accuracy": 60.78, "benchmark_rank": 15_145, "genotype_skips": 6}
+    assert NB201.known(cell_of(*["nor_conv_3x3"] * 6))["benchmark_accuracy"] == 93.24
+    best = [*itertools.product(nasbench201.OPS, repeat=6)][table.argmax()]
+    assert NB201.known(cell_of(*best))["benchmark_rank"] == 1
 
 
 def test_discretize_edges():
@@ -274,21 +211,13 @@ def test_discretize_edges():
                          "skip_connect~2|")
     assert str(nasbench201.discretize_edges(gates, 0, primitives)) == (
         "|nor_conv_1x1~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|none~0|avg_pool_3x3~1|skip_connect~2|")
-    assert nasbench201.dominant(gates, primitives) == [
+    assert NB201.dominant(gates, primitives) == [
         "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3", "none", "avg_pool_3x3", "skip_connect"]
-    [ones] = nasbench201.discrete_gates(kept, [gates], primitives)
+    [ones] = NB201.discrete_gates(kept, [gates], primitives)
     assert ones.nonzero().tolist() == [[0, 2], [1, 3], [4, 0], [5, 1]]
     assert len(nasbench201.discretize_edges(torch.full((6, 5), 0.5), 0.5).cell) == 6  # from it up
     gates[3:] = 0.5  # nothing reaches the output
     assert nasbench201.discretize_edges(gates, 0.85, primitives).cell == []
-
-
-def test_networks_of_the_benchmark_have_their_published_size():
-    """Parameters of the all-3x3 cell, 16 channels, five cells a stage."""
-    network = nasbench201.NetworkNB201(cell_of(*["nor_conv_3x3"] * 6))
-    assert sum(w.numel() for w in network.parameters()) == 1_531_546
-    logits, auxiliary = network(torch.zeros(2, 3, 9, 9))
-    assert logits.shape == (2, 10) and auxiliary is None
 
 
 @pytest.mark.parametrize("names", [
@@ -303,9 +232,7 @@ def test_derived_cells_equal_the_supernet_with_their_gates(names):
     network = nasbench201.NetworkNB201(genotype, 4, 2).double()
     state = {name: value for name, value in supernet.state_dict().items()
              if ".edges." not in name and name != "alphas.0"}
-    for cell, layer in enumerate(network.cells):
-        if isinstance(layer, nasbench201.ResidualBlock):
-            continue
+    for cell in (0, 1, 3, 4, 6, 7):  # 2 and 5 are residual blocks
         for index, (op, *edge) in enumerate(genotype.cell):
             row, column = nasbench201.EDGES.index((*edge,)), primitives.index(op)
             operation = supernet.cells[cell].edges[row].operations[column]
@@ -313,8 +240,8 @@ def test_derived_cells_equal_the_supernet_with_their_gates(names):
                           for name, value in operation.state_dict().items()})
     lacking, unexpected = network.load_state_dict(state, strict=False)
     assert not unexpected and all(name.endswith(("2.weight", "2.bias")) for name in lacking)
-    images, labels = batch(8, 3)
-    gates = nasbench201.discrete_gates(genotype, supernet.compute_gates(), primitives)
+    images, _ = batch(8, 3)
+    gates = NB201.discrete_gates(genotype, supernet.compute_gates(), primitives)
     expected = supernet(images, gates)
     assert close(network(images)[0], expected)
     for recompute in False, True:

@@ -4,8 +4,6 @@
 """
 import importlib.util
 import io
-import os
-import tempfile
 import warnings
 
 import torch
@@ -28,12 +26,11 @@ def export(folder):
     classifier = load(folder)
     pictures = random_pictures(2, classifier.shape)
     with torch.no_grad():
-        program = torch.export.export(classifier, (pictures,), dynamic_shapes=ANY_BATCH)
         file = io.BytesIO()
-        torch.export.save(program, file)
-        content = file.getvalue()
-        restored = torch.export.load(io.BytesIO(content)).module()  # just written: not foreign
-        keep(run, "model.pt2", content, classifier, restored)
+        torch.export.save(
+            torch.export.export(classifier, (pictures,), dynamic_shapes=ANY_BATCH), file)
+        restored = torch.export.load(io.BytesIO(file.getvalue())).module()
+        keep(run, "model.pt2", file.getvalue(), classifier, restored)
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         print(f"no model.onnx: it requires {', '.join(missing)}; pip install -r "
@@ -41,7 +38,12 @@ def export(folder):
         return
     import onnxruntime
     try:
-        content = to_onnx(classifier, pictures)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.onnx.export(
+                classifier, (pictures,), dynamo=True, input_names=["pictures"],
+                output_names=["probabilities"], dynamic_shapes=ANY_BATCH,
+                verbose=False).model_proto.SerializeToString()
     except Exception as error:  # versions that do not fit together make it raise anything
         raise UserError(f"model.onnx is not written: {first_line(error)}; try newer packages, pip "
                         "install -U -r requirements-export.txt") from None
@@ -50,23 +52,11 @@ def export(folder):
         session.run(None, {"pictures": images.numpy()})[0]))
 
 
-def to_onnx(classifier, pictures):
-    """The bytes of the ONNX file."""
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        path = os.path.join(folder, "model.onnx")
-        torch.onnx.export(classifier, (pictures,), path, dynamo=True, external_data=False,
-                          input_names=["pictures"], output_names=["probabilities"],
-                          dynamic_shapes=ANY_BATCH, verbose=False)
-        with open(path, "rb") as file:
-            return file.read()
-
-
 def keep(run, name, content, classifier, restored):
     """Write the file if `restored` gives what the classifier does. Raises UserError."""
     pairs = [(restored(images), classifier(images)) for images in (
         random_pictures(count, classifier.shape) for count in (1, 2, 7))]
-    difference = torch.cat([found - own for found, own in pairs]).abs().max().item()  # or NaN
+    difference = torch.cat([found - own for found, own in pairs]).abs().max()  # or NaN
     if not difference <= TOLERANCE:
         raise UserError(f"{name} is not written: its probabilities differ by {difference:.1e} from "
                         f"the network's, more than {TOLERANCE}")

@@ -9,8 +9,6 @@ RUN: the folder of a training, whose last weights are used, or a file of weights
 (RUN/best.pt). Pictures are brought to the network's size as in training. A file that
 cannot be used is named on stderr, and the exit code is 2.
 """
-import importlib.util
-import io
 import json
 import os
 import sys
@@ -19,11 +17,11 @@ import torch
 
 from engine.devices import choose_device
 from engine.flags import Parser, UserError, first_line, main, number
-from engine.folders import write_whole
 from engine.pictures import IMG_EXTENSIONS, open_picture, transform
 from use.classifier import load
 
 BATCH = 64  # pictures at once
+MANY = 100  # classes: more of them are drawn without names and numbers
 
 
 def list_files(paths):
@@ -45,41 +43,40 @@ def predict(classifier, files, device):
     """Yields each file and its probabilities (classes,), or why it has none."""
     channels, size, _ = classifier.shape
     fit, mode = transform(size), "L" if channels == 1 else "RGB"
+
+    def read(file):
+        try:
+            return fit(open_picture(file).convert(mode))
+        except Exception as error:  # a damaged file makes Pillow raise nearly anything
+            return first_line(error)
+
     for start in range(0, len(files), BATCH):
-        found = []
-        for file in files[start:start + BATCH]:
-            try:
-                found.append((file, fit(open_picture(file).convert(mode))))
-            except Exception as error:  # a damaged file makes Pillow raise nearly anything
-                found.append((file, first_line(error)))
+        found = [(file, read(file)) for file in files[start:start + BATCH]]
         pictures = [picture for _, picture in found if torch.is_tensor(picture)]
         if pictures:
-            with torch.no_grad():
-                probabilities = iter(classifier(torch.stack(pictures).to(device)).cpu())
+            probabilities = iter(classifier(torch.stack(pictures).to(device)).cpu())
         for file, picture in found:
             yield file, next(probabilities) if torch.is_tensor(picture) else picture
-
-
-def label_of(file, folder, classes):
-    """The number of the class whose folder in `folder` the file is in, or None."""
-    name = os.path.relpath(file, folder).split(os.sep)[0]
-    return classes.index(name) if name in classes else None
 
 
 def draw_confusion(labels, found, classes, path):
     """The confusion matrix, in % of each class, as a picture."""
     from matplotlib.figure import Figure
     from sklearn.metrics import ConfusionMatrixDisplay
-    side = min(16, 2.5 + 0.35 * len(classes))
-    figure = Figure((side + 1, side))
-    ConfusionMatrixDisplay.from_predictions(
-        labels, found, labels=range(len(classes)), display_labels=classes, normalize="true",
-        values_format=".0%", xticks_rotation=60, cmap="cividis", ax=figure.subplots(),
-        include_values=len(classes) <= 40, text_kw={"fontsize": 7})
+    few, side = len(classes) <= MANY, 2.5 + 0.35 * min(len(classes), MANY)
+    axes = Figure((side, side)).subplots()
+    shown = ConfusionMatrixDisplay.from_predictions(
+        labels, found, labels=range(len(classes)), normalize="true",
+        display_labels=[name.replace("$", r"\$") for name in classes],  # no mathematics
+        values_format=".0%", xticks_rotation="vertical", cmap="cividis", colorbar=False, ax=axes,
+        include_values=few, text_kw={"fontsize": 7}, im_kw={"vmin": 0, "vmax": 1})
+    if not few:
+        axes.set(xticks=[], yticks=[])
+    for text in shown.text_.flat if few else []:
+        text.set_visible(text.get_text() != "0%")
+    axes.set_title("% of the true class")
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110, bbox_inches="tight")
-    write_whole(path, content.getvalue())
+    axes.figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 def predict_pictures():
@@ -93,38 +90,32 @@ def predict_pictures():
     given = parser.parse_args()
     device = choose_device(given.get("device", "auto"))
     classifier = load(given["run"]).to(device)
-    classes, paths = classifier.classes, given["pictures"]
+    classes, paths, as_json = classifier.classes, given["pictures"], given.get("json")
     files, top = list_files(paths), min(given.get("top", 5), len(classes))
     folder = paths[0] if len(paths) == 1 and os.path.isdir(paths[0]) else None
-    labels, guesses, code = [], [], 0
-    width = max(map(len, files))
+    labels, guesses, code, width = [], [], 0, max(map(len, files))
     for file, found in predict(classifier, files, device):
         if not torch.is_tensor(found):
             print(f"{file} cannot be used as a picture: {found}", file=sys.stderr)
             code = 2
             continue
         best = [(classes[i], p) for p, i in zip(*(t.tolist() for t in found.topk(top)))]
-        if given.get("json"):
-            print(json.dumps({"file": file, "classes": [[name, p] for name, p in best]}))
-        else:
-            print(f"{file:{width}}  " + "  ".join(f"{name} {100 * p:.1f} %" for name, p in best))
-        label = folder and label_of(file, folder, classes)
-        if label is not None:
-            labels.append(label)
+        line = f"{file:{width}}  " + "  ".join(f"{name} {100 * p:.1f} %" for name, p in best)
+        print(json.dumps({"file": file, "classes": best}) if as_json else line)
+        name = folder and os.path.relpath(file, folder).split(os.sep)[0]
+        if name in classes:
+            labels.append(classes.index(name))
             guesses.append(int(found.argmax()))
     if labels:
         right = sum(a == b for a, b in zip(labels, guesses))
         home = given["run"] if os.path.isdir(given["run"]) else os.path.dirname(given["run"])
-        path = os.path.join(home, "figures", "confusion.png")
-        missing = [name for name in ("matplotlib", "sklearn")
-                   if importlib.util.find_spec(name) is None]
-        if missing:
-            path = f"no confusion matrix, for {missing[0]} is not installed"
-        else:
-            draw_confusion(labels, guesses, classes, path)
-        # JSON stays alone on stdout
-        print(f"accuracy {100 * right / len(labels):.2f}%, {right} of {len(labels)}; {path}",
-              file=sys.stderr if given.get("json") else sys.stdout)
+        drawn = os.path.join(home, "figures", "confusion.png")
+        try:
+            draw_confusion(labels, guesses, classes, drawn)
+        except ImportError as error:
+            drawn = f"no confusion matrix, for {error.name} is not installed"
+        print(f"accuracy {100 * right / len(labels):.2f}%, {right} of {len(labels)}; {drawn}",
+              file=sys.stderr if as_json else sys.stdout)  # JSON stays alone on stdout
     return code
 
 
