@@ -1,10 +1,9 @@
-"""Figures of several searches: what the runs of each setting do over the epochs, and
-what the arms of an experiment measure."""
+"""Figures of several searches: what the runs of each setting do over the epochs."""
 import numpy as np
 
-from study.claims import interval, present
 from study.figures import PARTS, Figure, over_epochs
-from study.records import dominant_counts, known_curve, names_of
+from study.measures import known_curve
+from study.records import dominant_counts, names_of
 
 
 def skips_of(part):
@@ -14,10 +13,10 @@ def skips_of(part):
         part in record.gates and "skip_connect" in record.primitives) else {}
 
 
-def lost_by(*parts):
-    """A curve: what the `parts` of the gap cost together."""
-    return lambda record: {row["epoch"]: sum(row["gap_" + part] for part in parts)
-                           for row in record.rows if row["gap_rounding"] is not None}
+def columns(*names):
+    """A curve: the sum of columns of metrics.csv."""
+    return lambda record: {row["epoch"]: sum(row[name] for name in names)
+                           for row in record.rows if row[names[0]] is not None}
 
 
 def known(column):
@@ -25,19 +24,17 @@ def known(column):
     return lambda record: known_curve(record, column) if column in record.rows[0] else {}
 
 
+SELECTION = "gap_edges", "gap_operations"
 # {file name: (label, whether its panels share an axis that has 0, {title: a function of a Record to
 # {epoch: value}})}
 CURVES = {
     "dominant": ("dominant skip connections", True, {
         title: skips_of(part) for part, title in PARTS.items()}),  # Fig. 1, 2
     "gap": ("validation accuracy (points)", True, {  # Insight 2
-        "Lost by rounding": lost_by("rounding"),
-        "Lost by selection": lost_by("edges", "operations"),
-        "Lost by both": lost_by("rounding", "edges", "operations")}),
+        "Lost by rounding": columns("gap_rounding"), "Lost by selection": columns(*SELECTION),
+        "Lost by both": columns("gap_rounding", *SELECTION)}),
     "curvature": ("largest eigenvalue", True, {  # RobustDARTS, Fig. 4
-        "Curvature by alpha": lambda record: {
-            row["epoch"]: row["curvature"] for row in record.rows
-            if row["curvature"] is not None}}),
+        "Curvature by alpha": columns("curvature")}),
     "derived": ("what argmax would derive", False, {
         "Test accuracy (%)": known("benchmark_accuracy"), "Skips": known("genotype_skips")})}
 
@@ -68,21 +65,4 @@ def curves(records, label, share, panels):
         every[0].set_ylim(bottom=lowest)  # last, for it ends scaling
     figure.supylabel(label, fontsize=8)
     figure.legend(lines.values(), lines, loc="outside lower center", ncols=3)
-    return figure
-
-
-def arms(values):
-    """{measure: {arm: [number or None, of each seed]}}: a panel for each measure."""
-    names = next(iter(values.values()))
-    figure = Figure((1.5 + 2.2 * len(values), 1.4 + 0.26 * len(names)))
-    for axes, (title, found) in zip(figure.subplots(1, len(values), sharey=True, squeeze=False)[0],
-                                    values.items()):
-        for row, numbers in enumerate(map(present, found.values())):
-            mean, half = interval(numbers)
-            axes.errorbar(mean, row, xerr=half if half < np.inf else 0, fmt="k|", markersize=12,
-                          ecolor="lightgrey", elinewidth=7)
-            axes.plot(numbers, [row] * len(numbers), "o", color="#0072B2", zorder=3)
-        axes.set_title(title, fontsize=8)
-        axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
-    figure.supxlabel("dots: seeds; line and bar: their mean and its 95 % interval", fontsize=8)
     return figure

@@ -9,10 +9,9 @@ from study.claims import Claim
 # flags: of every search, {name: value}; arms: {name: Arm}; first, seeds: the first seed and how
 # many; measures: {column of the page: a column of metrics.csv, or a function of a Record}
 Experiment = namedtuple("Experiment", "title flags arms first seeds measures claims notes")
-# flags: its own; of: the arm whose searches it reads again, as if they had had its flags; then:
-# (module, file): `python -m module RUN` of each finished search writes RUN/file, a genotype, which
-# counts in place of the search's; seeds: so many at most
-Arm = namedtuple("Arm", "flags of then seeds", defaults=(None, None, None))
+# flags: its own; of: the arm whose searches it reads again, as if they had had its flags; seeds: so
+# many at most
+Arm = namedtuple("Arm", "flags of seeds", defaults=(None, None))
 
 # Gates without a penalty have no reason to reach a threshold, so they are discretised by argmax
 # (Eq. 3).
@@ -90,9 +89,8 @@ NASBENCH201 = Experiment(
      **{f"w{w01}_{rate}": Arm({"w01": w01, "arch_learning_rate": rate}, seeds=3)
         for w01, rate in ((1.22, 0.003), (3, 0.003), (10, 0.01))}}, 71, 9,
     {"accuracy, %": measures.accuracy, "− mean of random": measures.over_random,
-     "below it, share": measures.ends_below, "skips of 6": measures.known("genotype_skips"),
      "by argmax, %": measures.by_argmax, "got worse by, points": measures.decline,
-     "epoch of the genotype": "epoch"},
+     "skips of 6": measures.known("genotype_skips"), "epoch of the genotype": "epoch"},
     [Claim("Under softmax the derived architectures get worse: mean accuracy of the first third "
            "of the epochs less that of the last", measures.decline, "softmax"),
      Claim("and end worse than random ones",

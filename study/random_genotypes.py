@@ -9,9 +9,7 @@ from genotypes import LAST_NODE, Edge, Genotype
 def random_genotype(counts, primitives, seed, accepted=lambda genotype: True, tries=10000):
     """A Genotype of counts[0] and counts[1] edges, each cell drawn uniformly from those
     that a search can leave: at most two edges into a node, none from a node that
-    nothing enters; the first that is `accepted`. Raises UserError where none of so
-    many `tries` is.
-    """
+    nothing enters; the first of so many `tries` that is `accepted`. Raises UserError."""
     dice = random.Random(seed)
     for _ in range(tries):
         genotype = Genotype(*(random_cell(count, primitives, dice) for count in counts))
