@@ -21,8 +21,7 @@ held. This was fixed in the code before the runs."""
 
 def differences(claim, records):
     """The claim's difference for each seed, None where a side has no value. records:
-    {arm: [Record of each seed]}, in the order of the seeds, of which an arm may have
-    fewer."""
+    {arm: [Record of each seed]}"""
     sides = [[value(claim.measure, record) for record in records[arm]]
              for arm in (claim.arm, claim.against) if arm]
     return [None if None in pair else pair[0] - sum(pair[1:]) for pair in zip(*sides)]

@@ -8,10 +8,11 @@
     python -m study.reproduce --random 20           # random genotypes, trained, ranked
     python -m study.reproduce --random 20 --skips 2 --macs 300-400 -- --epochs 5
 
-Writes NAME.md, or random.md. Finished runs are used as they are, stopped ones go on.
-Who adds an experiment adds it to study/experiments.py.
+Writes NAME.md, or random.md, beside the runs. Finished runs are used as they are, stopped
+ones go on. Experiments are data, see study/experiments.py.
 """
 import os
+import random
 import shlex
 import subprocess
 import sys
@@ -22,12 +23,12 @@ import torch
 import train_eval
 from engine.flags import Parser, UserError, main, number, refuse
 from engine.folders import Folder, read_metrics, write_whole
-from genotypes import PRIMITIVES
+from fair_darts import prune
+from genotypes import LAST_NODE, PRIMITIVES, Edge, Genotype
 from model_eval import NetworkCIFAR
 from study.claims import RULE, differences, holm, interval, present, sign_flip, verdict
 from study.experiments import EXPERIMENTS
 from study.measures import value
-from study.random_genotypes import random_genotype
 from study.records import read, read_again
 
 
@@ -73,15 +74,15 @@ def is_finished(folder):
 def records_of(name, experiment, root, seeds, jobs, extra):
     """{arm: [Record of each seed]}, once all runs are done. extra: words for each
     search."""
-    plan = [(arm, a, seed, os.path.join(root, f"{name}-{a.of or arm}-{seed}"))
-            for arm, a in experiment.arms.items()
-            for seed in range(experiment.first, experiment.first + min(seeds, a.seeds or seeds))]
-    run_all({folder: ["train_search", *words_of({**experiment.flags, **a.flags}), *extra,
-                      "--seed", str(seed)] for _, a, seed, folder in plan if a.of is None}, jobs)
-    records = {arm: [] for arm in experiment.arms}
-    for arm, a, _, folder in plan:
-        records[arm].append(read_again(read(folder), a.flags) if a.of else read(folder))
-    return records
+    numbers = range(experiment.first, experiment.first + seeds)
+    folders = {arm: [os.path.join(root, f"{name}-{of or arm}-{seed}") for seed in numbers]
+               for arm, (_, of) in experiment.arms.items()}
+    run_all({folder: ["train_search", *words_of({**experiment.flags, **flags}), *extra,
+                      "--seed", str(seed)]
+             for arm, (flags, of) in experiment.arms.items() if of is None
+             for seed, folder in zip(numbers, folders[arm])}, jobs)
+    return {arm: [read_again(read(folder), flags) if of else read(folder)
+                  for folder in folders[arm]] for arm, (flags, of) in experiment.arms.items()}
 
 
 # ---------------------------------------------------------------- the page
@@ -118,13 +119,24 @@ def page(experiment, records, command):
         lines += [row(arm, *(spread([value(measure, record) for record in own])
                              for measure in experiment.measures.values()))]
     lines += ["", f"All searches: `train_search.py {shlex.join(words_of(experiment.flags))}`.", ""]
-    for arm, (flags, of, _) in experiment.arms.items():
+    for arm, (flags, of) in experiment.arms.items():
         again = f"{of}'s searches, as if with " if of else ""
         lines += [f"- {arm}: {again}`{shlex.join(words_of(flags))}`"]
     return "\n".join([*lines, ""])
 
 
 # ---------------------------------------------------------------- random genotypes
+
+def random_cell(dice, count=8, primitives=PRIMITIVES):
+    """Drawn uniformly from the cells of so many edges that a search can leave: at most
+    two edges into a node, none from a node that nothing enters."""
+    edges = [(node, source) for node in range(2, LAST_NODE + 1) for source in range(node)]
+    while True:
+        cell = [Edge(dice.choice(primitives), *edge) for edge in sorted(dice.sample(edges, count))]
+        entered = [edge.node for edge in cell]
+        if max(map(entered.count, entered)) <= 2 and prune(cell) == cell:
+            return cell
+
 
 def macs_of(genotype):
     """Millions of multiply-accumulates at the published size, see train_eval.count."""
@@ -133,19 +145,21 @@ def macs_of(genotype):
 
 
 def random_page(root, count, skips, bounds, jobs, extra):
-    """Train `count` random genotypes of eight edges a cell; the text of their ranking.
-    skips: so many in the normal cell; bounds: least and most millions of MACs; None:
-    any."""
+    """Train `count` random genotypes; the text of their ranking. skips: so many in the
+    normal cell; bounds: least and most millions of MACs; None: any."""
     def accepted(genotype):
         return skips in (None, [edge.op for edge in genotype.normal].count("skip_connect")) and (
             bounds is None or bounds[0] <= macs_of(genotype) <= bounds[1])
 
     drawn, runs = {}, {}
     for seed in range(count):
-        folder = os.path.join(root, f"random-{seed}")
-        drawn[folder] = random_genotype((8, 8), PRIMITIVES, seed, accepted)
+        dice, folder = random.Random(seed), os.path.join(root, f"random-{seed}")
+        tries = (Genotype(random_cell(dice), random_cell(dice)) for _ in range(10_000))
+        genotype = drawn[folder] = next(filter(accepted, tries), None)
+        if genotype is None:
+            raise UserError("none of 10,000 random genotypes has these --skips and --macs")
         runs[folder] = ["train_eval", "--dataset", "digits", *extra, "--seed", str(seed), "--arch",
-                        str(drawn[folder])]
+                        str(genotype)]
     run_all(runs, jobs)
     rows = sorted(((read_metrics(folder)[-1]["test_accuracy"], macs_of(genotype), folder, genotype)
                    for folder, genotype in drawn.items()), reverse=True)
@@ -165,8 +179,7 @@ FLAGS = {"flags": {
     "random": (None, number(int, 1), "train so many random genotypes instead"),
     "skips": (None, number(int, 0), "of --random: skip connections in the normal cell"),
     "macs": (None, span, "of --random: millions at the published size, LEAST-MOST"),
-    "runs": ("runs", str, "folder in which the runs are kept"),
-    "output": (None, str, "folder of the page, if not that of the runs"),
+    "runs": ("runs", str, "folder of the runs and the page"),
     "jobs": (os.cpu_count(), number(int, 1), "runs at once")}}
 
 
@@ -179,8 +192,6 @@ def reproduce():
     if name not in EXPERIMENTS and "random" not in given or {"random", "name"} <= given.keys():
         raise UserError(f"give an experiment, {', '.join(EXPERIMENTS)}, or --random X")
     refuse(given, ["skips", "macs"] if name in EXPERIMENTS else ["seeds"], f"is not of {name}")
-    output = os.path.join(s["output"] or s["runs"], name + ".md")
-    os.makedirs(os.path.dirname(output), exist_ok=True)  # or fails before the work
     if name in EXPERIMENTS:
         experiment = EXPERIMENTS[name]
         seeds = s["seeds"] or experiment.seeds
@@ -189,9 +200,9 @@ def reproduce():
         text = page(experiment, records, shlex.join(again).removesuffix(" --"))
     else:
         text = random_page(s["runs"], s["random"], s["skips"], s["macs"], s["jobs"], extra)
-    write_whole(output, text)
-    print(output)
-    return 0
+    path = os.path.join(s["runs"], name + ".md")
+    write_whole(path, text)
+    print(path)
 
 
 if __name__ == "__main__":

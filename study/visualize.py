@@ -11,15 +11,15 @@ import os
 from engine.flags import Parser, UserError, main
 from engine.folders import write_whole
 from spaces import GenotypeError, read as read_genotype
-from study import compare, figures
+from study import figures
 from study.draw_cells import parts_of
 from study.records import read
 
 
 def figures_of(*records):
     """{file name: function that draws it} of one run, or of several together."""
-    curves = {name: functools.partial(compare.curves, records, *rest)
-              for name, rest in compare.CURVES.items()}
+    curves = {name: functools.partial(figures.draw_curves, records, *rest)
+              for name, rest in figures.CURVES.items()}
     if len(records) > 1:
         return {"heatmap": functools.partial(figures.draw_heatmap, *records), **curves}
     [record] = records

@@ -197,9 +197,9 @@ def test_unrolled_steps_compare_passes_that_are_disturbed_alike(tmp_path, monkey
     assert call(train_search, monkeypatch, *TINY_SEARCH, "--unrolled", "--skip_noise", "1",
                 "--gap_every", 0, "--runs", tmp_path) == 0
     count = len(steps[0]) // 4
-    assert [found == 4 * found[:count] and len(set(found)) == count for found in steps] == [True] * 2
-    train = seeds[4 * count:5 * count], seeds[9 * count:10 * count]  # after each, one on the weights
-    assert len({*map(tuple, (steps[0][:count], steps[1][:count], *train))}) == 4
+    assert len(steps) == 2 and len(seeds) == 10 * count  # each and one pass for the weights
+    assert all(found == 4 * found[:count] and len(set(found)) == count for found in steps)
+    assert len({tuple(seeds[first * count:(first + 1) * count]) for first in (0, 4, 5, 9)}) == 4
 
 
 def test_shared_softmax_competes_among_its_own():
@@ -257,8 +257,8 @@ def test_a_search_ends_when_the_curvature_has_grown():
         every, ratio = dice.choice((1, 2, 3)), dice.choice((1.3, 1.1))
         epochs = dice.choice((25, 50))
         values = [math.exp(dice.gauss(0, 0.4) + 0.02 * e) for e in range(epochs)]
-        rows = [dict(epoch=e + 1, curvature=values[e] if e % every == 0 or e == epochs - 1 else None)
-                for e in range(epochs)]
+        rows = [dict(epoch=e + 1, curvature=value if e % every == 0 or e == epochs - 1 else None)
+                for e, value in enumerate(values)]
         s = settings(epochs=epochs, curvature_every=every, max_curvature_ratio=ratio)
         expected = stop_of_robust_darts(values.__getitem__, ratio, every, epochs)
         found = cures.outcome(s, rows)
