@@ -126,14 +126,14 @@ class DisturbedSkips:
             network.register_forward_pre_hook(self.draw)
 
     def draw(self, *_):
-        """Before each pass: new seeds, drawn from the generator that checkpoints keep."""
+        """Before each pass: new seeds, from the generator that checkpoints keep."""
         if self.network.training and not self.same and any(
                 skip.dropout or skip.noise for skip in self.skips):
             for skip, seed in zip(self.skips, torch.randint(2**62, (len(self.skips),)).tolist()):
                 skip.seed = seed
 
     def same_draws(self):
-        """Within it all passes are disturbed alike, for finite differences compare them."""
+        """Within it all passes are disturbed alike: finite differences compare them."""
         self.draw()
         return temporarily([self], same=True)
 

@@ -25,7 +25,7 @@ def rounded(gates, kind="sigmoid", shared=None):
 def encoding_gap(gates, first, kind="sigmoid", present=None, shared=None):
     """rho, what Insight 2 is about: mean |gate - rounded gate|, relative to that of the
     `first` gates, of alphas 0: 1/2 for a sigmoid, (2 / K) * (1 - 1 / K) for a softmax
-    of K operations. gates, first: (edges, operations); present: bool, which there are."""
+    of K operations. gates, first: (edges, operations); present: which there are."""
     distances = []
     for values in (gates, first):
         distance = (values - rounded(values, kind, shared)).abs()

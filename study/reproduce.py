@@ -8,8 +8,8 @@
     python -m study.reproduce --random 20           # random genotypes, trained, ranked
     python -m study.reproduce --random 20 --skips 2 --macs 300-400 -- --epochs 5
 
-Writes NAME.md, or random.md, beside the runs. Finished runs are used as they are, stopped
-ones go on. Experiments are data, see study/experiments.py.
+Writes NAME.md, or random.md, beside the runs. Finished runs are used as they are,
+stopped ones go on. Who adds an experiment adds it to study/experiments.py.
 """
 import os
 import random
@@ -39,8 +39,8 @@ def words_of(flags):
 
 
 def run_all(runs, jobs):
-    """Do what is left of the runs {folder: script and its flags}, `jobs` at once. Raises
-    UserError where one fails, or was started by other flags."""
+    """Do what is left of the runs {folder: script and its flags}, `jobs` at once.
+    Raises UserError where one fails, or was started by other flags."""
     left = {}
     for folder, (script, *words) in runs.items():
         if not os.path.lexists(folder):
