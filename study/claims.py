@@ -10,9 +10,6 @@ from study.measures import value
 # The claim is that the measure, over the seeds of `arm`, is above 0; or that it is above that of
 # the same seeds of the arm `against`.
 Claim = namedtuple("Claim", "text measure arm against", defaults=(None,))
-# values: of each seed, None where a side has no value; mean, half: of the 95 % interval; corrected:
-# the p-value of the sign-flip test, for all claims of the experiment
-Finding = namedtuple("Finding", "claim values mean half p corrected verdict")
 LEVEL = 0.05
 RULE = """\
 A claim *held* if the 95 % interval (Student's t over the seeds) of the difference lies above 0
@@ -22,17 +19,9 @@ have the same seed. A seed without a value (no genotype) is counted: with one, a
 held. This was fixed in the code before the runs."""
 
 
-def find(claims, records):
-    """The Finding of each claim. records: {arm: [Record of each seed]}, in the order of
-    the seeds, of which an arm may have fewer."""
-    values = [differences(claim, records) for claim in claims]
-    p = [sign_flip(present(found)) for found in values]
-    return [Finding(claim, found, *interval(present(found)), *ps, verdict(found, ps[1]))
-            for claim, found, *ps in zip(claims, values, p, holm(p))]
-
-
 def differences(claim, records):
-    """The claim's difference for each seed, None where a side has no value."""
+    """The claim's difference for each seed, None where a side has no value. records:
+    {arm: [Record of each seed]}"""
     sides = [[value(claim.measure, record) for record in records[arm]]
              for arm in (claim.arm, claim.against) if arm]
     return [None if None in pair else pair[0] - sum(pair[1:]) for pair in zip(*sides)]

@@ -1,13 +1,11 @@
 """Other cures of collapse, in one view (Sec. 3 and 4 of the paper): it needs an unfair
 advantage of skip connections and an exclusive competition. A cure breaks one of the
-two, or the search ends in time, or its genotype is repaired.
+two, or the search ends in time, or its genotype is repaired. All are off by default.
 
-    skip_dropout, skip_noise    the advantage: skips are disturbed while searching
+    skip_dropout, skip_noise        the advantage: skips are disturbed while searching
+    shared_softmax                  the competition: of some operations alone
     max_skips, max_curvature_ratio  the search stops before the collapse
-    keep_skips                  the genotype is repaired after it
-    shared_softmax              the competition: of some operations alone
-
-All of them are off by default.
+    keep_skips                      the genotype is repaired after it
 """
 import importlib.util
 import math
@@ -48,8 +46,9 @@ CURE_FLAGS = {
 
 def check(s):
     """Raises UserError where settings do not go together."""
-    names, known = shared_names(s), SPACES[s.space].primitives(s)
-    if names and (s.gate == "softmax" or len(names) < 2 or not set(names) <= set(known)):
+    shared, known = s.shared_softmax.split(","), SPACES[s.space].primitives(s)
+    if s.shared_softmax and (
+            s.gate == "softmax" or len(shared) < 2 or not set(shared) <= set(known)):
         raise UserError(f"--shared_softmax {s.shared_softmax}: it requires --gate sigmoid, and two "
                         f"or more of {','.join(known)}")
     if s.curvature_every and importlib.util.find_spec("scipy") is None:
@@ -58,24 +57,18 @@ def check(s):
     if s.max_curvature_ratio and not s.curvature_every:
         raise UserError("--max_curvature_ratio requires --curvature_every: leave it out, or give 2")
     if s.max_curvature_ratio and s.epochs < first_stop(s.curvature_every):
-        raise UserError(f"--max_curvature_ratio could end no search of --epochs {s.epochs} with "
-                        f"--curvature_every {s.curvature_every}: it takes "
-                        f"{first_stop(s.curvature_every)} epochs")
+        raise UserError(f"--max_curvature_ratio ends no search of fewer than "
+                        f"{first_stop(s.curvature_every)} epochs: raise --epochs {s.epochs}")
     if s.arch_start >= s.epochs:
         raise UserError(f"--arch_start {s.arch_start}: alpha would have no step in --epochs "
                         f"{s.epochs}")
 
 
-# ---------------------------------------------------------------- a softmax shared by some
-
-def shared_names(s):
-    return s.shared_softmax.split(",") if s.shared_softmax else []
-
-
 def shared_mask(s):
     """Which operations share a softmax, bool (operations,); None where none do."""
-    names = shared_names(s)
-    return torch.tensor([op in names for op in SPACES[s.space].primitives(s)]) if names else None
+    shared = s.shared_softmax.split(",")
+    mask = torch.tensor([op in shared for op in SPACES[s.space].primitives(s)])
+    return mask if mask.any() else None
 
 
 def gate_of(s):
@@ -133,21 +126,16 @@ class DisturbedSkips:
             network.register_forward_pre_hook(self.draw)
 
     def draw(self, *_):
-        """Before each pass: new seeds, drawn from the generator that checkpoints keep."""
+        """Before each pass: new seeds, from the generator that checkpoints keep."""
         if self.network.training and not self.same and any(
                 skip.dropout or skip.noise for skip in self.skips):
             for skip, seed in zip(self.skips, torch.randint(2**62, (len(self.skips),)).tolist()):
                 skip.seed = seed
 
-    @contextmanager
     def same_draws(self):
-        """Within it all passes are disturbed alike, for finite differences compare them."""
+        """Within it all passes are disturbed alike: finite differences compare them."""
         self.draw()
-        self.same = True
-        try:
-            yield
-        finally:
-            self.same = False
+        return temporarily([self], same=True)
 
     def begin_epoch(self, epoch):
         """From 0. Noise falls by half a cosine over --noise_epochs, dropout as
@@ -157,23 +145,28 @@ class DisturbedSkips:
             skip.dropout = self.s.skip_dropout * dropout_rate(self.s, epoch)
             skip.noise = self.s.skip_noise * 0.5 * (1 + math.cos(math.pi * done))
 
-    @contextmanager
     def undisturbed(self):
         """Within it, skips are what they are."""
-        rates = [(skip.dropout, skip.noise) for skip in self.skips]
-        for skip in self.skips:
-            skip.dropout = skip.noise = 0.0
-        try:
-            yield
-        finally:
-            for skip, (dropout, noise) in zip(self.skips, rates):
-                skip.dropout, skip.noise = dropout, noise
+        return temporarily(self.skips, dropout=0.0, noise=0.0)
+
+
+@contextmanager
+def temporarily(things, **values):
+    """Within it, attributes of all `things` have these values."""
+    former = [(thing, name, getattr(thing, name)) for thing in things for name in values]
+    for thing, name, _ in former:
+        setattr(thing, name, values[name])
+    try:
+        yield
+    finally:
+        for attribute in former:
+            setattr(*attribute)
 
 
 def dropout_rate(s, epoch):
-    """The share of --skip_dropout that is left. "linear", of our own: 1 at first, 0
-    after the last epoch. "pdarts", its scripts' rule: while alpha waits, a line that
-    ends at 0 in the last epoch; from --arch_start on exp(-0.2 * epochs since)."""
+    """The share of --skip_dropout that is left. "linear", of our own: from 1 to 0 after
+    the last epoch. "pdarts", its scripts' rule: while alpha waits, a line to 0 in the
+    last epoch; from --arch_start on exp(-0.2 * epochs since)."""
     if s.skip_dropout_schedule == "linear":
         return 1 - epoch / s.epochs
     if epoch < s.arch_start:
@@ -190,48 +183,41 @@ def outcome(s, rows):
     --max_skips N (DARTS+, the first of its two criteria; the other, a ranking of alphas
     that stays the same, is not here): as soon as argmax would derive more than N skips;
     the epoch before counts (the first, if there is none).
-    --max_curvature_ratio R: see `stop_by_curvature`.
     """
     for index, row in enumerate(rows):
-        skips = row.get("derived_skips") or 0
-        if s.max_skips and skips > s.max_skips:
-            return max(index, 1), (f"argmax would derive {skips:.0f} skip connections after epoch "
-                                   f"{index + 1}, --max_skips {s.max_skips}")
-    if s.max_curvature_ratio:
-        curvatures = {int(row["epoch"]): row["curvature"] for row in rows
-                      if row.get("curvature") is not None}
-        found = stop_by_curvature(curvatures, s.max_curvature_ratio, s.curvature_every, s.epochs)
-        if found:
-            return found
-    return (len(rows), None) if len(rows) >= s.epochs else None
+        if s.max_skips and row["derived_skips"] > s.max_skips:
+            return max(index, 1), (f"argmax would derive {row['derived_skips']:.0f} skip "
+                                   f"connections after epoch {index + 1}, --max_skips "
+                                   f"{s.max_skips}")
+    stopped = stop_by_curvature(s, rows) if s.max_curvature_ratio else None
+    return stopped or ((len(rows), None) if len(rows) >= s.epochs else None)
 
 
-def stop_by_curvature(curvatures, ratio, every, epochs):
-    """RobustDARTS's rule: (epoch that counts, why), or None. curvatures: {epoch, from
-    1: value}.
+def stop_by_curvature(s, rows):
+    """--max_curvature_ratio R, RobustDARTS's rule: (epoch that counts, why), or None.
 
     A measurement's local average is the mean of the five that it is the last of, and
-    belongs to the epoch of the third of them. As soon as it is above `ratio` times that
-    of four measurements before, whose epoch counts, if that is the 11th or later. The
-    last epoch's ends nothing.
+    belongs to the epoch of the third of them. As soon as it is above R times that of
+    four measurements before, whose epoch counts, if that is the 11th or later. The last
+    epoch's ends nothing.
     """
-    measured = sorted(epoch for epoch in curvatures if epoch < epochs)
-    values = [curvatures[epoch] for epoch in measured]
+    measured = [(int(row["epoch"]), row["curvature"]) for row in rows
+                if row["curvature"] is not None and row["epoch"] < s.epochs]
+    values = [value for _, value in measured]
     averages = [statistics.fmean(values[max(0, end - WINDOW):end])
                 for end in range(1, len(values) + 1)]
     for last in range(DISTANCE, len(averages)):
-        epoch = measured[last] - every * (WINDOW // 2 + DISTANCE)
+        epoch = measured[last][0] - s.curvature_every * (WINDOW // 2 + DISTANCE)
         now, before = averages[last], averages[last - DISTANCE]
-        if epoch >= FIRST and now > ratio * before > 0:
+        if epoch >= FIRST and now > s.max_curvature_ratio * before > 0:
             return epoch, (f"the curvature is {now / before:.2f} times that of epoch {epoch}, "
-                           f"--max_curvature_ratio {ratio:g}")
+                           f"--max_curvature_ratio {s.max_curvature_ratio:g}")
     return None
 
 
 def first_stop(every):
     """How many epochs a search must have that --max_curvature_ratio can end."""
-    measured = 1 + every * math.ceil((FIRST - 1) / every) + every * (WINDOW // 2 + DISTANCE)
-    return measured + 1
+    return 2 + every * (math.ceil((FIRST - 1) / every) + WINDOW // 2 + DISTANCE)
 
 
 # ---------------------------------------------------------------- the genotype

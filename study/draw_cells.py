@@ -26,51 +26,38 @@ def colour(op):
     return COLOURS.get(op, MORE_COLOURS[position % len(MORE_COLOURS)])
 
 
-def cell_layout(edges, last_node=genotypes.LAST_NODE):
-    """Places in a drawing: ({state or "out": (x, y)}, [(Edge, x, y of its label)]).
-
-    The states stand in a row. Each edge is an arc above or below them, short ones near;
-    every arc has a height of its own, so that no two labels can meet.
-    """
-    states = [*range(last_node + 1), "out"]
-    points = {state: (3.0 * place, 0.0) for place, state in enumerate(states)}
-    labels = []
-    for index, edge in enumerate(sorted(edges, key=lambda e: (e.node - e.source, e))):
-        height = 1.5 + 0.6 * (index // 2)
-        y = height if index % 2 == 0 else -height
-        labels.append((edge, 1.5 * (edge.source + edge.node), y))
-    return points, labels
-
-
 def draw_cell(edges, title, names=STATES, last_node=genotypes.LAST_NODE):
-    """A cell as a graph, from inputs to output; nodes that no edge enters are grey.
-    names: of the inputs and of the output, {state or "out": name}; without "out" the
-    last node is the output."""
-    points, labels = cell_layout(edges, last_node)
-    if "out" not in names:
-        del points["out"]
-    heights = [-1.7, 1.7, *(y + sign for _, _, y in labels for sign in (-0.5, 0.5))]
-    bottom, top, right = min(heights), max(heights), max(points.values())[0]
+    """A cell as a graph, its states in a row; those that no edge enters are grey. Each
+    edge is an arc above or below them, short ones near; every arc has a height of its
+    own, so that no two labels can meet. names: of the inputs and of the output, {state
+    or "out": name}; without "out" the last node is the output."""
+    places = {state: 3.0 * state for state in range(last_node + 1)}
+    if "out" in names:
+        places["out"] = 3.0 * len(places)
+    edges = sorted(edges, key=lambda e: (e.node - e.source, e))
+    heights = [(1.5 + 0.6 * (index // 2)) * (-1) ** index for index in range(len(edges))]
+    bottom, top, right = min(-1.2, *heights) - 0.5, max(1.2, *heights) + 0.5, max(places.values())
     figure = Figure((0.62 * (right + 2.4), 0.62 * (top - bottom) + 0.5))
     axes = figure.subplots()
     axes.set(xlim=(-1.2, right + 1.2), ylim=(bottom, top), aspect="equal", title=title)
     axes.set_axis_off()
     u = np.linspace(-1, 1, 100)
-    for edge, x, y in labels:
-        (start, _), (end, _) = points[edge.source], points[edge.node]
-        arc = np.stack([x + u * (end - start) / 2, y * (1 - u ** 2)], axis=1)
+    for edge, height in zip(edges, heights):
+        start, end = places[edge.source], places[edge.node]
+        middle = (start + end) / 2
+        arc = np.stack([middle + u * (end - start) / 2, height * (1 - u ** 2)], axis=1)
         arc = arc[np.hypot(arc[:, 0] - end, arc[:, 1]) > 0.44]  # the arrow ends at the circle
         axes.add_patch(FancyArrowPatch(path=Path(arc), arrowstyle="-|>", mutation_scale=14,
                                        color=colour(edge.op), linewidth=1.8, zorder=2))
-        axes.text(x, y, edge.op, zorder=4, **CENTRED, bbox={
+        axes.text(middle, height, edge.op, zorder=4, **CENTRED, bbox={
             "boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": colour(edge.op)})
     entered = {edge.node for edge in edges}
-    for state, (x, y) in points.items():
+    for state, x in places.items():
         face, line = ("white", "black") if state in {*names, *entered} else ("#DDDDDD", "#999999")
-        axes.add_patch(Circle((x, y), 0.42, facecolor=face, edgecolor=line, zorder=5))
-        axes.text(x, y, names.get(state, state), color=line, zorder=6, fontsize=7, **CENTRED)
+        axes.add_patch(Circle((x, 0), 0.42, facecolor=face, edgecolor=line, zorder=5))
+        axes.text(x, 0, names.get(state, state), color=line, zorder=6, fontsize=7, **CENTRED)
         if state in entered and "out" in names:  # a line below the nodes: the concatenation
-            axes.plot([x, x, right, right], [y, -0.62, -0.62, 0], color="#BBBBBB", zorder=1)
+            axes.plot([x, x, right, right], [0, -0.62, -0.62, 0], color="#BBBBBB", zorder=1)
     return figure
 
 

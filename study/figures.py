@@ -1,4 +1,4 @@
-"""The paper's figures of one search, or of the last gates of several."""
+"""The paper's figures of one search, and of several side by side."""
 import numpy as np
 import torch
 
@@ -6,7 +6,6 @@ from engine.flags import leave
 
 try:
     import matplotlib
-    from matplotlib.colors import to_rgba_array
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 except ModuleNotFoundError as error:
@@ -14,8 +13,8 @@ except ModuleNotFoundError as error:
 
 from fair_darts import PENALTIES
 from study.draw_cells import CENTRED, colour
-from study.records import (all_gates, dominant_counts, kept_gates, last_gates, names_of,
-                           setting)
+from study.measures import known_curve
+from study.records import all_gates, dominant_counts, kept_gates, names_of, setting
 from study.resting import resting_gate
 
 LINE_COLOURS = ["#000000", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#D55E00"]
@@ -33,9 +32,9 @@ def over_epochs(axes, title, whole_numbers="x", **settings):
 
 
 def draw_dominant(record):
-    """Fig. 1, 2: the dominant operations over epochs; in S2 also that of each layer."""
-    figure = Figure((9, 3.2))
-    panels = figure.subplots(1, 2, sharey="reduce" in record.gates)
+    """Fig. 1, 2: the dominant operations over epochs."""
+    figure, known = Figure((9, 3.2)), "benchmark_rank" in record.rows[0]
+    panels = figure.subplots(1, len(record.gates) + known, sharey=not known, squeeze=False)[0]
     edges = np.arange(len(record.rows) + 1) + 0.5  # between the epochs
     # the skip connections lowest, where heights are easy to compare
     order = sorted(record.primitives, key=lambda op: op != "skip_connect")
@@ -48,16 +47,9 @@ def draw_dominant(record):
                     xlim=(edges[0], edges[-1]), ylim=(0, counts[0].sum()))
     panels[0].set_ylabel("operations")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", reverse=True)
-    if "benchmark_rank" in record.rows[0]:
+    if known:
         panels[1].plot(edges[:-1] + 0.5, [row["benchmark_accuracy"] for row in record.rows], "o-")
         over_epochs(panels[1], "Accuracy of what would be derived", ylabel="test accuracy (%)")
-    if "layers" in record.gates:
-        pixels = [to_rgba_array([colour(op) for op in record.space.dominant(
-            epoch, record.primitives)]) for epoch in record.gates["layers"]]
-        panels[1].imshow(np.swapaxes(pixels, 0, 1), aspect="auto", interpolation="nearest",
-                         extent=(edges[0], edges[-1], len(pixels[0]) - 0.5, -0.5))
-        over_epochs(panels[1], "Dominant operation of each layer", whole_numbers="both",
-                    ylabel="layer")
     return figure
 
 
@@ -102,7 +94,7 @@ def draw_heatmap(*records):
         for axes in line[len(record.gates):]:
             axes.axis("off")
         for axes, part in zip(line, record.gates):
-            gates, kept = last_gates(record, part), kept_gates(record, part)
+            gates, kept = record.gates[part][record.epoch - 1], kept_gates(record, part)
             image = axes.imshow(gates, vmin=0, vmax=1, cmap="cividis", aspect="auto")
             for row, column in np.argwhere(~np.isnan(gates)):
                 ink = "white" if gates[row, column] < 0.55 else "black"
@@ -140,10 +132,10 @@ def draw_penalty(record):
     image = below.imshow(np.ma.masked_equal(100 * gate_histogram(record), 0), origin="lower",
                          aspect="auto", cmap="cividis", vmin=0, interpolation="nearest",
                          extent=(0.5, len(record.rows) + 0.5, 0, 1))
-    s = record.settings
-    if s["gate"] == "sigmoid":
-        rest = resting_gate(s["w01"], all_gates(record).shape[1], s["arch_weight_decay"],
-                            PENALTIES[s["zero_one_loss"]])
+    s = record.s
+    if s.gate == "sigmoid":
+        rest = resting_gate(s.w01, all_gates(record).shape[1], s.arch_weight_decay,
+                            PENALTIES[s.zero_one_loss])
         for height in {rest, 1 - rest}:
             below.axhline(height, color="#D55E00", linestyle="--", linewidth=1.5)
     over_epochs(below, f"All gates over epochs, {setting(record)}", ylabel="gate z")
@@ -183,3 +175,67 @@ def draw_gap(record):
 # {file name: function of a Record that draws a figure, or returns None}
 FIGURES = {"dominant": draw_dominant, "gates": draw_gates, "heatmap": draw_heatmap,
            "penalty": draw_penalty, "gap": draw_gap}
+
+
+# ---------------------------------------------------------------- several searches, over the epochs
+
+def skips_of(part):
+    """A curve: how many dominant operations of the `part` are skip connections."""
+    return lambda record: dict(enumerate(
+        dominant_counts(record, part)[:, record.primitives.index("skip_connect")], 1)) if (
+        part in record.gates and "skip_connect" in record.primitives) else {}
+
+
+def columns(*names):
+    """A curve: the sum of columns of metrics.csv."""
+    return lambda record: {row["epoch"]: sum(row[name] for name in names)
+                           for row in record.rows if row[names[0]] is not None}
+
+
+def known(column):
+    """A curve: what argmax would derive, looked up."""
+    return lambda record: known_curve(record, column) if column in record.rows[0] else {}
+
+
+SELECTION = "gap_edges", "gap_operations"
+# {file name: (label, whether its panels share an axis that has 0, {title: a function of a Record to
+# {epoch: value}})}
+CURVES = {
+    "dominant": ("dominant skip connections", True, {
+        title: skips_of(part) for part, title in PARTS.items()}),  # Fig. 1, 2
+    "gap": ("validation accuracy (points)", True, {  # Insight 2
+        "Lost by rounding": columns("gap_rounding"), "Lost by selection": columns(*SELECTION),
+        "Lost by both": columns("gap_rounding", *SELECTION)}),
+    "curvature": ("largest eigenvalue", True, {  # RobustDARTS, Fig. 4
+        "Curvature by alpha": columns("curvature")}),
+    "derived": ("what argmax would derive", False, {
+        "Test accuracy (%)": known("benchmark_accuracy"), "Skips": known("genotype_skips")})}
+
+
+def draw_curves(records, label, share, panels):
+    """A panel for each of {title: curve} that a record has: for the runs of each
+    setting the mean, and a band from the least to the most, over the epochs that all
+    of them have. None without a panel."""
+    names = names_of(records)
+    found = {title: [*map(curve, records)] for title, curve in panels.items()}
+    found = {title: paths for title, paths in found.items() if any(paths)}
+    if not found:
+        return None
+    figure, lines, lowest = Figure((2.4 + 3.4 * len(found), 3.6)), {}, 0
+    every = figure.subplots(1, len(found), squeeze=False, sharey=share)[0]
+    for axes, (title, paths) in zip(every, found.items()):
+        for index, name in enumerate(dict.fromkeys(names)):
+            own = [path for path, other in zip(paths, names) if other == name]
+            epochs = sorted(set.intersection(*map(set, own)))
+            if epochs:
+                values = np.array([[path[epoch] for epoch in epochs] for path in own])
+                axes.fill_between(epochs, values.min(0), values.max(0), color=f"C{index}",
+                                  alpha=0.15, linewidth=0)
+                [lines[name]] = axes.plot(epochs, values.mean(0), "o-", color=f"C{index}")
+                lowest = min(lowest, values.min())
+        over_epochs(axes, title)
+    if share:
+        every[0].set_ylim(bottom=lowest)  # last, for it ends scaling
+    figure.supylabel(label, fontsize=8)
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=3)
+    return figure

@@ -1,6 +1,4 @@
 """The discretisation gap (Insight 2) and its parts."""
-from contextlib import contextmanager
-
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -17,22 +15,17 @@ def rounded(gates, kind="sigmoid", shared=None):
     """Each gate at the nearer end: 1 from 1/2 up; of a softmax, 1 where it is largest.
     (edges, operations) -> 0 and 1. shared: bool, (operations,): those that share a
     softmax."""
-    if kind == "sigmoid" and shared is None:
-        return (gates >= 0.5).to(gates)
-    rivals = gates if shared is None else gates.masked_fill(~shared.to(gates.device), -1)
-    best = F.one_hot(rivals.argmax(-1), gates.shape[-1]).to(gates)
     if shared is None:
-        return best
-    return torch.where(shared.to(gates.device), best, (gates >= 0.5).to(gates))
+        shared = torch.full(gates.shape[-1:], kind == "softmax")
+    shared = shared.to(gates.device)
+    best = gates.masked_fill(~shared, -1).argmax(-1)
+    return torch.where(shared, F.one_hot(best, gates.shape[-1]), gates >= 0.5).to(gates)
 
 
 def encoding_gap(gates, first, kind="sigmoid", present=None, shared=None):
     """rho, what Insight 2 is about: mean |gate - rounded gate|, relative to that of the
     `first` gates, of alphas 0: 1/2 for a sigmoid, (2 / K) * (1 - 1 / K) for a softmax
-    of K operations.
-
-    gates, first: (edges, operations); present: bool, which of them there are.
-    """
+    of K operations. gates, first: (edges, operations); present: which there are."""
     distances = []
     for values in (gates, first):
         distance = (values - rounded(values, kind, shared)).abs()
@@ -67,8 +60,7 @@ def accuracy(run, network, half, gates=None):
 def gap(run, network, half, skips):
     """Columns of GAP: accuracies on `half`, in percent, with the gates as they are and
     with those of the genotype, 0 and 1, and the gap's parts. By batch statistics: the
-    running ones belong to the former gates. {} where a cell of the genotype is
-    empty."""
+    running ones are of the former gates. {} where a cell of the genotype is empty."""
     s, space, soft = run.s, run.space, network.compute_gates()
     genotype = cures.genotype(s, soft)
     if not all(genotype):
@@ -84,22 +76,13 @@ def gap(run, network, half, skips):
     with frozen_statistics(network), skips.undisturbed():
         measured = [accuracy(run, network, half, gates) for gates in (
             soft, times(soft, edges), times(soft, discrete), hard, times(hard, edges), discrete)]
-    shares = zip(("gap_rounding", "gap_edges", "gap_operations"), split_gap(*measured))
-    return dict(soft_accuracy=measured[0], discrete_accuracy=measured[-1], **dict(shares))
+    return dict(zip(GAP, (measured[0], measured[-1], *split_gap(*measured))))
 
 
-@contextmanager
 def frozen_statistics(network):
     """Within it, training passes leave batch norms' running statistics as they are."""
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta):
-            norm.momentum = momentum
+    return cures.temporarily(norms, momentum=0.0)
 
 
 def count_gates(network, s):
@@ -113,12 +96,10 @@ def count_gates(network, s):
         first = network.gates_of(
             zeros if present is None else zeros.masked_fill(~present, -torch.inf))
     rho = encoding_gap(torch.cat(matrices), first, s.gate, present, cures.shared_mask(s))
-    columns = dict(gate_min=gates.min().item(), gate_max=gates.max().item(), rho=rho.item(),
-                   gates_above=None, gates_below=None)
-    if s.threshold:  # argmax has none
-        columns["gates_above"] = int((gates >= s.threshold).sum())
-        columns["gates_below"] = int((gates <= 1 - s.threshold).sum())
-    columns["derived_skips"] = cures.derived_skips(s, matrices)
-    return {**columns, **{
-        "skips_" + part: space.dominant(matrix, network.primitives).count("skip_connect")
-        for part, matrix in zip(network.parts, matrices)}}
+    above, below = gates >= s.threshold, gates <= 1 - s.threshold
+    return {"gate_min": gates.min().item(), "gate_max": gates.max().item(), "rho": rho.item(),
+            "gates_above": int(above.sum()) if s.threshold else None,  # argmax has none
+            "gates_below": int(below.sum()) if s.threshold else None,
+            "derived_skips": cures.derived_skips(s, matrices),
+            **{"skips_" + part: space.dominant(matrix, network.primitives).count("skip_connect")
+               for part, matrix in zip(network.parts, matrices)}}

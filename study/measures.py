@@ -5,7 +5,7 @@ import functools
 import numpy as np
 
 from spaces import nasbench201
-from study.records import all_gates, dominant_counts, known_curve
+from study.records import all_gates, dominant_counts
 
 # The share of skips that argmax derives in S1 where alphas are normal, alike and independent, of
 # three operations of which the two that are no skips share a softmax. By simulation.
@@ -36,10 +36,10 @@ def skips_beyond_chance(record):
 def decision_epoch(record):
     """The epoch after which half of the gates, 0.5 at first, are outside 0.25 to 0.75.
     Never: one more than there were."""
-    if record.settings["gate"] == "softmax":
+    if record.s.gate == "softmax":
         return None
     left = (np.abs(all_gates(record) - 0.5) > 0.25).mean(1) >= 0.5
-    return int(left.argmax()) + 1 if left.any() else len(left) + 1
+    return int([*left, True].index(True)) + 1
 
 
 def skip_share(record):
@@ -48,7 +48,7 @@ def skip_share(record):
     if record.genotype is None:
         return None
     names = [edge.op for edge in record.genotype.normal]
-    chance = SHARED_CHANCE if record.settings["shared_softmax"] else 1 / len(record.primitives)
+    chance = SHARED_CHANCE if record.s.shared_softmax else 1 / len(record.primitives)
     return names.count("skip_connect") / len(names) - chance
 
 
@@ -76,17 +76,18 @@ def mean_of_random(primitives):
 
 def over_random(record):
     """The accuracy less the mean of random cells of the same operations."""
-    found = accuracy(record)
-    return found and found - mean_of_random(tuple(record.primitives))
+    return record.genotype and accuracy(record) - mean_of_random(tuple(record.primitives))
 
 
-def ends_below(record):
-    """1 where it is worse than the mean of random cells, else 0."""
-    return record.genotype and float(over_random(record) < 0)
+def known_curve(record, column):
+    """What is known of the cell that argmax (Eq. 3) would derive, whatever the
+    threshold, after each epoch: {epoch: one of space.known's columns}"""
+    found = [nasbench201.discretize_edges(gates, 0, record.primitives)
+             for gates in record.gates["normal"]]
+    return {epoch: record.space.known(cell)[column] for epoch, cell in enumerate(found, 1)}
 
 
 def by_argmax(record):
-    """The accuracy that argmax would give (Eq. 3), whatever the threshold."""
     return known_curve(record, "benchmark_accuracy")[record.epoch]
 
 

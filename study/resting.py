@@ -1,7 +1,5 @@
-"""Where a gate settles when it gets no gradient from the data.
-
-The zero-one loss pushes a gate out, Adam's weight decay on alpha holds it back.
-"""
+"""Where a gate settles when it gets no gradient from the data: the zero-one loss pushes
+it out, Adam's weight decay on alpha holds it back."""
 import math
 
 import torch
@@ -22,12 +20,9 @@ def resting_gate(w01, count, weight_decay, penalty=zero_one_loss):
         w01 * push(z) / count = weight_decay * logit(z)
 
     count: N, the number of all gates. Below 1/2 it is the mirror image, 1 - z. 0.5 if
-    no gate leaves 1/2; 1.0 without weight decay.
-
-    This is for weight decay as an L2 term of the gradient (Adam), not AdamW, whose
-    gates go on to 0.9998; and while the noise of L_val's gradient is small. Simulated,
-    with the published rates and steps: a deviation of 0.005 moves the median by 0.0002,
-    one of 0.02 by 0.01; with rate 0.05 and 275 steps 0.02 moves it by 0.055.
+    no gate leaves 1/2; 1.0 without weight decay. Of weight decay as an L2 term of the
+    gradient (Adam; AdamW's gates go on to 0.9998), while L_val's gradient has little
+    noise.
     """
     def moves_on(gate):
         return w01 * push(gate, penalty) / count > weight_decay * math.log(gate / (1 - gate))
@@ -50,11 +45,9 @@ def needed_w01(gate, count, weight_decay, penalty=zero_one_loss):
 
 def note(s, count):
     """A line if such gates cannot reach the threshold, or None. count: of all gates."""
-    if s.gate == "softmax" or s.threshold <= 0.5:
-        return None
     setting = count, s.arch_weight_decay, PENALTIES[s.zero_one_loss]
     rest = resting_gate(s.w01, *setting)
-    if rest >= s.threshold:
+    if s.gate == "softmax" or s.threshold <= max(0.5, rest):
         return None
     remedy = ("lower --threshold" if s.threshold >= 1
               else f"--w01 {needed_w01(s.threshold, *setting):.2f} brings them to it")

@@ -24,9 +24,8 @@ def leads(gates, threshold=0.85):
     best, found = strongest(gates), []
     rows = [edge_row(edge.node, edge.source) for edge, _ in best]
     for (edge, gate), row in zip(best, rows):
-        others = [edge_row(edge.node, source) for source in range(edge.node)]
-        rivals = [gates[row].topk(2).values[1],
-                  *(gates[other].max() for other in others if other not in rows)]
+        others = {edge_row(edge.node, source) for source in range(edge.node)} - {*rows}
+        rivals = [gates[row].topk(2).values[1], *(gates[other].max() for other in others)]
         found += [gate - max(rivals).item()] if gate >= threshold else []
     return found
 

@@ -11,15 +11,15 @@ import os
 from engine.flags import Parser, UserError, main
 from engine.folders import write_whole
 from spaces import GenotypeError, read as read_genotype
-from study import compare, figures
+from study import figures
 from study.draw_cells import parts_of
 from study.records import read
 
 
 def figures_of(*records):
     """{file name: function that draws it} of one run, or of several together."""
-    curves = {name: functools.partial(compare.curves, records, *rest)
-              for name, rest in compare.CURVES.items()}
+    curves = {name: functools.partial(figures.draw_curves, records, *rest)
+              for name, rest in figures.CURVES.items()}
     if len(records) > 1:
         return {"heatmap": functools.partial(figures.draw_heatmap, *records), **curves}
     [record] = records
@@ -33,9 +33,8 @@ def save(drawings, folder):
     os.makedirs(folder, exist_ok=True)
     paths = []
     for name, draw in drawings.items():
-        figure = draw()
+        figure, content = draw(), io.BytesIO()
         if figure is not None:
-            content = io.BytesIO()
             figure.savefig(content, format="png")
             paths.append(os.path.join(folder, name + ".png"))
             write_whole(paths[-1], content.getvalue())
@@ -64,8 +63,7 @@ def visualize():
         except GenotypeError as error:
             raise UserError(f"no folder of a run, and {error}") from None
         drawings = parts_of(genotype, (first if first.isidentifier() else "cell") + "_")
-    for path in save(drawings, given.get("output", folder)):
-        print(path)
+    print(*save(drawings, given.get("output", folder)), sep="\n")
 
 
 if __name__ == "__main__":

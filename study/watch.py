@@ -22,11 +22,8 @@ WATCH_FLAGS = {
 
 class Watch:
     """Measures the supernet `network` of `run` at the end of each epoch, keeps all its
-    gates, says whether a cure ends the search, and draws figures now and then.
-
-    skips, sgd, validation, train: of a search that goes on; state_dict holds the gates
-        of all epochs.
-    """
+    gates, says whether a cure ends the search, and draws figures now and then. skips,
+    sgd, validation, train: of a search that goes on."""
 
     def __init__(self, run, network, skips=None, sgd=None, validation=None, train=None):
         self.run, self.s, self.network, self.skips = run, run.s, network, skips
@@ -35,10 +32,10 @@ class Watch:
 
     def begin(self):
         """Say what is searched."""
-        weights, run = sum(w.numel() for w in self.network.weights()), self.run
+        run = self.run
         train, validation = (len(b.pictures.labels) for b in (self.train, self.validation))
         run.log(f"run: {run.folder}  dataset: {run.dataset.name}, {train} + {validation} pictures "
-                f"{tuple(run.config['shape'])}  supernet: {weights:,} weights  "
+                f"{tuple(run.config['shape'])}  supernet: {self.count_weights()}  "
                 f"device: {run.device}")
         note = resting.note(self.s, self.network.all_gates().numel())
         if note and not run.rows:
@@ -46,8 +43,6 @@ class Watch:
 
     def over(self):
         return cures.outcome(self.s, self.run.rows) is not None
-
-    # ------------------------------------------------------------ an epoch
 
     def measure(self, epoch):
         """Measure `epoch`, from 0 on, keep its gates, and return its row of metrics."""
@@ -62,16 +57,13 @@ class Watch:
         if s.curvature_every and (done == s.epochs or epoch % s.curvature_every == 0):
             batch = (self.train if s.single_level else self.validation).last()
             row["curvature"] = curvature(self.plain(), *batch, s.arch_weight_decay)
-        self.epochs.append(self.gates())
+        self.epochs.append(torch.stack([g.detach().cpu() for g in network.compute_gates()]))
         self.run.write("gates.npz", self.to_bytes())
         return row
 
     def derived(self):
         """The genotype of the gates as they are now."""
         return cures.genotype(self.s, self.network.compute_gates())
-
-    def gates(self):
-        return torch.stack([g.detach().cpu() for g in self.network.compute_gates()])
 
     def plain(self):
         """A copy of the supernet, not accelerated, its skips not disturbed."""
@@ -82,14 +74,13 @@ class Watch:
 
     def lines(self, row):
         """What is printed of an epoch."""
+        above = ("" if row["gates_above"] is None  # argmax has no threshold
+                 else ", {gates_above} above, {gates_below} below")
+        skips = [f"{name[6:]} {row[name]}" for name in row if name.startswith("skips_")]
         lines = ["train loss {train_loss:.4f} acc {train_accuracy:.2f}%  "
                  "valid loss {valid_loss:.4f} acc {valid_accuracy:.2f}%",
                  self.s.zero_one_loss + " penalty {penalty:.4f}  gates {gate_min:.2f} to "
-                 "{gate_max:.2f}, rho {rho:.2f}"]
-        if row["gates_above"] is not None:
-            lines[1] += ", {gates_above} above, {gates_below} below"
-        skips = [f"{name[6:]} {row[name]}" for name in row if name.startswith("skips_")]
-        lines[1] += "  dominant skips: " + ", ".join(skips)
+                 "{gate_max:.2f}, rho {rho:.2f}" + above + "  dominant skips: " + ", ".join(skips)]
         if "benchmark_rank" in row:
             lines.append(f"derived {self.derived()}: {row['benchmark_accuracy']:.2f}%, rank "
                          f"{row['benchmark_rank']:,}, {row['genotype_skips']} skips")
@@ -109,16 +100,13 @@ class Watch:
 
     def draw(self):
         """Draw what is recorded so far. Whatever goes wrong, the search goes on."""
-        absent = importlib.util.find_spec("matplotlib") is None
-        if not self.s.figures_every or processes.rank() > 0 or absent:
-            return
-        try:
-            from study import visualize  # not at the top, for it needs matplotlib
-            visualize.draw_run(self.run.folder)
-        except Exception as error:
-            warnings.warn(f"no figures: {type(error).__name__}: {error}")
-
-    # ------------------------------------------------------------ the end
+        installed = importlib.util.find_spec("matplotlib")
+        if self.s.figures_every and processes.rank() == 0 and installed:
+            try:
+                from study import visualize  # not at the top, for it needs matplotlib
+                visualize.draw_run(self.run.folder)
+            except Exception as error:
+                warnings.warn(f"no figures: {type(error).__name__}: {error}")
 
     def genotype(self):
         """The genotype of the gates that count; and (why a cell is empty, a flag that
@@ -132,20 +120,19 @@ class Watch:
 
     def report(self):
         """Lines of report.md."""
-        weights = sum(w.numel() for w in self.network.weights())
-        return {"supernet": f"{weights:,} weights, {self.network.all_gates().numel()} gates",
-                "validation accuracy": f"{self.run.column('valid_accuracy')[-1]:.2f}% in the last "
-                "epoch, of the supernet"}
+        gates, last = self.network.all_gates().numel(), self.run.rows[-1]["valid_accuracy"]
+        return {"supernet": f"{self.count_weights()}, {gates} gates",
+                "validation accuracy": f"{last:.2f}% in the last epoch, of the supernet"}
 
-    # ------------------------------------------------------------ gates, on disk
+    def count_weights(self):
+        return f"{sum(w.numel() for w in self.network.weights()):,} weights"
 
     def to_bytes(self):
         """gates.npz."""
-        gates = torch.stack(self.epochs, 1)
+        gates, file = torch.stack(self.epochs, 1), io.BytesIO()
         present = getattr(self.network, "present", None)
         if present is not None:
             gates[:, :, ~present.cpu()] = torch.nan
-        file = io.BytesIO()
         np.savez(file, **dict(zip(self.network.parts, gates)), primitives=self.network.primitives)
         return file.getvalue()
 
