@@ -207,7 +207,7 @@ show(fair_darts.Architect.step)
 # softmax ends at the median of the nine.
 
 # %%
-from spaces import nasbench201
+from spaces import SPACES, nasbench201
 from study.draw_cells import colour
 
 with open(os.path.join(ROOT, "docs", "recorded_searches.json"), encoding="utf-8") as file:
@@ -218,7 +218,7 @@ OPS = RECORDED["primitives"]
 def draw_searches(name):
     gates = torch.tensor(RECORDED["gates"][name])  # of one seed: (epochs, edges, operations)
     epochs = range(1, len(gates) + 1)
-    found = [nasbench201.known(nasbench201.discretize_edges(g, 0, OPS)) for g in gates]
+    found = [SPACES["nasbench201"].known(nasbench201.discretize_edges(g, 0, OPS)) for g in gates]
     figure, panels = plt.subplots(1, 3, figsize=(10, 2.6))
     for op, path in zip(OPS, gates[:, 3].T):
         panels[0].plot(epochs, path, color=colour(op), label=op)
