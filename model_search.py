@@ -59,8 +59,8 @@ class Cell(nn.Module):
 
 
 class Supernet(nn.Module):
-    """What the supernets of all spaces have: .gate, .primitives and .alphas, a Parameter
-    (rows, operations) for each of .parts."""
+    """What the supernets of all spaces have: .gate, .primitives and .alphas, a
+    Parameter (rows, operations) for each of .parts."""
 
     def start(self, gate, primitives, rows):
         """Alphas: 0, so that every sigmoid is 0.5, or for softmax 0.001 * normal, as in

@@ -118,8 +118,8 @@ def cutout(images, y, x, length):
 
 
 class Pictures:
-    """A dataset's training or test pictures, on a device, with the mean and the deviation
-    of training pictures."""
+    """A dataset's training or test pictures, on a device, with the mean and the
+    deviation of training pictures."""
 
     def __init__(self, dataset, device, test=False):
         self.images = (dataset.test_images if test else dataset.images).to(device)

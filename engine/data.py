@@ -82,7 +82,8 @@ def load_asked(given, device):
 
 
 def load_again(run):
-    """Of the Run, the Dataset that it began with. Raises UserError if it has changed."""
+    """Give the Run the Dataset that it began with. Raises UserError if that has
+    changed."""
     run.dataset, _ = load_asked(vars(run.s), run.device)
     found, expected = fingerprint(run.dataset), run.config["fingerprint"]
     if found != expected:

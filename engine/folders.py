@@ -79,16 +79,16 @@ def read_metrics(folder):
 
 
 class Folder:
-    """The folder of one run. s: its settings, a Namespace; config: what else config.json
-    holds, where the run comes from, a dict."""
+    """The folder of one run. s: its settings, a Namespace; config: a dict of what else
+    config.json holds, where the run comes from."""
 
     def __init__(self, folder, s, config):
         self.folder, self.s, self.config, self.descriptor = folder, s, config, None
 
     @classmethod
     def create(cls, script, s, **facts):
-        """A new folder, s.name or named after script, dataset and time, in s.runs. facts:
-        what config.json keeps beside the settings. Raises UserError, OSError."""
+        """A new folder, s.name or named after script, dataset and time, in s.runs.
+        facts: what config.json keeps beside the settings. Raises UserError, OSError."""
         folder, config = None, {
             "script": script, "version": VERSION, "commands": [sys.argv], **facts,
             "torch": str(torch.__version__), "threads": torch.get_num_threads(),

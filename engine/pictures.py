@@ -35,8 +35,8 @@ def read_folder(root, test, size, skip_bad, workers):
 
 
 def _pictures(root, part, test, size, skip_bad, workers):
-    """All pictures of a folder, the shorter side resized to `size`, then cropped: (N, 3,
-    size, size); labels, class names, whether all are grey."""
+    """All pictures of a folder, the shorter side resized to `size`, then cropped:
+    (N, 3, size, size); labels, class names, whether all are grey."""
     folder = os.path.join(root, part)
     if not os.path.isdir(folder):
         raise UserError(f"there is no folder {folder!r}: --data must name a folder that holds "

@@ -37,8 +37,8 @@ class Precision:
         return processes.average(slopes)
 
     def step(self, optimizer):
-        """A step of a fused optimizer. Where a gradient is not finite, the scaler leaves
-        it out and halves the scale."""
+        """A step of a fused optimizer. Where a gradient is not finite, the scaler
+        leaves it out and halves the scale."""
         if not self.scaler.is_enabled():
             optimizer.step()
             return

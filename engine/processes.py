@@ -3,10 +3,11 @@ each batch.
 
     torchrun --nproc-per-node=4 train_search.py --dataset cifar10
 
-All ranks hold the same weights and alphas, and average gradients: DistributedDataParallel
-would not for torch.autograd.grad, which alpha's steps use. Batch norm is of each rank's
-own pictures, its running statistics are averaged; drop path and noise on skips every
-rank draws for itself. In one process every function here gives back what it is given.
+All ranks hold the same weights and alphas, and average their gradients, which
+DistributedDataParallel would not do for the torch.autograd.grad of alpha's steps. Batch
+norm is of each rank's own pictures, its running statistics are averaged; drop path and
+noise on skips every rank draws for itself. In one process every function here gives
+back what it is given.
 """
 import atexit
 import datetime

@@ -13,7 +13,7 @@ import operations
 
 
 def pytest_configure(config):
-    """But by -m gpu, the tests do not see GPUs, which children and limits would meet."""
+    """But by -m gpu, tests do not see GPUs, which children and limits would meet."""
     if "gpu" not in config.option.markexpr.replace("not gpu", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

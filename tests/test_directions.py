@@ -7,7 +7,8 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("spaces", "speed", "engine", "study", "use")
 SCRIPTS = ("train_search", "train_eval")
 MAY_IMPORT = {"root": {"root"}, "spaces": {"root", "spaces"}, "speed": {"root", "spaces", "speed"},
-              "engine": {"root", "spaces", "engine"}, "study": {"root", *ROOMS}, "use": {"root", *ROOMS}}
+              "engine": {"root", "spaces", "engine"}, "study": {"root", *ROOMS},
+              "use": {"root", *ROOMS}}
 COMMANDS_THAT_START_RUNS = ("study.reproduce",)
 
 

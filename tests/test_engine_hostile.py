@@ -16,9 +16,9 @@ from PIL import Image
 
 import train_eval
 import train_search
-from engine import data, flags, folders, loop
+from engine import data, flags, folders
 from study import visualize
-from tests.common import (TINY_EVAL, TINY_SEARCH, Malicious, call, content, ended, fork, new_run,
+from tests.common import (TINY_EVAL, TINY_SEARCH, Malicious, content, ended, fork, new_run,
                           refused)
 from use import predict
 
@@ -29,8 +29,9 @@ DIGITS = ["--dataset", "digits"]
 
 def test_kinds_of_flags():
     share, names = flags.number(float, 0, 1, open_ends=True), flags.some_of(["a", "b", "c"])
-    for kind, text, value in ((flags.number(int, 2, 5), "2", 2), (flags.number(float, 0, 1), "1", 1),
-                              (share, "1e-5", 1e-5), (names, "c,a", "a,c")):
+    for kind, text, value in (
+            (flags.number(int, 2, 5), "2", 2), (flags.number(float, 0, 1), "1", 1),
+            (share, "1e-5", 1e-5), (names, "c,a", "a,c")):
         assert kind(text) == value
     for kind, text, message in (
             (flags.number(int, 1), "-3", "expected a whole number from 1 up, got '-3'"),
@@ -125,8 +126,8 @@ def test_damaged_files_of_a_run_end_in_one_line(finished, tmp_path, monkeypatch,
             assert content(tmp_path) == before
         path.write_bytes(whole)
     state = torch.load(tmp_path / "runs" / "a" / "checkpoint.pt", weights_only=True)
-    for changed, message in (({"adam": ...}, "it lacks 'adam'"), ({"network": {}}, "loading state_dict"),
-                             ({"rows": ...}, "it lacks 'rows'")):
+    for changed, message in (({"adam": ...}, "it lacks 'adam'"), ({"rows": ...}, "it lacks 'rows'"),
+                             ({"network": {}}, "loading state_dict")):
         torch.save({key: value for key, value in {**state, **changed}.items() if value is not ...},
                    tmp_path / "runs" / "a" / "checkpoint.pt")
         assert message in refused(capsys, monkeypatch, train_search, "--resume",

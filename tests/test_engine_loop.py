@@ -25,7 +25,7 @@ from tests.common import (TINY_EVAL, TINY_SEARCH, call, content, ended, fork, ne
 LONG = {"search": ["train_search", *TINY_SEARCH, "--batch_size", "170", "--epochs", "3",
                    "--skip_dropout", "0.3"],
         "eval": ["train_eval", *TINY_EVAL, "--batch_size", "350", "--epochs", "3",
-                 "--drop_path_prob", "0.3"]}
+                 "--drop_path_prob", "0.3", "--no-auxiliary"]}
 
 
 def results(folder):
