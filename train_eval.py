@@ -29,7 +29,7 @@ from use import classifier, finetune
 
 
 def train(run):
-    """The training of `run`, from its start or its checkpoint. Returns the exit code."""
+    """The training of `run`, from its start or its checkpoint; the exit code."""
     s, device, shape = run.s, run.device, run.config["shape"]
     torch.manual_seed(s.seed)
     network = classifier.build(s, len(run.config["classes"]), shape).to(device)

@@ -41,7 +41,7 @@ class Graphed:
 
 
 class Graphs:
-    """The recordings of one network, by the form of a batch and what needs gradients."""
+    """The recordings of a network, by the form of a batch and what needs gradients."""
 
     def __init__(self, network):
         self.modules = list(network.modules())[1:]  # but for the network, the key in GRAPHS
