@@ -6,6 +6,7 @@ these CHOICES, or several, whose outputs are added.
 """
 import math
 from collections import namedtuple
+from itertools import product
 
 import torch
 import torch.nn as nn
@@ -131,7 +132,9 @@ class SupernetS2(Supernet):
         present[:, IDENTITY] = torch.tensor(SAME_SHAPE)
         self.register_buffer("present", present)
         # the places of those: to index by `present` itself would wait for a GPU
-        self.register_buffer("places", present.flatten().nonzero().flatten(), persistent=False)
+        places = [place for place, (same_shape, choice) in enumerate(product(SAME_SHAPE, CHOICES))
+                  if same_shape or choice != "skip_connect"]
+        self.register_buffer("places", torch.tensor(places), persistent=False)
         self.start(gate, CHOICES, len(CHAIN))
         self.alphas[0].data *= present
         first, shapes = chain_shapes(image_size, width)

@@ -21,7 +21,7 @@ from spaces import s2
 from study import cures, curvature, gap, records, resting
 from study.watch import Watch
 from test_fair_darts import close
-from tests.common import SMALL_SEARCH, TINY_SEARCH, all_close, call, cured, refused, table
+from tests.common import SMALL_SEARCH, TINY_SEARCH, call, cured, refused, table
 
 TWO = "skip_connect,sep_conv_3x3"
 
@@ -147,7 +147,7 @@ def test_cures_are_the_same_in_both_forms(space, gate, shared):
         F.cross_entropy(logits, labels).backward()
         found.append([logits, *(b for b in network.buffers() if b.is_floating_point()),
                       *(w.grad for w in network.parameters() if w.grad is not None)])
-    assert all_close(*found, 1e-8)
+    assert all(close(a, b, 1e-8) for a, b in zip(*found, strict=True))
 
 
 def test_only_skips_of_stride_1_are_disturbed():
