@@ -13,7 +13,6 @@ import model_eval
 import model_search
 from spaces import nasbench201, s2
 from speed import graphs, layers
-from speed.chains import GroupedLayer
 from speed.groups import GroupedCell
 from speed.kernels import format_of, keep_freed_memory
 
@@ -41,7 +40,7 @@ def accelerate(network, recompute=False, use_graphs=False):
     for part in network.cells if hasattr(network, "cells") else network.layers:
         if layers.plain_class(part) in CLASSES:
             part.__class__, part.recompute = CLASSES[layers.plain_class(part)], recompute
-            if isinstance(part, (GroupedCell, GroupedLayer)):
+            if isinstance(part, GroupedCell):
                 part.group()
     stem = network.stem_0 if hasattr(network, "stem_0") else network.stem
     if arrange not in stem._forward_hooks.values():
@@ -94,8 +93,8 @@ class SearchedCell(Recomputed, GroupedCell):
     pass
 
 
-class SearchedLayer(Recomputed, GroupedLayer):
-    pass
+class SearchedLayer(Recomputed, model_search.MixedOperation):
+    pass  # groups of its choices, too: no faster
 
 
 class DerivedCell(Recomputed, model_eval.Cell):
