@@ -1,13 +1,13 @@
 """The speed and memory of accelerated networks against plain ones.
 
     python -m speed.benchmark                # minutes on two cores
-    python -m speed.benchmark --device cuda  # a GPU, in both precisions, with CUDA graphs
+    python -m speed.benchmark --device cuda  # of a GPU, also with --amp, --graphs
 
-A row is a form of a network: the median time of a step of a search or of a training, MiB
-that a forward pass keeps for a backward pass, operators of both; on a GPU, MiB at the
-peak. In brackets: as a share of the first row. On a CPU only these mean anything, so
-there the forms run in turn, and plain has a full backward pass for each optimiser, as in
-the published code.
+A row is a form of a network: the median time of a step of a search or of a training,
+MiB that a forward pass keeps for a backward pass (on a GPU, at the peak), operators of
+both; in brackets, as a share of the first row. On a CPU only these mean anything, so
+there the forms run in turn, and plain has a full backward pass for each optimiser, as
+in the published code.
 """
 import copy
 import statistics

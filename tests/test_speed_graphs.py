@@ -179,8 +179,8 @@ def test_a_recording_is_put_back(fail, gpu):
         said += [str(warning.message) for warning in messages]
         passes.append({"logits": torch.stack(logits), "random": gpu.random().double(),
                        **{n: b.double() for n, b in tested.named_buffers() if "batches" not in n}})
-    assert said == (["goes on without CUDA graphs: operation not permitted when stream is capturing"]
-                    if fail else [])
+    assert said == ["goes on without CUDA graphs: operation not permitted when stream is "
+                    "capturing"] * bool(fail)
     assert_close(*passes, 1e-11)
     assert gc.isenabled() and torch.is_autocast_cache_enabled() and gpu.modes[-1] == "default"
 
