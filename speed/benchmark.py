@@ -25,6 +25,7 @@ from fair_darts import Architect, frozen
 from genotypes import FairDARTS_a
 from model_eval import NetworkCIFAR
 from model_search import Network
+from spaces.nasbench201 import OPS, SupernetNB201
 from spaces.s2 import SupernetS2
 from speed.accelerate import accelerate
 
@@ -134,6 +135,7 @@ def benchmark():
     torch.manual_seed(0)
     for name, plain, large, small in (
             ("S1", Network(16), 128, 32), ("FairDARTS_a", NetworkCIFAR(FairDARTS_a), 96, 32),
+            ("NB201", SupernetNB201(16, 5, 10, 3, "softmax", [*OPS]), 64, 16),
             ("S2", SupernetS2(10, width=0.5, image_size=32), 64, 16)):
         if device.type == "cpu":
             rows(name, plain, ["plain", "accelerated", "--recompute"], small, first)
