@@ -1,5 +1,5 @@
-"""CUDA graphs, on a GPU (-m gpu), and without one: there a stand-in records the operators
-of a pass, and replays them on the same memory with the same values, as a graph does."""
+"""CUDA graphs, on a GPU (-m gpu), and without one: there a stand-in records the
+operators of a pass, and replays them on the same memory with the same values."""
 import contextlib
 import copy
 import gc
