@@ -1,4 +1,4 @@
-"""What has to be seen on a GPU: python -m pytest -m gpu; see test_speed_graphs.py, too."""
+"""What has to be seen on a GPU: python -m pytest -m gpu. See test_speed_graphs.py."""
 import copy
 import signal
 import subprocess
