@@ -63,8 +63,12 @@ def run_all(runs, jobs):
 
     print(f"{len(left)} of {len(runs)} runs to do", flush=True)
     with ThreadPoolExecutor(jobs) as pool:
-        for done, folder in enumerate(pool.map(run, left), 1):
-            print(f"{folder}: done; {len(left) - done} left", flush=True)
+        try:
+            for done, folder in enumerate(pool.map(run, left), 1):
+                print(f"{folder}: done; {len(left) - done} left", flush=True)
+        except KeyboardInterrupt:  # the runs have received it too, and save
+            print("they save and stop; the same command goes on", flush=True)
+            raise
 
 
 def is_finished(folder):
