@@ -202,7 +202,8 @@ def evaluate(run):
     Precision(run.device, run.s.amp, network)  # as it was tested in the run
     if not run.s.plain:
         accelerate(network)
-    loss, accuracy, top5 = test(network, batches.training_set(run)[1].in_order())
+    loss, accuracy, top5 = test(
+        network, batches.Pictures(run.dataset, run.device, test=True).in_order())
     if processes.rank() == 0:
         print(f"{run.folder}: weights of epoch {best['epoch']}  test loss {loss:.4f} acc "
               f"{accuracy:.2f}% top-5 {top5:.2f}%")

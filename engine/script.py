@@ -39,8 +39,9 @@ def new_run(script, defaults, kind, given, unused, check):
         run.log(f"dataset: {why}")
     if s.dataset == "folder":
         run.log(recipes.describe(dataset, s, suggested.keys() - unused))
-    if s.plain and s.recompute:
-        run.log("left out, since --plain computes as the pages say: --recompute")
+    unneeded = [f"--{name}" for name in ("recompute", "graphs") if s.plain and getattr(s, name)]
+    if unneeded:
+        run.log(f"left out, since --plain computes as the pages say: {', '.join(unneeded)}")
     missing = [f"{what} ({package})" for package, what in OPTIONAL.items()
                if importlib.util.find_spec(package) is None]
     if missing:

@@ -17,7 +17,6 @@ from torch.utils._pytree import tree_leaves
 
 import genotypes
 import model_eval
-import model_search
 from engine.precision import Precision
 from fair_darts import Architect, frozen
 from spaces import nasbench201, s2
