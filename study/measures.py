@@ -79,6 +79,15 @@ def over_random(record):
     return record.genotype and accuracy(record) - mean_of_random(tuple(record.primitives))
 
 
+def ends_below(record):
+    """1 where it is worse than the mean of random cells, else 0."""
+    return record.genotype and float(over_random(record) < 0)
+
+
+def empty_edges(record):
+    return record.genotype and len(nasbench201.EDGES) - len(record.genotype.cell)
+
+
 def known_curve(record, column):
     """What is known of the cell that argmax (Eq. 3) would derive, whatever the
     threshold, after each epoch: {epoch: one of space.known's columns}"""

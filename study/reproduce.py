@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+import spaces
 import train_eval
 from engine.flags import Parser, UserError, main, number, refuse
 from engine.folders import Folder, read_metrics, write_whole
@@ -43,50 +44,61 @@ def run_all(runs, jobs):
     Raises UserError where one fails, or was started by other flags."""
     left = {}
     for folder, (script, *words) in runs.items():
+        done = os.path.join(folder, "report.md")  # of a search without a genotype, too
         if not os.path.lexists(folder):
             root, name = os.path.split(folder)
-            left[folder] = [script, *words, "--runs", root, "--name", name]
+            left[done] = [script, *words, "--runs", root, "--name", name]
             continue
         former = Folder.open(folder, script).config["commands"][0][1:]
         if former[:len(words)] != words:
             raise UserError(f"{folder!r} was started by other flags, {shlex.join(former)}: remove "
                             "it, or give other --runs")
-        if not is_finished(folder):
-            left[folder] = [script, "--resume", folder]
+        left[done] = [script, "--resume", folder]
+    do_all(left, jobs)
 
-    def run(folder):
-        done = subprocess.run([sys.executable, "-m", *left[folder]], capture_output=True, text=True)
-        if not is_finished(folder):  # a search without a genotype is, too
-            raise UserError(f"{shlex.join(left[folder])} ended with {done.returncode}: "
+
+def do_all(commands, jobs):
+    """Run the commands {file: words} whose files are not there, `jobs` at once."""
+    def do(path):
+        done = subprocess.run([sys.executable, "-m", *left[path]], capture_output=True, text=True)
+        if not os.path.exists(path):
+            raise UserError(f"{shlex.join(left[path])} ended with {done.returncode}: "
                             f"{done.stderr.strip() or done.stdout[-200:]}")
-        return folder
+        return path
 
-    print(f"{len(left)} of {len(runs)} runs to do", flush=True)
+    left = {path: words for path, words in commands.items() if not os.path.exists(path)}
+    print(f"{len(left)} of {len(commands)} runs to do", flush=True)
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            for done, folder in enumerate(pool.map(run, left), 1):
-                print(f"{folder}: done; {len(left) - done} left", flush=True)
+            for done, path in enumerate(pool.map(do, left), 1):
+                print(f"{path}: done; {len(left) - done} left", flush=True)
         except KeyboardInterrupt:  # the runs have received it too, and save
             print("they save and stop; the same command goes on", flush=True)
             raise
 
 
-def is_finished(folder):
-    return os.path.exists(os.path.join(folder, "report.md"))
-
-
 def records_of(name, experiment, root, seeds, jobs, extra):
     """{arm: [Record of each seed]}, once all runs are done. extra: words for each
     search."""
-    numbers = range(experiment.first, experiment.first + seeds)
-    folders = {arm: [os.path.join(root, f"{name}-{of or arm}-{seed}") for seed in numbers]
-               for arm, (_, of) in experiment.arms.items()}
-    run_all({folder: ["train_search", *words_of({**experiment.flags, **flags}), *extra,
-                      "--seed", str(seed)]
-             for arm, (flags, of) in experiment.arms.items() if of is None
-             for seed, folder in zip(numbers, folders[arm])}, jobs)
-    return {arm: [read_again(read(folder), flags) if of else read(folder)
-                  for folder in folders[arm]] for arm, (flags, of) in experiment.arms.items()}
+    plan = []  # (arm, its Arm, seed, folder)
+    for arm, a in experiment.arms.items():
+        searches = a.of if a.of and a.of not in experiment.arms else f"{name}-{a.of or arm}"
+        plan += [(arm, a, seed, os.path.join(root, f"{searches}-{seed}")) for seed in range(
+            experiment.first, experiment.first + min(seeds, a.seeds or seeds))]
+    run_all({folder: ["train_search", *words_of({**experiment.flags, **a.flags}), *extra, "--seed",
+                      str(seed)] for _, a, seed, folder in plan if a.of is None}, jobs)
+    do_all({os.path.join(folder, a.then[0]): [*a.then[1:], folder]
+            for _, a, _, folder in plan if a.then}, jobs)
+    records = {arm: [] for arm in experiment.arms}
+    for arm, a, _, folder in plan:
+        record = read(folder)
+        if a.then:
+            _, genotype = spaces.read(os.path.join(folder, a.then[0]))
+            record = record._replace(genotype=genotype)
+        elif a.of:
+            record = read_again(record, a.flags)
+        records[arm].append(record)
+    return records
 
 
 # ---------------------------------------------------------------- the page
@@ -123,9 +135,12 @@ def page(experiment, records, command):
         lines += [row(arm, *(spread([value(measure, record) for record in own])
                              for measure in experiment.measures.values()))]
     lines += ["", f"All searches: `train_search.py {shlex.join(words_of(experiment.flags))}`.", ""]
-    for arm, (flags, of) in experiment.arms.items():
-        again = f"{of}'s searches, as if with " if of else ""
-        lines += [f"- {arm}: {again}`{shlex.join(words_of(flags))}`"]
+    for arm, (flags, of, then, _) in experiment.arms.items():
+        how = f"`{shlex.join(words_of(flags))}`" if flags else "they are"
+        if of:
+            how = f"{of}'s searches, " + (f"read by `python -m {shlex.join(then[1:])} RUN`" if then
+                                          else f"as {'if with ' if flags else ''}{how}")
+        lines += [f"- {arm}: {how}"]
     return "\n".join([*lines, ""])
 
 
