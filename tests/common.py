@@ -24,7 +24,7 @@ from engine import batches, data, flags, folders, loop
 from genotypes import PRIMITIVES
 from spaces import SPACES, to_json
 from speed import accelerate
-from study import cures, reproduce, visualize
+from study import cures, reproduce, strength, visualize
 from use import export, predict
 
 
@@ -60,7 +60,8 @@ TINY_EVAL = [*SMALL_EVAL, "--arch", "FairDARTS_a", "--init_channels", "2", "--la
 # What main calls of each, by the attribute of its module, which a test may replace
 ENTRIES = {"train_search": (train_search, "command"), "train_eval": (train_eval, "command"),
            "visualize": (visualize, "visualize"), "reproduce": (reproduce, "reproduce"),
-           "predict": (predict, "predict_pictures"), "export": (export, "export_run")}
+           "predict": (predict, "predict_pictures"), "export": (export, "export_run"),
+           "strength": (strength, "strength")}
 
 
 def name_of(script):
