@@ -28,11 +28,11 @@ class Cell(nn.Module):
         """-> (B, out_channels, H, W)"""
         states = {0: self.preprocess_0(state_0), 1: self.preprocess_1(state_1)}
         for node in self.nodes:
-            states[node] = self.node(node, states, drop_path_prob, drop_path_on)
+            states[node] = self.sum_of_edges(node, states, drop_path_prob, drop_path_on)
         return torch.cat([states[node] for node in self.nodes], 1)
 
-    def node(self, node, states, drop_path_prob, drop_path_on):
-        """The sum of its incoming edges: {state: (B, C, H', W')} -> (B, C, H, W)"""
+    def sum_of_edges(self, node, states, drop_path_prob, drop_path_on):
+        """What enters a node: {state: (B, C, H', W')} -> (B, C, H, W)"""
         terms, drop = [], self.training and drop_path_prob > 0
         for edge, op in zip(self.edges, self.operations):
             if edge.node == node:

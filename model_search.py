@@ -121,7 +121,6 @@ class Network(Supernet):
             states = [states[1], cell(*states, gates[cell.reduction])]
         return self.classifier(states[1].mean((2, 3)))
 
-    def genotype(self, threshold=0.85, edges_per_node=2, ops_per_edge=1, gates=None):
-        """The Genotype of the gates, or of others, see fair_darts.discretize."""
-        return fair_darts.discretize(*(gates or self.compute_gates()), threshold, edges_per_node,
-                                     ops_per_edge, self.primitives)
+    def genotype(self, threshold=0.85):
+        """What its gates stand for as they are now (Sec. 4.2)."""
+        return fair_darts.discretize(*self.compute_gates(), threshold, primitives=self.primitives)

@@ -15,13 +15,12 @@ import shlex
 import torch
 import torch.nn.functional as F
 from torch.nn.utils import clip_grad_norm_
-from torch.utils.flop_counter import FlopCounterMode
 
 from engine import batches, data, processes
 from engine.devices import set_learning_rate
 from engine.flags import RUN_FLAGS, UserError, main, number, one_of, refuse
 from engine.precision import Precision
-from engine.report import write_report
+from engine.report import count, write_report
 from engine.script import new_run, old_run, parser_of
 from spaces import foreign, read
 from speed import accelerate
@@ -36,7 +35,8 @@ def train(run):
     network.drop_path_on = s.drop_path_on
     if s.init and run.checkpoint is None:
         finetune.start_from(s.init, network, run)
-    precision, (parameters, head, macs) = Precision(device, s.amp, network), count(network, shape)
+    precision = Precision(device, s.amp, network)
+    parameters, head, macs = count(network, shape)
     if not s.plain:
         accelerate(network, s.recompute, s.graphs)
     sgd = torch.optim.SGD(network.parameters(), s.learning_rate, s.momentum,
@@ -109,20 +109,6 @@ def test(network, pairs):
     sums = processes.total(torch.cat([sums, sums.new_full((1,), count)]))
     loss, hits, hits5, number = sums.tolist()
     return loss / number, 100 * hits / number, 100 * hits5 / number
-
-
-def count(network, shape):
-    """(parameters, those of the auxiliary head, multiply-accumulates of convolutions
-    and linear layers for one picture of `shape`, without the auxiliary head)."""
-    head = 0
-    if network.auxiliary is not None:
-        head = sum(w.numel() for w in network.auxiliary.parameters())
-    network.eval()
-    picture = torch.zeros(1, *shape, device=next(network.parameters()).device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(picture)
-    macs = counter.get_total_flops() // 2  # 2 flops a MAC
-    return sum(w.numel() for w in network.parameters()), head, macs
 
 
 # ---------------------------------------------------------------- the command line

@@ -184,9 +184,6 @@ def check(s, dataset):
     if problem:
         raise UserError(problem)
     cures.check(s)
-    if s.amp and (s.unrolled or s.curvature_every):
-        raise UserError("--amp: the differences of --unrolled and --curvature_every are lost in 16 "
-                        "bits: leave one of the two out")
     batches.check_fractions(s)
     batches.check_batch(s.batch_size, min(map(len, batches.parts(s, dataset.labels))))
 

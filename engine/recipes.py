@@ -72,6 +72,6 @@ def passes(count, most, epochs, steps):
 
 
 def describe(dataset, s, names):
-    """The line of a new run on a folder, of the settings `names` of its recipe."""
+    """The line of a new run, of the settings `names` that its recipe changes."""
     return (f"settings for {len(dataset.labels):,} pictures of {dataset.images.shape[2]} pixels: "
             + " ".join(f"--{name} {getattr(s, name)}" for name in sorted(names)))

@@ -3,6 +3,9 @@ import os
 import shlex
 import subprocess
 
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from engine import processes
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -32,6 +35,20 @@ def write_report(run, results, command):
     if os.path.isdir(folder):
         text += [""] + [f"![{name}](figures/{name})" for name in sorted(os.listdir(folder))]
     run.write("report.md", "\n".join(text) + "\n")
+
+
+def count(network, shape):
+    """(parameters, those of the auxiliary head, multiply-accumulates of convolutions
+    and linear layers for one picture of `shape`, without the auxiliary head)."""
+    head = 0
+    if network.auxiliary is not None:
+        head = sum(w.numel() for w in network.auxiliary.parameters())
+    network.eval()
+    picture = torch.zeros(1, *shape, device=next(network.parameters()).device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(picture)
+    macs = counter.get_total_flops() // 2  # 2 flops a MAC
+    return sum(w.numel() for w in network.parameters()), head, macs
 
 
 def commit():

@@ -98,10 +98,10 @@ class SearchedLayer(Recomputed, model_search.MixedOperation):
 
 
 class DerivedCell(Recomputed, model_eval.Cell):
-    def node(self, *inputs):
+    def sum_of_edges(self, *inputs):
         """Its gradient will be dense, though it is a part of that of the cell's output:
         then the backward pass of a batch norm is three times as fast."""
-        y = super().node(*inputs)
+        y = super().sum_of_edges(*inputs)
         if y.requires_grad and not torch.compiler.is_compiling():
             memory_format = format_of(y)
             y.register_hook(lambda gradient: gradient.contiguous(memory_format=memory_format))

@@ -59,6 +59,9 @@ def check(s):
     if s.max_curvature_ratio and s.epochs < first_stop(s.curvature_every):
         raise UserError(f"--max_curvature_ratio ends no search of fewer than "
                         f"{first_stop(s.curvature_every)} epochs: raise --epochs {s.epochs}")
+    if s.amp and (s.unrolled or s.curvature_every):
+        raise UserError("--amp: the differences of --unrolled and --curvature_every are lost in 16 "
+                        "bits: leave one of the two out")
     if s.arch_start >= s.epochs:
         raise UserError(f"--arch_start {s.arch_start}: alpha would have no step in --epochs "
                         f"{s.epochs}")

@@ -35,21 +35,54 @@ def draw_dominant(record):
     """Fig. 1, 2: the dominant operations over epochs."""
     figure, known = Figure((9, 3.2)), "benchmark_rank" in record.rows[0]
     panels = figure.subplots(1, len(record.gates) + known, sharey=not known, squeeze=False)[0]
-    edges = np.arange(len(record.rows) + 1) + 0.5  # between the epochs
-    # the skip connections lowest, where heights are easy to compare
-    order = sorted(record.primitives, key=lambda op: op != "skip_connect")
     for axes, part in zip(panels, record.gates):
-        counts = dominant_counts(record, part)
-        counts = np.concatenate([counts, counts[-1:]])  # to the end of the last epoch
-        axes.stackplot(edges, [counts[:, record.primitives.index(op)] for op in order],
-                       labels=order, colors=[colour(op) for op in order], step="post")
-        over_epochs(axes, f"Dominant operations, {PARTS[part]}", whole_numbers="both",
-                    xlim=(edges[0], edges[-1]), ylim=(0, counts[0].sum()))
+        stack_dominant(axes, record, part, f"Dominant operations, {PARTS[part]}")
     panels[0].set_ylabel("operations")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", reverse=True)
     if known:
-        panels[1].plot(edges[:-1] + 0.5, [row["benchmark_accuracy"] for row in record.rows], "o-")
+        panels[1].plot(*zip(*columns("benchmark_accuracy")(record).items()), "o-")
         over_epochs(panels[1], "Accuracy of what would be derived", ylabel="test accuracy (%)")
+    return figure
+
+
+def stack_dominant(axes, record, part, title):
+    edges = np.arange(len(record.rows) + 1) + 0.5  # between the epochs
+    # the skip connections lowest, where heights are easy to compare
+    order = sorted(record.primitives, key=lambda op: op != "skip_connect")
+    counts = dominant_counts(record, part)
+    counts = np.concatenate([counts, counts[-1:]])  # to the end of the last epoch
+    axes.stackplot(edges, [counts[:, record.primitives.index(op)] for op in order], labels=order,
+                   colors=[colour(op) for op in order], step="post")
+    over_epochs(axes, title, whole_numbers="both", xlim=(edges[0], edges[-1]),
+                ylim=(0, counts[0].sum()))
+
+
+def plot_gates(axes, record, paths, title):
+    """paths: (operations, epochs)"""
+    for op, path in zip(record.primitives, paths):
+        width = 2.4 if op == "skip_connect" else 1.1
+        axes.plot(range(1, len(path) + 1), path, "o-", color=colour(op), label=op,
+                  linewidth=width, markersize=width, zorder=width)
+    over_epochs(axes, title, ylim=(0, 1), yticks=(0, 0.5, 1))
+
+
+def draw_pair(*records):
+    """Fig. 1 to 3 in a row for each search: its dominant operations, and the gates of
+    the edge on which in the first search a skip connection leads most."""
+    part, first = next(iter(records[0].gates)), records[0]
+    if any("skip_connect" not in record.primitives or record.space is not first.space
+           for record in records):
+        return None
+    last, skip = first.gates[part][-1], first.primitives.index("skip_connect")
+    row = np.nanargmax(last[:, skip] - np.delete(last, skip, 1).max(1))
+    figure = Figure((8, 0.5 + 2.3 * len(records)))
+    for axes, record, name in zip(figure.subplots(len(records), 2, squeeze=False), records,
+                                  names_of(records)):
+        stack_dominant(axes[0], record, part, f"{name}: dominant operations, {PARTS[part]}")
+        plot_gates(axes[1], record, record.gates[part][:, row].T,
+                   f"gates of {record.space.row_names(row + 1)[row]}")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center",
+                  ncols=len(first.primitives))
     return figure
 
 
@@ -61,19 +94,15 @@ def draw_gates(record):
     else:  # a line for each node
         ends = [[*map(int, name.split(" → "))] for name in names]
         places = [(node - ends[0][1], source) for source, node in ends]
-    rows, columns = np.max(places, axis=0) + 1
-    figure = Figure((3 + 1.1 * columns * len(record.gates), 1.2 + 1.25 * rows))
+    rows, across = np.max(places, axis=0) + 1
+    figure = Figure((3 + 1.1 * across * len(record.gates), 1.2 + 1.25 * rows))
     halves = figure.subfigures(1, len(record.gates), squeeze=False)[0]
     for half, (part, gates) in zip(halves, record.gates.items()):
         half.suptitle(f"Gates over epochs, {PARTS[part]}")
         half.supylabel("gate")
         for (row, column), name, paths in zip(places, names, gates.transpose(1, 2, 0)):
-            axes = half.add_subplot(rows, columns, row * columns + column + 1)
-            for op, path in zip(record.primitives, paths):
-                width = 2.4 if op == "skip_connect" else 1.1
-                axes.plot(range(1, len(path) + 1), path, "o-", color=colour(op), label=op,
-                          linewidth=width, markersize=width, zorder=width)
-            over_epochs(axes, name, ylim=(0, 1), yticks=(0, 0.5, 1))
+            axes = half.add_subplot(rows, across, row * across + column + 1)
+            plot_gates(axes, record, paths, name)
             axes.label_outer()
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center",
                   ncols=len(record.primitives))

@@ -69,8 +69,10 @@ def names_of(records):
 def setting(record):
     """The gate and the penalty of a run, in a few words."""
     s = record.s
-    return s.gate if s.gate == "softmax" or not s.w01 else (
-        f"{s.gate}, w01 {s.w01:g}, {s.zero_one_loss}")
+    if s.gate == "softmax" or not s.w01:
+        return s.gate
+    known = {"l2": "Fair DARTS (L01)", "l1": "sigmoid, L'01"}
+    return f"{known.get(s.zero_one_loss, s.zero_one_loss)}, w01 {s.w01:g}"
 
 
 def dominant_counts(record, part):

@@ -21,9 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 import spaces
-import train_eval
 from engine.flags import Parser, UserError, main, number, refuse
 from engine.folders import Folder, read_metrics, write_whole
+from engine.report import count
 from fair_darts import prune
 from genotypes import LAST_NODE, PRIMITIVES, Edge, Genotype
 from model_eval import NetworkCIFAR
@@ -158,9 +158,9 @@ def random_cell(dice, count=8, primitives=PRIMITIVES):
 
 
 def macs_of(genotype):
-    """Millions of multiply-accumulates at the published size, see train_eval.count."""
+    """Millions of multiply-accumulates at the published size, see report.count."""
     with torch.device("meta"):
-        return train_eval.count(NetworkCIFAR(genotype, auxiliary=False), (3, 32, 32))[2] / 1e6
+        return count(NetworkCIFAR(genotype, auxiliary=False), (3, 32, 32))[2] / 1e6
 
 
 def random_page(root, count, skips, bounds, jobs, extra):

@@ -21,7 +21,8 @@ def figures_of(*records):
     curves = {name: functools.partial(figures.draw_curves, records, *rest)
               for name, rest in figures.CURVES.items()}
     if len(records) > 1:
-        return {"heatmap": functools.partial(figures.draw_heatmap, *records), **curves}
+        return {"pair": functools.partial(figures.draw_pair, *records),
+                "heatmap": functools.partial(figures.draw_heatmap, *records), **curves}
     [record] = records
     drawings = {name: functools.partial(draw, record) for name, draw in figures.FIGURES.items()}
     cells = parts_of(record.genotype, "cell_") if record.genotype else {}

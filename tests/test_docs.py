@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+import torch
 
 import train_eval
 import train_search
@@ -26,7 +27,8 @@ def command_lines():
     older commit, which stands before them."""
     for page in PAGES:
         text = re.sub(r"\b[0-9a-f]{7}, `[^`]+`", "", page.read_text())
-        blocks = re.findall(r"```\n(.*?)```", text, re.S)
+        blocks = [block for language, block in re.findall(r"```(\w*)\n(.*?)```", text, re.S)
+                  if not language]
         prose = re.sub(r"```.*?```", "", text, flags=re.S)
         inline = [" ".join(piece.split()) for piece in re.findall(r"`([^`]+)`", prose)]
         for line in "\n".join(blocks + inline).split("\n"):
@@ -63,6 +65,19 @@ def test_command_lines_are_taken(page, words, monkeypatch):
         monkeypatch.setattr(module.Parser, "parse_args", parse_args)
         with pytest.raises(Parsed):
             getattr(module, COMMANDS[words[place]])()
+
+
+@pytest.mark.slow
+def test_the_method_on_one_screen_runs(capsys):
+    """The README's first Python code, as it stands: at most 30 lines, of the root."""
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    assert len(code.split("\n")) <= 30
+    packages = set(re.findall(r"^(?:from|import) (\w+)", code, re.M))
+    assert packages == {"torch", "sklearn", "fair_darts", "model_search"}
+    torch.manual_seed(0)
+    exec(compile(code, "README.md", "exec"), {})
+    losses = re.findall(r"validation loss (\S+),", capsys.readouterr().out)
+    assert 2.3 > float(losses[0]) > float(losses[-1])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
