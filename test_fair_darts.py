@@ -28,6 +28,9 @@ import train_search
 from engine import flags
 from genotypes import PRIMITIVES, Edge, Genotype
 from study.resting import needed_w01, resting_gate
+from study.ties import published_gates
+
+GATES_A = published_gates()[3]  # sigmoid(alpha) of the search that gave FairDARTS_a
 
 
 def close(a, b, tolerance=1e-9):
@@ -316,7 +319,7 @@ def test_zero_one_losses(penalty, formula, slope):
 def test_what_the_paper_requires_of_a_zero_one_loss(name, penalty):
     """Sec. 4.2: the maximum is at 0.5 and the minima at 0 and 1; the slope is small
     near 0.5, so that gates may fluctuate, and larger away from it; it is
-    differentiable. L'01 fails the second."""
+    differentiable. L'01 fails the second, and at 0.5, where all gates start, the third."""
     z = torch.linspace(0, 1, 1001, dtype=torch.float64, requires_grad=True)
     values = torch.stack([penalty(gate) for gate in z.split(1)])
     [slopes] = torch.autograd.grad(values.sum(), z)
@@ -324,6 +327,7 @@ def test_what_the_paper_requires_of_a_zero_one_loss(name, penalty):
     near, away = slopes[505].abs(), slopes[900].abs()
     assert (near < 0.02 * away) == (name == "l2")
     assert slopes.isfinite().all()
+    assert (abs(slopes[501] - slopes[499]) < 0.01) == (name == "l2")
 
 
 def test_l1_decides_before_the_network_has_learnt():
@@ -340,7 +344,7 @@ def test_where_published_gates_settle():
     0.0644 or 0.9356: the medians of the published gates of FairDARTS_a are within 0.002
     of it."""
     rest = resting_gate(10, 196, 1e-3)
-    gates = torch.tensor(GATES_A_REDUCE)
+    gates = GATES_A["reduce"]
     assert rest == pytest.approx(0.93564, abs=5e-6)
     assert 10 * 2 * (rest - 0.5) * rest * (1 - rest) / 196 == pytest.approx(
         1e-3 * math.log(rest / (1 - rest)), rel=1e-6)
@@ -351,52 +355,20 @@ def test_where_published_gates_settle():
 
 # -------------------------------------------------------- Sec. 4.2: discretisation
 
-# sigmoid(alpha) at the end of the search that gave FairDARTS_a, columns in the order of PRIMITIVES
-GATES_A_NORMAL = [
-    [0.927, 0.0547, 0.0669, 0.9432, 0.0739, 0.0773, 0.9268],
-    [0.8769, 0.0486, 0.0597, 0.8739, 0.901, 0.0692, 0.0769],
-    [0.1161, 0.0648, 0.1094, 0.0659, 0.057, 0.0596, 0.059],
-    [0.0443, 0.0437, 0.064, 0.0805, 0.063, 0.065, 0.0667],
-    [0.0321, 0.0345, 0.0369, 0.0588, 0.0803, 0.0853, 0.0661],
-    [0.9402, 0.0585, 0.0691, 0.9353, 0.0621, 0.9368, 0.0674],
-    [0.0634, 0.063, 0.0718, 0.06, 0.0722, 0.0642, 0.0577],
-    [0.0482, 0.0533, 0.0601, 0.0672, 0.8269, 0.0708, 0.0655],
-    [0.0525, 0.054, 0.0657, 0.0602, 0.0672, 0.0654, 0.0801],
-    [0.0653, 0.0593, 0.0667, 0.9255, 0.0679, 0.0693, 0.068],
-    [0.0475, 0.048, 0.0563, 0.0668, 0.9011, 0.0633, 0.0692],
-    [0.0409, 0.0434, 0.0409, 0.696, 0.8011, 0.0637, 0.844],
-    [0.0443, 0.0469, 0.9284, 0.0615, 0.0625, 0.8495, 0.0631],
-    [0.0465, 0.0471, 0.0472, 0.0596, 0.0666, 0.8923, 0.0715]]
-GATES_A_REDUCE = [
-    [0.9408, 0.0725, 0.9339, 0.9339, 0.0632, 0.934, 0.9296],
-    [0.9357, 0.9363, 0.0676, 0.9341, 0.068, 0.0659, 0.0707],
-    [0.9395, 0.9411, 0.9351, 0.9329, 0.0614, 0.935, 0.9338],
-    [0.0639, 0.0641, 0.0657, 0.935, 0.9366, 0.936, 0.938],
-    [0.0584, 0.0604, 0.9332, 0.9356, 0.0625, 0.0618, 0.0623],
-    [0.9379, 0.9391, 0.9367, 0.0625, 0.9365, 0.9354, 0.935],
-    [0.0638, 0.0636, 0.9324, 0.9356, 0.9376, 0.0639, 0.934],
-    [0.0629, 0.0632, 0.935, 0.9352, 0.9353, 0.935, 0.0648],
-    [0.0621, 0.0633, 0.9356, 0.0651, 0.9366, 0.0634, 0.9368],
-    [0.0673, 0.0684, 0.9379, 0.0635, 0.9366, 0.0657, 0.9362],
-    [0.0629, 0.0635, 0.9372, 0.0629, 0.0625, 0.9338, 0.9361],
-    [0.061, 0.0627, 0.9322, 0.0624, 0.0629, 0.9349, 0.0649],
-    [0.0611, 0.0633, 0.9343, 0.0638, 0.9355, 0.0645, 0.9332],
-    [0.0614, 0.0635, 0.0581, 0.0638, 0.0668, 0.9354, 0.9331]]
-
-
 def test_published_gates_give_the_published_genotype():
     """Sec. 4.2: the published gates, cut at sigma_threshold = 0.85, are FairDARTS_a."""
-    assert fair_darts.discretize(GATES_A_NORMAL, GATES_A_REDUCE) == genotypes.FairDARTS_a
+    assert GATES_A["normal"][0, 0] == 0.927 and GATES_A["reduce"][13, 6] == 0.9331
+    assert fair_darts.discretize(*GATES_A.values()) == genotypes.FairDARTS_a
 
 
 def test_dominant_operations():
-    """Fig. 1, 2: an operation dominates that is among the top two of all incoming edges
+    """Fig. 2 (of S1): an operation dominates that is among the top two of all incoming edges
     of a node; both may be on one edge."""
-    dominant = fair_darts.dominant_operations(GATES_A_NORMAL)
+    dominant = fair_darts.dominant_operations(GATES_A["normal"])
     expected, first = [], 0
     for node in range(2, 6):
         every = [(gate, source, op) for source in range(node)
-                 for gate, op in zip(GATES_A_NORMAL[first + source], PRIMITIVES)]
+                 for gate, op in zip(GATES_A["normal"][first + source], PRIMITIVES)]
         first += node
         expected += [Edge(op, node, source) for _, source, op in sorted(every)[-2:]]
     assert sorted(dominant) == sorted(expected) and [e.node for e in dominant] == [

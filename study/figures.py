@@ -32,7 +32,7 @@ def over_epochs(axes, title, whole_numbers="x", **settings):
 
 
 def draw_dominant(record):
-    """Fig. 1, 2: the dominant operations over epochs."""
+    """Fig. 2, in S2 Fig. 1: the dominant operations over epochs."""
     figure, known = Figure((9, 3.2)), "benchmark_rank" in record.rows[0]
     panels = figure.subplots(1, len(record.gates) + known, sharey=not known, squeeze=False)[0]
     for axes, part in zip(panels, record.gates):
@@ -67,7 +67,7 @@ def plot_gates(axes, record, paths, title):
 
 
 def draw_pair(*records):
-    """Fig. 1 to 3 in a row for each search: its dominant operations, and the gates of
+    """Fig. 2 and 3 in a row for each search: its dominant operations, and the gates of
     the edge on which in the first search a skip connection leads most."""
     part, first = next(iter(records[0].gates)), records[0]
     if any("skip_connect" not in record.primitives or record.space is not first.space
@@ -75,12 +75,12 @@ def draw_pair(*records):
         return None
     last, skip = first.gates[part][-1], first.primitives.index("skip_connect")
     row = np.nanargmax(last[:, skip] - np.delete(last, skip, 1).max(1))
-    figure = Figure((8, 0.5 + 2.3 * len(records)))
+    figure = Figure((8, 0.5 + 2.5 * len(records)))
     for axes, record, name in zip(figure.subplots(len(records), 2, squeeze=False), records,
                                   names_of(records)):
-        stack_dominant(axes[0], record, part, f"{name}: dominant operations, {PARTS[part]}")
+        stack_dominant(axes[0], record, part, f"{name}\nDominant operations, {PARTS[part]}")
         plot_gates(axes[1], record, record.gates[part][:, row].T,
-                   f"gates of {record.space.row_names(row + 1)[row]}")
+                   f"Gates of {record.space.row_names(row + 1)[row]}")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center",
                   ncols=len(first.primitives))
     return figure
@@ -231,7 +231,7 @@ SELECTION = "gap_edges", "gap_operations"
 # {epoch: value}})}
 CURVES = {
     "dominant": ("dominant skip connections", True, {
-        title: skips_of(part) for part, title in PARTS.items()}),  # Fig. 1, 2
+        title: skips_of(part) for part, title in PARTS.items()}),  # Fig. 2, in S2 Fig. 1
     "gap": ("validation accuracy (points)", True, {  # Insight 2
         "Lost by rounding": columns("gap_rounding"), "Lost by selection": columns(*SELECTION),
         "Lost by both": columns("gap_rounding", *SELECTION)}),

@@ -87,7 +87,7 @@ def frozen_statistics(network):
 
 def count_gates(network, s):
     """Columns of metrics.csv: how far the gates have come, skips that argmax would
-    derive, and dominant ones (Fig. 1)."""
+    derive, and dominant ones (Fig. 2; in S2 Fig. 1)."""
     space, gates = SPACES[s.space], network.all_gates().detach()
     matrices = [matrix.detach() for matrix in network.compute_gates()]
     with torch.no_grad():

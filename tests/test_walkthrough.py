@@ -21,7 +21,7 @@ def test_the_committed_page_is_the_script_and_was_executed():
     script, page = (jupytext.read(DOCS / f"walkthrough.{kind}") for kind in ("py", "ipynb"))
     assert [(cell.cell_type, cell.source) for cell in script.cells] == [
         (cell.cell_type, cell.source) for cell in page.cells]
-    assert len(page.cells) <= 40
+    assert len(page.cells) <= 46
     code = [cell for cell in page.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == [*range(1, len(code) + 1)]
     assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
