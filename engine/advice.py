@@ -33,10 +33,9 @@ def explain_empty_cell(parts, s, gates, derive):
                 "Derive again with more:", f"--keep_skips {s.keep_skips + 1}")
     steps = {math.floor(100 * gate) / 100 for matrix in gates for gate in matrix.flatten().tolist()}
     lower = [step for step in steps if step < s.threshold and all(derive(threshold=step))]
-    if not lower:
-        return ("none is the best operation of so many edges that no threshold gives a cell. "
-                "Search without it (--primitives), or go on:", f"--epochs {2 * s.epochs}")
-    largest = max(matrix.max().item() for matrix in gates)
-    return (f"the {empty[0]} cell is empty: too few gates reach --threshold {s.threshold}, the "
-            f"largest is {largest:.4f}. Search longer, with a larger --w01 or "
-            "--arch_learning_rate, or derive again with a lower one:", f"--threshold {max(lower)}")
+    if lower:
+        return (f"the {empty[0]} cell is empty: too few gates reach --threshold {s.threshold}. "
+                "Derive again with a lower one:", f"--threshold {max(lower)}")
+    return (f"the {empty[0]} cell is empty, and no threshold gives one: none is the best operation "
+            "of too many edges. Search without it (--primitives), or go on:",
+            f"--epochs {2 * s.epochs}")

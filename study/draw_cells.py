@@ -6,7 +6,7 @@ from matplotlib.path import Path
 
 import genotypes
 from operations import OPS
-from spaces import nasbench201, s2
+from spaces import nasbench201
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the strongest for the skip
 COLOURS = {
@@ -61,27 +61,11 @@ def draw_cell(edges, title, names=STATES, last_node=genotypes.LAST_NODE):
     return figure
 
 
-def draw_chain(genotype):
-    """A chain of S2, a column for each layer, of the blocks that it sums."""
-    figure = Figure((11, 2 + max(map(len, genotype.layers))))
-    axes = figure.subplots()
-    for layer, names in enumerate(genotype.layers):
-        for row, name in enumerate(names):
-            axes.bar(layer, 0.9, 0.9, row, color=colour(name), edgecolor="black")
-            axes.text(layer, row + 0.45, name.replace("_connect", ""), rotation=90, **CENTRED)
-    labels = [f"{layer}\n{channels}" + ("\n/2" if stride == 2 else "")
-              for layer, (channels, stride) in enumerate(s2.CHAIN)]
-    axes.set_xticks(range(len(labels)), labels)
-    axes.set(title="Chain: layer, output channels, /2 where it halves the size", yticks=[],
-             frame_on=False)
-    return figure
-
-
 def parts_of(genotype, prefix):
-    """{file name: function that draws it} of an architecture."""
-    if isinstance(genotype, s2.ChainGenotype):
-        return {prefix + "chain": lambda: draw_chain(genotype)}
+    """{file name: function that draws it} of an architecture of cells."""
     if isinstance(genotype, nasbench201.CellGenotype):
         return {prefix + "normal": lambda: draw_cell(genotype.cell, "Cell", {0: "in", 3: "out"}, 3)}
-    return {prefix + "normal": lambda: draw_cell(genotype.normal, "Normal cell"),
-            prefix + "reduce": lambda: draw_cell(genotype.reduce, "Reduction cell")}
+    if isinstance(genotype, genotypes.Genotype):
+        return {prefix + "normal": lambda: draw_cell(genotype.normal, "Normal cell"),
+                prefix + "reduce": lambda: draw_cell(genotype.reduce, "Reduction cell")}
+    return {}  # a chain is its text, or the heatmap's framed gates

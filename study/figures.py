@@ -1,6 +1,5 @@
 """The paper's figures of one search, and of several side by side."""
 import numpy as np
-import torch
 
 from engine.flags import leave
 
@@ -141,34 +140,20 @@ def draw_heatmap(*records):
 
 
 def draw_penalty(record):
-    """Fig. 5: the penalties and their slopes, by the gate and by alpha, and what became
-    of the gates; dashed: where those settle that get no gradient from the data."""
-    figure = Figure((11, 5.4))
-    *panels, below = figure.subplot_mosaic([[0, 1, 2], [3] * 3]).values()
-    z = torch.linspace(0, 1, 401, requires_grad=True)
-    for name, penalty in PENALTIES.items():
-        values = torch.stack([penalty(gate) for gate in z.split(1)])
-        [slopes] = torch.autograd.grad(values.sum(), z)
-        equation, colon, _ = (penalty.__doc__ or "").partition(":")
-        label = f"{name}, {equation}" if colon else name
-        for axes, height in zip(panels, (values, slopes, slopes * z * (1 - z))):
-            axes.plot(z.detach(), height.detach(), label=label)
-    for axes, (title, label) in zip(panels, (
-            ("Penalty of one gate", "N × penalty"), ("Its slope", "N × d penalty / dz"),
-            ("Its slope by alpha", "N × d penalty / d alpha"))):
-        axes.set(title=title, xlabel="gate z", ylabel=label)
-    panels[0].legend()
-    image = below.imshow(np.ma.masked_equal(100 * gate_histogram(record), 0), origin="lower",
-                         aspect="auto", cmap="cividis", vmin=0, interpolation="nearest",
-                         extent=(0.5, len(record.rows) + 0.5, 0, 1))
-    s = record.s
+    """Fig. 5: all gates over epochs; dashed: where those settle that get no gradient
+    from the data."""
+    figure, s = Figure((8, 3.4)), record.s
+    axes = figure.subplots()
+    image = axes.imshow(np.ma.masked_equal(100 * gate_histogram(record), 0), origin="lower",
+                        aspect="auto", cmap="cividis", vmin=0, interpolation="nearest",
+                        extent=(0.5, len(record.rows) + 0.5, 0, 1))
     if s.gate == "sigmoid":
         rest = resting_gate(s.w01, all_gates(record).shape[1], s.arch_weight_decay,
                             PENALTIES[s.zero_one_loss])
         for height in {rest, 1 - rest}:
-            below.axhline(height, color="#D55E00", linestyle="--", linewidth=1.5)
-    over_epochs(below, f"All gates over epochs, {setting(record)}", ylabel="gate z")
-    figure.colorbar(image, ax=below, label="% of gates")
+            axes.axhline(height, color="#D55E00", linestyle="--", linewidth=1.5)
+    over_epochs(axes, f"All gates over epochs, {setting(record)}", ylabel="gate")
+    figure.colorbar(image, ax=axes, label="% of gates")
     return figure
 
 

@@ -64,6 +64,8 @@ def visualize():
         except GenotypeError as error:
             raise UserError(f"no folder of a run, and {error}") from None
         drawings = parts_of(genotype, (first if first.isidentifier() else "cell") + "_")
+        if not drawings:
+            raise UserError(f"{first} is a chain, of which there is nothing to draw")
     print(*save(drawings, given.get("output", folder)), sep="\n")
 
 
