@@ -13,7 +13,7 @@ import warnings
 
 import torch
 
-from spaces.texts import GenotypeError, nearest
+from spaces.texts import GenotypeError, choose, nearest
 
 
 class UserError(Exception):
@@ -43,7 +43,7 @@ def one_of(names):
     """One of `names`."""
     def parse(text):
         if text not in names:
-            raise argparse.ArgumentTypeError(f"unknown {text[:100]!r}; {nearest(text, names)}")
+            raise argparse.ArgumentTypeError(f"unknown {text[:100]!r}; {choose(text, names)}")
         return text
     return parse
 
@@ -76,6 +76,10 @@ RUN_FLAGS = {
 MAY_CHANGE = {"epochs", "threshold", "edges_per_node", "ops_per_edge", "ops_per_layer",
               "keep_skips", "device", "threads", "data", "plain", "graphs", "checkpoint_minutes",
               "log_every", "workers", "gap_every", "figures_every"}
+# Flags of DARTS and its family that have another name here
+RENAMED = {"--gpu": "--device", "--save": "--name", "--model_path": "--evaluate",
+           "--report_freq": "--log_every", "--lr": "--learning_rate", "--genotype": "--arch",
+           "--set": "--dataset", "--tmp_data_dir": "--data", "--aux_loss_weight": "--w01"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -110,8 +114,8 @@ class Parser(argparse.ArgumentParser):
         settings, unknown = self.parse_known_args(arguments)
         if unknown:
             flag = unknown[0].split("=")[0]
-            self.error(f"unknown argument {flag!r}" + (
-                f"; {nearest(flag, self._option_string_actions)}" if flag[0] == "-" else ""))
+            near = flag[:1] == "-" and nearest(RENAMED.get(flag, flag), self._option_string_actions)
+            self.error(f"unknown argument {flag!r}" + (f"; {near}" if near else ""))
         return vars(settings)
 
 

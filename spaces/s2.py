@@ -4,13 +4,14 @@ Each layer is an inverted bottleneck of expansion 3 or 6 and kernel 3, 5 or 7, o
 the layer keeps its input's shape, the identity. A genotype names for each layer one of
 these CHOICES, or several, whose outputs are added.
 """
+import functools
 import math
 from collections import namedtuple
 from itertools import product
 
 import torch
 import torch.nn as nn
-from torchvision.ops import SqueezeExcitation
+from torchvision.ops import Conv2dNormActivation, SqueezeExcitation
 
 from model_search import MixedOperation, Supernet
 from spaces.space import Space
@@ -31,8 +32,6 @@ FairNAS_A = ChainGenotype(layers=[(name,) for name in (
     "mb6_k3 mb6_k3 mb6_k7 mb6_k3 mb6_k7 mb6_k5").split()])
 
 
-# ---------------------------------------------------------------- the networks
-
 class InvertedBottleneck(nn.Module):
     """mbN_kK: 1x1 to N times the channels, BN, activation; depthwise KxK, BN,
     activation; 1x1, BN; plus its input where the layer keeps the shape (`residual`)."""
@@ -41,17 +40,14 @@ class InvertedBottleneck(nn.Module):
                  affine=True, activation=nn.ReLU6, squeeze=False):
         super().__init__()
         self.residual, width = residual, expansion * in_channels
-        self.expand = nn.Sequential(
-            nn.Conv2d(in_channels, width, 1, bias=False), nn.BatchNorm2d(width, affine=affine),
-            activation(inplace=True))
-        self.depthwise = nn.Sequential(
-            nn.Conv2d(width, width, kernel, stride, kernel // 2, groups=width, bias=False),
-            nn.BatchNorm2d(width, affine=affine), activation(inplace=True))
+        conv = functools.partial(Conv2dNormActivation, activation_layer=activation,
+                                 norm_layer=functools.partial(nn.BatchNorm2d, affine=affine))
+        self.expand = conv(in_channels, width, 1)
+        self.depthwise = conv(width, width, kernel, stride, groups=width)
         self.squeeze = SqueezeExcitation(
             width, max(1, width // 4),
             scale_activation=nn.Hardsigmoid) if squeeze else nn.Identity()
-        self.project = nn.Sequential(nn.Conv2d(width, out_channels, 1, bias=False),
-                                     nn.BatchNorm2d(out_channels, affine=affine))
+        self.project = conv(width, out_channels, 1, activation_layer=None)
 
     def forward(self, x):  # (B, C, H, W) -> (B, C', H', W')
         y = self.project(self.squeeze(self.depthwise(self.expand(x))))
@@ -128,15 +124,14 @@ class SupernetS2(Supernet):
 
     def __init__(self, num_classes=1000, in_channels=3, gate="sigmoid", width=1.0, image_size=224):
         super().__init__()
-        present = torch.ones(len(CHAIN), len(CHOICES), dtype=torch.bool)
-        present[:, IDENTITY] = torch.tensor(SAME_SHAPE)
-        self.register_buffer("present", present)
+        present = [same_shape or choice != "skip_connect"
+                   for same_shape, choice in product(SAME_SHAPE, CHOICES)]
+        self.register_buffer("present", torch.tensor(present).view(len(CHAIN), -1))
         # the places of those: to index by `present` itself would wait for a GPU
-        places = [place for place, (same_shape, choice) in enumerate(product(SAME_SHAPE, CHOICES))
-                  if same_shape or choice != "skip_connect"]
-        self.register_buffer("places", torch.tensor(places), persistent=False)
+        places = torch.tensor([place for place, there in enumerate(present) if there])
+        self.register_buffer("places", places, persistent=False)
         self.start(gate, CHOICES, len(CHAIN))
-        self.alphas[0].data *= present
+        self.alphas[0].data *= self.present
         first, shapes = chain_shapes(image_size, width)
         self.stem = chain_stem(in_channels, width, first)
         self.layers = nn.ModuleList(
@@ -201,8 +196,6 @@ class NetworkS2(nn.Module):
         return self.head(x), None
 
 
-# ---------------------------------------------------------------- genotypes
-
 def discretize_chain(gates, threshold=0.85, ops_per_layer=1):
     """The ChainGenotype of the gates (layers, choices).
 
@@ -222,7 +215,7 @@ def discretize_chain(gates, threshold=0.85, ops_per_layer=1):
 
 
 class S2(Space):
-    PARTS, GENOTYPE, PUBLISHED = ("layers",), ChainGenotype, {"FairNAS_A": FairNAS_A}
+    PARTS, GENOTYPE, PUBLISHED = ("layers",), ChainGenotype, globals()
     CANDIDATES = dict.fromkeys(CHOICES)
     SEARCH_FLAGS = {"width", "ops_per_layer"}
     EVAL_FLAGS = {"width", "dropout", "squeeze", "h_swish"}
