@@ -8,7 +8,7 @@ import warnings
 from genotypes import Edge
 
 # Genotype(...), with brackets in brackets in brackets; the text of a cell of NAS-Bench-201
-CALL = re.compile(r"\w*Genotype\((?:[^()]|\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))*\)")
+CALL = re.compile(r"(?:Cell|Chain)?Genotype\((?:[^()]|\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))*\)")
 CELL = re.compile(r"\|\S*\|")
 
 

@@ -151,7 +151,8 @@ def cells(normal, reduce=GOOD, more=""):
     (cells("range(1000000000)"), "normal cell"), (f"Genotype(normal={GOOD})", "exactly two cells"),
     *[(text, "cannot read") for text in (
         cells("__import__('os').mkdir('x')"), cells("open('x', 'w')"), cells("[1] * 10**9"),
-        "Genotype(" + "(" * 10000, "Genotype(a\0b", "|none~0|", "||+||+||",
+        "Genotype(" + "(" * 10000, "Genotype(" + "x" * 10**5, "Genotype(a\0b", "|none~0|",
+        "||+||+||",
         "|nor_conv_3x3~1|+|none~0|none~1|+|none~0|none~1|none~2|",
         "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|none~3|")],
     ("|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|", "nothing passes through the cell"),
