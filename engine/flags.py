@@ -4,6 +4,7 @@ A script has one table of its flags: {group: {name: (default, kind, help)}}. A k
 str, bool, or a function that turns a text into a value or refuses it.
 """
 import argparse
+import functools
 import math
 import os
 import signal
@@ -140,13 +141,12 @@ def resumed_settings(run, given):
     return {**settings, **{name: value for name, value in given.items() if name in settings}}
 
 
-# ---------------------------------------------------------------- errors
-
 def main(function):
     """Call a script's `function`; what the user can mend is a line on stderr and exit
     code 2."""
     rank = int(os.environ.get("RANK", 0))  # of several processes, see processes.py
-    warnings.showwarning = lambda message, *_: rank == 0 and tell(f"note: {message}")
+    note = functools.cache(tell)  # once
+    warnings.showwarning = lambda message, *_: rank == 0 and note(f"note: {message}")
     for name in ("stdout", "stderr"):  # they may be closed, or of few characters
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))

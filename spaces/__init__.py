@@ -62,7 +62,7 @@ def checked(fields):
         own, besides = {*space.GENOTYPE._fields}, {"normal_concat", "reduce_concat"}
         if own <= fields.keys() and not any(fields[name] for name in fields.keys() - own - besides):
             return space, space.checked(fields)
-    raise GenotypeError("no genotype, which has exactly two cells, 'normal' and 'reduce'")
+    raise GenotypeError("no genotype found, which has exactly two cells, 'normal' and 'reduce'")
 
 
 def to_json(genotype):

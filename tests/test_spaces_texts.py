@@ -1,5 +1,6 @@
 """Texts and files of genotypes: what is read, and what is refused in one line."""
 import json
+import warnings
 from argparse import Namespace
 from types import SimpleNamespace
 
@@ -155,6 +156,7 @@ def cells(normal, reduce=GOOD, more=""):
         "||+||+||",
         "|nor_conv_3x3~1|+|none~0|none~1|+|none~0|none~1|none~2|",
         "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|none~3|")],
+    ("~/nowhere.json", "there is no file '/.*/nowhere.json'"), (pytest.__file__, "init__.py: no genotype"),
     ("|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|", "nothing passes through the cell"),
     ("|nor_conv_5x5~0|+|none~0|none~1|+|none~0|none~1|none~2|", "cell, edge .*unknown operation"),
     *[(f"CellGenotype(cell={cell})", message) for cell, message in (
@@ -212,6 +214,13 @@ def test_each_flag_that_resume_may_change(script):
         else:
             with pytest.raises(flags.UserError, match=f"--{flag} 1000000 contradicts"):
                 flags.resumed_settings(run, {flag: 10**6})
+
+
+def test_a_note_is_said_once(monkeypatch, capsys):
+    monkeypatch.setattr("warnings.showwarning", None)  # put back afterwards
+    with warnings.catch_warnings(action="always"), pytest.raises(SystemExit):
+        flags.main(lambda: [warnings.warn(text) for text in ("a", "b", "a")] and None)
+    assert capsys.readouterr().err == "note: a\nnote: b\n"
 
 
 def test_an_unknown_gate_is_an_error():
