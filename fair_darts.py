@@ -25,7 +25,7 @@ def gates(alphas, kind="sigmoid"):
 
     kind: "sigmoid", independent gates (Eq. 6), or "softmax", which compete (Eq. 2).
     """
-    return torch.softmax(alphas, -1) if kind == "softmax" else torch.sigmoid(alphas)
+    return GATES[kind](alphas)
 
 
 def zero_one_loss(gates):
@@ -39,13 +39,14 @@ def zero_one_loss_l1(gates):
     return -(gates - 0.5).abs().mean()
 
 
+GATES = {"sigmoid": torch.sigmoid, "softmax": lambda alphas: torch.softmax(alphas, -1)}
 PENALTIES = {"l2": zero_one_loss, "l1": zero_one_loss_l1}  # the values of --zero_one_loss
 
 
 @contextmanager
 def frozen(parameters):
     """Within it the `parameters` need no gradient, and no work for one is done."""
-    parameters = list(parameters)
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:

@@ -5,20 +5,26 @@ cells before it), and the nodes 2 to 5. Each edge applies one operation to the s
 that it leaves and adds the result to the node that it enters. The cell's output is the
 concatenation of its nodes; a node that no edge enters is no part of the cell.
 
-A new architecture: paste what a search prints after `NAME = `, for --arch NAME.
+A new architecture: paste what a search, or DARTS, prints after `NAME = `: --arch NAME.
 """
 from collections import namedtuple
 
 PRIMITIVES = ("max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5",
               "dil_conv_3x3", "dil_conv_5x5")
+MAX_POOL, AVG_POOL, SKIP, SEP_3, SEP_5, DIL_3, DIL_5 = PRIMITIVES
 Edge = namedtuple("Edge", "op node source")
-Genotype = namedtuple("Genotype", "normal reduce")  # two lists of Edge
 LAST_NODE = 5
 
-MAX_POOL, AVG_POOL, SKIP, SEP_3, SEP_5, DIL_3, DIL_5 = PRIMITIVES
 
-# FairDARTS-a to -g. As published, c and g have one more edge in the normal cell: a skip connection
-# that leaves node 3, which no edge enters. The published network ignores it; here it is left out.
+class Genotype(namedtuple("Genotype", "normal reduce")):  # two lists of Edge
+    def __new__(cls, normal, reduce, **concat):  # which DARTS prints as well; spaces.read checks it
+        genotype = super().__new__(cls, normal, reduce)
+        genotype.concat = concat
+        return genotype
+
+
+# FairDARTS-a to -g, of xiaomi-automl/FairDARTS. There the normal cells of c and g have one more
+# skip connection, which leaves node 3, which no edge enters; the published network ignores it.
 FairDARTS_a = Genotype(
     normal=[Edge(SEP_3, 2, 0), Edge(SEP_5, 2, 1), Edge(MAX_POOL, 4, 0), Edge(SEP_3, 5, 0)],
     reduce=[Edge(MAX_POOL, 2, 0), Edge(AVG_POOL, 2, 1), Edge(AVG_POOL, 3, 0), Edge(DIL_5, 3, 1),
@@ -54,7 +60,9 @@ FairDARTS_g = Genotype(
     reduce=[Edge(AVG_POOL, 2, 1), Edge(SKIP, 2, 0), Edge(SKIP, 3, 2), Edge(MAX_POOL, 3, 1),
             Edge(SEP_5, 4, 3), Edge(MAX_POOL, 4, 0), Edge(DIL_3, 5, 1), Edge(DIL_3, 5, 4)])
 
-# The architectures that the paper compares with
+# The architectures that the paper compares with, from their authors' repositories: quark0/darts,
+# chenxin061/pdarts, yuhuixu1993/PC-DARTS (PC_DARTS_cifar), SNAS-Series/SNAS-Series (SNAS_mild),
+# D-X-Y/AutoDL-Projects (GDAS_V1, whose last edge is another one in the repository of Fair DARTS)
 DARTS_V1 = Genotype(
     normal=[Edge(SEP_3, 2, 1), Edge(SEP_3, 2, 0), Edge(SKIP, 3, 0), Edge(SEP_3, 3, 1),
             Edge(SKIP, 4, 0), Edge(SEP_3, 4, 1), Edge(SEP_3, 5, 0), Edge(SKIP, 5, 2)],
@@ -84,7 +92,4 @@ GDAS = Genotype(
     normal=[Edge(SKIP, 2, 0), Edge(SKIP, 2, 1), Edge(SKIP, 3, 0), Edge(SEP_5, 3, 2),
             Edge(SEP_3, 4, 3), Edge(SKIP, 4, 0), Edge(SEP_5, 5, 4), Edge(SEP_3, 5, 3)],
     reduce=[Edge(SEP_5, 2, 0), Edge(SEP_3, 2, 1), Edge(SEP_5, 3, 2), Edge(SEP_5, 3, 1),
-            Edge(DIL_5, 4, 2), Edge(SEP_3, 4, 1), Edge(SEP_5, 5, 0), Edge(SEP_5, 5, 2)])
-
-PUBLISHED = {name: value for name, value in list(globals().items())
-             if isinstance(value, Genotype)}
+            Edge(DIL_5, 4, 2), Edge(SEP_3, 4, 1), Edge(SEP_5, 5, 0), Edge(SEP_5, 5, 1)])

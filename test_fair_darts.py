@@ -455,7 +455,7 @@ PUBLISHED_PARAMETERS = {  # millions; printed cut off, not rounded
 @pytest.mark.parametrize("name", COUNTED)
 def test_published_sizes(name):
     """Table 2: the published numbers of parameters and multiply-accumulates."""
-    network = model_eval.NetworkCIFAR(genotypes.PUBLISHED[name])
+    network = model_eval.NetworkCIFAR(getattr(genotypes, name))
     parameters, head, macs = train_eval.count(network, (3, 32, 32))
     assert (parameters, round(macs / 1e6, 2), head) == (*COUNTED[name], 476_426)
     if name in PUBLISHED_PARAMETERS:

@@ -4,6 +4,7 @@ A script has one table of its flags: {group: {name: (default, kind, help)}}. A k
 str, bool, or a function that turns a text into a value or refuses it.
 """
 import argparse
+import functools
 import math
 import os
 import signal
@@ -13,7 +14,7 @@ import warnings
 
 import torch
 
-from spaces.texts import GenotypeError, nearest
+from spaces.texts import GenotypeError, choose, nearest
 
 
 class UserError(Exception):
@@ -43,7 +44,7 @@ def one_of(names):
     """One of `names`."""
     def parse(text):
         if text not in names:
-            raise argparse.ArgumentTypeError(f"unknown {text[:100]!r}; {nearest(text, names)}")
+            raise argparse.ArgumentTypeError(f"unknown {text[:100]!r}; {choose(text, names)}")
         return text
     return parse
 
@@ -76,6 +77,10 @@ RUN_FLAGS = {
 MAY_CHANGE = {"epochs", "threshold", "edges_per_node", "ops_per_edge", "ops_per_layer",
               "keep_skips", "device", "threads", "data", "plain", "graphs", "checkpoint_minutes",
               "log_every", "workers", "gap_every", "figures_every"}
+# Flags of DARTS and its family that have another name here
+RENAMED = {"--gpu": "--device", "--save": "--name", "--model_path": "--evaluate",
+           "--report_freq": "--log_every", "--lr": "--learning_rate", "--genotype": "--arch",
+           "--set": "--dataset", "--tmp_data_dir": "--data", "--aux_loss_weight": "--w01"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -110,8 +115,8 @@ class Parser(argparse.ArgumentParser):
         settings, unknown = self.parse_known_args(arguments)
         if unknown:
             flag = unknown[0].split("=")[0]
-            self.error(f"unknown argument {flag!r}" + (
-                f"; {nearest(flag, self._option_string_actions)}" if flag[0] == "-" else ""))
+            near = flag[:1] == "-" and nearest(RENAMED.get(flag, flag), self._option_string_actions)
+            self.error(f"unknown argument {flag!r}" + (f"; {near}" if near else ""))
         return vars(settings)
 
 
@@ -136,13 +141,12 @@ def resumed_settings(run, given):
     return {**settings, **{name: value for name, value in given.items() if name in settings}}
 
 
-# ---------------------------------------------------------------- errors
-
 def main(function):
     """Call a script's `function`; what the user can mend is a line on stderr and exit
     code 2."""
     rank = int(os.environ.get("RANK", 0))  # of several processes, see processes.py
-    warnings.showwarning = lambda message, *_: rank == 0 and tell(f"note: {message}")
+    note = functools.cache(tell)  # once
+    warnings.showwarning = lambda message, *_: rank == 0 and note(f"note: {message}")
     for name in ("stdout", "stderr"):  # they may be closed, or of few characters
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))

@@ -4,7 +4,7 @@ import os
 from collections import ChainMap
 
 from spaces import nasbench201, s1, s2
-from spaces.texts import GenotypeError, nearest, parse, short
+from spaces.texts import GenotypeError, choose, fields_of, short
 
 SPACES = {"s1": s1.S1(), "s2": s2.S2(), "nasbench201": nasbench201.NB201()}
 # Those of all, in the order of the spaces; what is added to one is in here
@@ -19,43 +19,50 @@ def foreign(space, kind):
             for flag in getattr(other, kind) - own}
 
 
+def published():
+    """{name: (space, genotype)} of those that stand in the code of a space."""
+    return {name: (space, genotype) for space in SPACES.values()
+            for name, genotype in space.PUBLISHED.items() if isinstance(genotype, space.GENOTYPE)}
+
+
 def read(text):
     """(space, genotype) that a text means. Raises GenotypeError.
 
-    text: a published name ("FairDARTS_a"), the path of a genotype.json or of a search,
-        or a "Genotype(...)" as this project, DARTS and Fair DARTS print it: edges (op,
-        node, source), or pairs (op, source), two for each node; of another space, as
-        `print` shows it, for NAS-Bench-201 "|nor_conv_3x3~0|+|...|+|...|".
+    text: a published name ("FairDARTS_a"), the folder of a search, or a file or text
+        that holds one: "Genotype(...)" as this project, DARTS and others print it, of
+        edges (op, node, source) or of pairs (op, source), two for each node or a list
+        for each; its fields as JSON; "|nor_conv_3x3~0|+|...|" of NAS-Bench-201.
     """
-    published = {name: (space, genotype) for space in SPACES.values()
-                 for name, genotype in space.PUBLISHED.items()}
-    if text in published:
-        return published[text]
-    if text.startswith("|"):
-        return checked(nasbench201.fields_of(text))
-    if "Genotype(" in text:
-        return checked(parse(text))
-    if os.path.isdir(text):
-        text = os.path.join(text, "genotype.json")
-    if not os.path.isfile(text):
-        raise GenotypeError(f"unknown architecture {short(text)}: {nearest(text, published)}; "
-                            "a path to a genotype.json or a 'Genotype(...)' text works too")
-    try:
-        with open(text) as file:
-            return checked(json.load(file))
-    except (GenotypeError, OSError) as error:
-        raise GenotypeError(f"{text}: {error}") from None
-    except (ValueError, RecursionError):  # not JSON, or not even text
-        raise GenotypeError(f"{text}: not a JSON file") from None
+    known, path = published(), os.path.expanduser(text)
+    if text in known:
+        genotype = known[text][1]
+        return checked({**fields_of(repr(genotype)), **getattr(genotype, "concat", {})})
+    if os.path.isdir(path):
+        path = os.path.join(path, "genotype.json")
+    if os.path.isfile(path):
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                return checked(fields_of(file.read()))
+        except (GenotypeError, OSError) as error:
+            raise GenotypeError(f"{path}: {error}") from None
+    fields = fields_of(text)
+    if fields:
+        return checked(fields)
+    if os.sep in path or path.endswith(".json"):
+        raise GenotypeError(f"there is no file {path!r}; a search writes its genotype.json when it "
+                            "ends")
+    raise GenotypeError(
+        f"unknown architecture {short(text)}: {choose(text, known)}; or give a search's folder, a "
+        "file that holds a genotype, or its text, 'Genotype(...)' or '|nor_conv_3x3~0|+|...'")
 
 
 def checked(fields):
     """(space, genotype) of {field: value}, every part checked. Raises GenotypeError."""
-    names = set(fields) if isinstance(fields, dict) else set()
     for space in SPACES.values():
-        if names - {"normal_concat", "reduce_concat"} == set(space.GENOTYPE._fields):
+        own, besides = {*space.GENOTYPE._fields}, {"normal_concat", "reduce_concat"}
+        if own <= fields.keys() and not any(fields[name] for name in fields.keys() - own - besides):
             return space, space.checked(fields)
-    raise GenotypeError("a genotype has exactly two cells, 'normal' and 'reduce'")
+    raise GenotypeError("no genotype found, which has exactly two cells, 'normal' and 'reduce'")
 
 
 def to_json(genotype):

@@ -41,8 +41,6 @@ class CellGenotype(namedtuple("CellGenotype", "cell")):
         return "|{}~0|+|{}~0|{}~1|+|{}~0|{}~1|{}~2|".format(*self.names())
 
 
-# ---------------------------------------------------------------- the networks
-
 class Zero(nn.Module):
     """none."""
 
@@ -169,8 +167,6 @@ class NetworkNB201(Stages):
         return self.logits(images), None
 
 
-# ---------------------------------------------------------------- genotypes
-
 def discretize_edges(gates, threshold=0.85, primitives=tuple(OPS)):
     """The CellGenotype of the gates (6, operations).
 
@@ -194,13 +190,13 @@ def is_connected(edges):
     return 3 in reached
 
 
-def fields_of(text):
-    """{"cell": edges} of the benchmark's text. Raises GenotypeError."""
+def edges_of(text):
+    """The edges of the benchmark's text. Raises GenotypeError."""
     edges = [Edge(op, *place) for op, place in zip(re.findall(r"\|([^|~+]*)~", text), EDGES)]
     if str(CellGenotype(edges)) != text:
         raise GenotypeError(f"cannot read {short(text)}: expected {CellGenotype([])}, with "
                             f"operations out of {', '.join(OPS)}")
-    return {"cell": edges}
+    return edges
 
 
 @functools.cache
@@ -211,10 +207,8 @@ def accuracies():
         return file["accuracy"] / 100
 
 
-# ---------------------------------------------------------------- the space
-
 class NB201(s1.S1):
-    PARTS, GENOTYPE, PUBLISHED, CANDIDATES = ("normal",), CellGenotype, {}, OPS
+    PARTS, GENOTYPE, PUBLISHED, CANDIDATES = ("normal",), CellGenotype, globals(), OPS
     SEARCH_FLAGS = {"primitives", "init_channels", "stage_cells"}
     EVAL_FLAGS = {"init_channels", "stage_cells"}
     # of the flags that other spaces have as well
@@ -232,20 +226,21 @@ class NB201(s1.S1):
     def genotype(self, s, gates):
         return discretize_edges(gates[0], s.threshold, self.primitives(s))
 
-    def row_names(self, count):
-        return [f"{source} → {node}" for node, source in EDGES]
-
-    def row(self, node, source):
-        return EDGES.index((node, source))
+    def edges(self, count):
+        return EDGES
 
     def checked(self, fields):
-        found = {}
-        for edge in checked_edges("cell", fields["cell"], OPS, range(1, 4)):
-            if edge[1:] in found:
+        cell = fields["cell"]
+        edges = checked_edges("cell", edges_of(cell) if isinstance(cell, str) else cell, OPS,
+                              range(1, 4))
+        edges.sort(key=lambda edge: edge[1:])
+        for edge, following in zip(edges, edges[1:]):
+            if edge[1:] == following[1:]:
                 raise GenotypeError(f"cell, edge {tuple(edge)}: the edge has two operations")
-            found[edge[1:]] = edge
-        return CellGenotype([found[place] for place in EDGES
-                             if place in found and found[place].op != "none"])
+        genotype = CellGenotype([edge for edge in edges if edge.op != "none"])
+        if not is_connected(genotype.cell):
+            raise GenotypeError(f"nothing passes through the cell {genotype} to its output")
+        return genotype
 
     def known(self, genotype):
         """Its accuracy and its rank in the benchmark (1 is the best), and its skips."""

@@ -14,7 +14,7 @@ from spaces.texts import GenotypeError, checked_edges
 
 
 class S1(Space):
-    PARTS, GENOTYPE, PUBLISHED, CANDIDATES = Network.parts, Genotype, genotypes.PUBLISHED, OPS
+    PARTS, GENOTYPE, PUBLISHED, CANDIDATES = Network.parts, Genotype, vars(genotypes), OPS
     SEARCH_FLAGS = {"primitives", "edges_per_node", "ops_per_edge", "init_channels", "layers",
                     "nodes"}
     EVAL_FLAGS = {"init_channels", "layers", "auxiliary", "auxiliary_weight", "drop_path_prob",
@@ -42,13 +42,12 @@ class S1(Space):
     def genotype(self, s, gates):
         return discretize(*gates, s.threshold, s.edges_per_node, s.ops_per_edge, self.primitives(s))
 
-    def row_names(self, count):
-        return [f"{source} → {node}" for node in range(2, count + 2)
-                for source in range(node)][:count]
+    def edges(self, count):
+        """(node, source) of the rows of a matrix of gates."""
+        return [(node, source) for node in range(2, count + 2) for source in range(node)][:count]
 
-    def row(self, node, source):
-        """That of an edge in a matrix of gates."""
-        return edge_row(node, source)
+    def row_names(self, count):
+        return [f"{source} → {node}" for node, source in self.edges(count)]
 
     def dominant(self, gates, primitives):
         return [edge.op for edge in dominant_operations(gates, primitives)]
@@ -56,14 +55,15 @@ class S1(Space):
     def kept_edges(self, gates, edges_per_node, primitives):
         kept = torch.zeros_like(gates[:, :1])
         for edge, _ in strongest(gates, edges_per_node, primitives=primitives):
-            kept[self.row(edge.node, edge.source)] = 1
+            kept[edge_row(edge.node, edge.source)] = 1
         return kept
 
     def discrete_gates(self, genotype, gates, primitives):
         found = [torch.zeros_like(matrix) for matrix in gates]
         for matrix, edges in zip(found, genotype):
             for op, node, source in edges:
-                matrix[self.row(node, source), primitives.index(op)] = 1
+                row = self.edges(len(matrix)).index((node, source))
+                matrix[row, primitives.index(op)] = 1
         return found
 
     def checked(self, fields):
@@ -74,22 +74,36 @@ class S1(Space):
 
 def checked_cell(cell, items, concat):
     """The edges of a cell, checked and pruned. concat: the nodes of its output."""
-    if (isinstance(items, list) and len(items) % 2 == 0
-            and all(isinstance(item, list) and len(item) == 2 for item in items)):
-        items = [(op, 2 + index // 2, source) for index, (op, source) in enumerate(items)]
-    edges = checked_edges(f"{cell} cell", items, OPS, range(2, LAST_NODE + 1))
+    edges = checked_edges(f"{cell} cell", with_nodes(cell, items), OPS, range(2, LAST_NODE + 1))
     kept = prune(edges)
     if not kept:
         reason = "it has no edge that comes from an input" if edges else "it has no edge"
         raise GenotypeError(f"{cell} cell: {reason}")
-    for edge in edges:
-        where = f"{cell} cell, edge {tuple(edge)}: "
-        if edges.count(edge) > 1:
-            raise GenotypeError(where + "it is named twice")
+    for edge in dict.fromkeys(edges):
+        where, count = f"{cell} cell, edge {tuple(edge)}: ", edges.count(edge)
         if edge not in kept:
-            warnings.warn(f"{cell} cell: edge {tuple(edge)} dropped, "
-                          f"since nothing enters node {edge.source}")
+            warnings.warn(where + f"dropped, since nothing enters node {edge.source}")
         elif not isinstance(concat, (list, range)) or edge.node not in concat:
             raise GenotypeError(where + f"{cell}_concat leaves out node {edge.node}, but a cell's "
                                 "output is the concatenation of all its nodes")
+        elif count > 1:
+            warnings.warn(where + f"it is there {count} times, each with weights of its own")
     return kept
+
+
+def with_nodes(cell, items):
+    """Pairs (op, source), two for each node or a list for each, as edges; what is none
+    of these as it is. Raises GenotypeError."""
+    def are_pairs(edges):  # which in the first code of GDAS have a weight, too
+        return isinstance(edges, list) and all(
+            isinstance(edge, list)
+            and [type(part) for part in edge] in ([str, int], [str, int, float]) for edge in edges)
+
+    if are_pairs(items) and len(items) % 2 == 0:
+        items = [items[index:index + 2] for index in range(0, len(items), 2)]
+    if not isinstance(items, list) or not all(map(are_pairs, items)):
+        return items
+    if len(items) > LAST_NODE - 1:
+        raise GenotypeError(f"{cell} cell: it has {len(items)} nodes, but here {LAST_NODE - 1} are "
+                            "the most")
+    return [(op, node, source) for node, edges in enumerate(items, 2) for op, source, *_ in edges]

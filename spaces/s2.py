@@ -4,13 +4,13 @@ Each layer is an inverted bottleneck of expansion 3 or 6 and kernel 3, 5 or 7, o
 the layer keeps its input's shape, the identity. A genotype names for each layer one of
 these CHOICES, or several, whose outputs are added.
 """
+import functools
 import math
 from collections import namedtuple
-from itertools import product
 
 import torch
 import torch.nn as nn
-from torchvision.ops import SqueezeExcitation
+from torchvision.ops import Conv2dNormActivation, SqueezeExcitation
 
 from model_search import MixedOperation, Supernet
 from spaces.space import Space
@@ -26,12 +26,12 @@ CHAIN = [  # output channels and stride of each layer
 # whether a layer keeps its input's shape: then it may be the identity, and blocks add their input
 SAME_SHAPE = [stride == 1 and channels == before
               for (channels, stride), (before, _) in zip(CHAIN, [(CHAIN_INPUT, 1), *CHAIN])]
+# the choices of each layer
+OFFERED = [CHOICES if same_shape else CHOICES[:IDENTITY] for same_shape in SAME_SHAPE]
 FairNAS_A = ChainGenotype(layers=[(name,) for name in (
     "mb3_k7 mb3_k3 mb3_k7 mb6_k3 mb6_k7 mb3_k3 mb3_k3 mb6_k7 mb6_k7 mb3_k5 mb6_k3 mb3_k5 mb3_k5 "
     "mb6_k3 mb6_k3 mb6_k7 mb6_k3 mb6_k7 mb6_k5").split()])
 
-
-# ---------------------------------------------------------------- the networks
 
 class InvertedBottleneck(nn.Module):
     """mbN_kK: 1x1 to N times the channels, BN, activation; depthwise KxK, BN,
@@ -41,17 +41,13 @@ class InvertedBottleneck(nn.Module):
                  affine=True, activation=nn.ReLU6, squeeze=False):
         super().__init__()
         self.residual, width = residual, expansion * in_channels
-        self.expand = nn.Sequential(
-            nn.Conv2d(in_channels, width, 1, bias=False), nn.BatchNorm2d(width, affine=affine),
-            activation(inplace=True))
-        self.depthwise = nn.Sequential(
-            nn.Conv2d(width, width, kernel, stride, kernel // 2, groups=width, bias=False),
-            nn.BatchNorm2d(width, affine=affine), activation(inplace=True))
-        self.squeeze = SqueezeExcitation(
-            width, max(1, width // 4),
-            scale_activation=nn.Hardsigmoid) if squeeze else nn.Identity()
-        self.project = nn.Sequential(nn.Conv2d(width, out_channels, 1, bias=False),
-                                     nn.BatchNorm2d(out_channels, affine=affine))
+        conv = functools.partial(Conv2dNormActivation, activation_layer=activation,
+                                 norm_layer=functools.partial(nn.BatchNorm2d, affine=affine))
+        self.expand = conv(in_channels, width, 1)
+        self.depthwise = conv(width, width, kernel, stride, groups=width)
+        self.squeeze = nn.Identity() if not squeeze else SqueezeExcitation(
+            width, max(1, width // 4), scale_activation=nn.Hardsigmoid)
+        self.project = conv(width, out_channels, 1, activation_layer=None)
 
     def forward(self, x):  # (B, C, H, W) -> (B, C', H', W')
         y = self.project(self.squeeze(self.depthwise(self.expand(x))))
@@ -82,9 +78,8 @@ class ChainHead(nn.Module):
     def __init__(self, width, num_classes, dropout, activation=nn.ReLU6):
         super().__init__()
         features = scaled(1280, width)
-        self.features = nn.Sequential(
-            nn.Conv2d(scaled(CHAIN[-1][0], width), features, 1, bias=False),
-            nn.BatchNorm2d(features), activation())
+        self.features = Conv2dNormActivation(scaled(CHAIN[-1][0], width), features, 1,
+                                             activation_layer=activation)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(features, num_classes)
 
@@ -128,21 +123,18 @@ class SupernetS2(Supernet):
 
     def __init__(self, num_classes=1000, in_channels=3, gate="sigmoid", width=1.0, image_size=224):
         super().__init__()
-        present = torch.ones(len(CHAIN), len(CHOICES), dtype=torch.bool)
-        present[:, IDENTITY] = torch.tensor(SAME_SHAPE)
-        self.register_buffer("present", present)
+        present = [name in names for names in OFFERED for name in CHOICES]
+        self.register_buffer("present", torch.tensor(present).view(len(CHAIN), -1))
         # the places of those: to index by `present` itself would wait for a GPU
-        places = [place for place, (same_shape, choice) in enumerate(product(SAME_SHAPE, CHOICES))
-                  if same_shape or choice != "skip_connect"]
-        self.register_buffer("places", torch.tensor(places), persistent=False)
+        places = torch.tensor([place for place, there in enumerate(present) if there])
+        self.register_buffer("places", places, persistent=False)
         self.start(gate, CHOICES, len(CHAIN))
-        self.alphas[0].data *= present
+        self.alphas[0].data *= self.present
         first, shapes = chain_shapes(image_size, width)
         self.stem = chain_stem(in_channels, width, first)
         self.layers = nn.ModuleList(
-            MixedOperation(chain_operation(name, *shape, affine=False)
-                           for name in CHOICES if shape[3] or name != "skip_connect")
-            for shape in shapes)  # (in_channels, out_channels, stride, same_shape)
+            MixedOperation(chain_operation(name, *shape, affine=False) for name in names)
+            for names, shape in zip(OFFERED, shapes))
         self.head = ChainHead(width, num_classes, dropout=0)
 
     def compute_gates(self):
@@ -201,8 +193,6 @@ class NetworkS2(nn.Module):
         return self.head(x), None
 
 
-# ---------------------------------------------------------------- genotypes
-
 def discretize_chain(gates, threshold=0.85, ops_per_layer=1):
     """The ChainGenotype of the gates (layers, choices).
 
@@ -211,9 +201,8 @@ def discretize_chain(gates, threshold=0.85, ops_per_layer=1):
     the best. threshold=0 is argmax (Eq. 3). What has a gate below 0 is no choice.
     """
     layers = []
-    for values, same_shape in zip(torch.as_tensor(gates).tolist(), SAME_SHAPE):
-        choices = [choice for choice in range(len(CHOICES) if same_shape else IDENTITY)
-                   if values[choice] >= 0]
+    for values, names in zip(torch.as_tensor(gates).tolist(), OFFERED):
+        choices = [choice for choice in range(len(names)) if values[choice] >= 0]
         order = sorted(choices, key=lambda choice: -values[choice])
         kept = [choice for choice in order[:ops_per_layer] if values[choice] >= threshold]
         kept = kept or [IDENTITY if IDENTITY in choices else order[0]]
@@ -222,7 +211,7 @@ def discretize_chain(gates, threshold=0.85, ops_per_layer=1):
 
 
 class S2(Space):
-    PARTS, GENOTYPE, PUBLISHED = ("layers",), ChainGenotype, {"FairNAS_A": FairNAS_A}
+    PARTS, GENOTYPE, PUBLISHED = ("layers",), ChainGenotype, globals()
     CANDIDATES = dict.fromkeys(CHOICES)
     SEARCH_FLAGS = {"width", "ops_per_layer"}
     EVAL_FLAGS = {"width", "dropout", "squeeze", "h_swish"}
@@ -252,11 +241,10 @@ class S2(Space):
         count = len(layers) if isinstance(layers, list) else type(layers).__name__
         if count != len(CHAIN):
             raise GenotypeError(f"a chain has {len(CHAIN)} layers, got {count}")
-        for layer, (names, same_shape) in enumerate(zip(layers, SAME_SHAPE)):
-            choices = CHOICES if same_shape else CHOICES[:IDENTITY]
+        for layer, (names, choices) in enumerate(zip(layers, OFFERED)):
             known = isinstance(names, (list, tuple)) and all(name in choices for name in names)
             if not known or not 0 < len(names) == len({*names}):
-                why = "" if same_shape else "; no identity, for the layer changes the shape"
+                why = "" if choices == CHOICES else "; no identity, for it changes the shape"
                 raise GenotypeError(f"layer {layer}, {short(names)}: expected different ones of "
                                     f"{', '.join(choices)}{why}")
         return ChainGenotype([tuple(names) for names in layers])

@@ -7,7 +7,7 @@ class Space:
     layer, a column an operation."""
     PARTS = ("normal",)       # the names of the matrices of gates, as in gates.npz
     GENOTYPE = None           # the class of its genotypes
-    PUBLISHED = {}            # those that are known by a name
+    PUBLISHED = {}            # {name: value}, where those stand that are known by a name
     CANDIDATES = {}           # its keys are the names of all operations
     SEARCH_FLAGS = EVAL_FLAGS = frozenset()     # the flags that not all spaces have
     SEARCH_DEFAULTS, EVAL_DEFAULTS = {}, {}     # what it changes of their defaults
@@ -17,19 +17,15 @@ class Space:
 
     def supernet(self, s, num_classes, shape, gate):
         """The network to search, for pictures of `shape` (C, H, W)."""
-        raise NotImplementedError
 
     def derived(self, s, genotype, num_classes, shape):
         """The network that a genotype stands for."""
-        raise NotImplementedError
 
     def genotype(self, s, gates):
         """Of the matrices of gates, by the rules in `s`."""
-        raise NotImplementedError
 
     def checked(self, fields):
         """The genotype of {field: value}. A GenotypeError names the edge."""
-        raise NotImplementedError
 
     def primitives(self, s):
         """The columns of a matrix of gates."""
@@ -37,7 +33,6 @@ class Space:
 
     def row_names(self, count):
         """What the rows are called in figures."""
-        raise NotImplementedError
 
     def dominant(self, gates, primitives):
         """Names of a matrix's dominant operations: the best of each row, the first of
@@ -51,7 +46,6 @@ class Space:
 
     def discrete_gates(self, genotype, gates, primitives):
         """The matrices of gates, 0 and 1, that stand for a genotype."""
-        raise NotImplementedError
 
     def known(self, genotype):
         """What is known of it without training: {column of metrics.csv: value}"""

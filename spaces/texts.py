@@ -3,8 +3,13 @@ import ast
 import difflib
 import re
 import reprlib
+import warnings
 
 from genotypes import Edge
+
+# Genotype(...), with brackets in brackets in brackets; the text of a cell of NAS-Bench-201
+CALL = re.compile(r"(?:Cell|Chain)?Genotype\((?:[^()]|\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))*\)")
+CELL = re.compile(r"\|\S*\|")
 
 
 class GenotypeError(Exception):
@@ -12,10 +17,17 @@ class GenotypeError(Exception):
 
 
 def nearest(word, names):
-    """'did you mean ...?' with the name most like `word`; if none is, all `names`."""
-    lower = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(word.lower()[:100], lower, 1)
-    return f"did you mean {lower[close[0]]!r}?" if close else "choose from " + ", ".join(names)
+    """'did you mean ...?' with the names that begin like `word`, or with which it
+    begins; else with the one most like it; '' if there is none."""
+    word, plain = word.lower().strip("-")[:100], {name.lower().strip("-"): name for name in names}
+    begin = [name for name in plain if word and (name.startswith(word) or word.startswith(name))]
+    close = [word] if word in plain else begin or difflib.get_close_matches(word, plain, 1, 0.7)
+    return f"did you mean {' or '.join(repr(plain[name]) for name in close)}?" if close else ""
+
+
+def choose(word, names):
+    """The same, or all `names`."""
+    return nearest(word, names) or "choose from " + ", ".join(names)
 
 
 def short(value):
@@ -23,12 +35,19 @@ def short(value):
     return reprlib.repr(value).replace("\n", " ")
 
 
-def parse(text):
-    """{field: value} of the Genotype(...), ChainGenotype(...) or CellGenotype(...) that
-    `text` ends with; parsed, never run. Raises GenotypeError."""
+def fields_of(text):
+    """{field: value} of the last genotype in a text, {} if it holds none. It is parsed,
+    never run. Raises GenotypeError."""
+    found = CALL.findall(text) or CELL.findall(text)
+    if len({*found}) > 1:
+        warnings.warn(f"of {len(found)} genotypes the last one is read")
+    if found and found[-1].startswith("|"):
+        return {"cell": found[-1]}
+    if not found and "Genotype(" not in text and not text.lstrip().startswith("{"):
+        return {}
     try:
-        call = ast.parse(text[re.search(r"\w*Genotype\(", text).start():].strip(), mode="eval").body
-        return {keyword.arg: value_of(keyword.value) for keyword in call.keywords}
+        fields = value_of(ast.parse((found or [text.strip()])[-1], mode="eval").body)
+        return {**fields.get("genotype", fields)}
     except Exception:  # a wrong text makes ast raise nearly anything
         raise GenotypeError(
             f"cannot read {short(text)}: expected Genotype(normal=[('sep_conv_3x3', 2, 0), ...], "
@@ -36,13 +55,19 @@ def parse(text):
 
 
 def value_of(node):
-    """The value of a parsed expression; only Edge and range are called."""
+    """The value of a parsed expression, of Python or JSON."""
     if isinstance(node, (ast.List, ast.Tuple)):
         return [value_of(item) for item in node.elts]
+    if isinstance(node, ast.Dict):
+        return {value_of(key): value_of(value) for key, value in zip(node.keys, node.values)}
+    if isinstance(node, ast.Name):
+        return {"null": None, "true": True, "false": False}[node.id]
     if isinstance(node, ast.Call):
-        function = {"Edge": Edge, "range": range}[node.func.id]
-        return function(*[value_of(item) for item in node.args],
-                        **{item.arg: value_of(item.value) for item in node.keywords})
+        named = {item.arg: value_of(item.value) for item in node.keywords}
+        if node.func.id.endswith("Genotype"):
+            return named
+        function = {"Edge": Edge, "range": range, "list": lambda items: items}[node.func.id]
+        return function(*[value_of(item) for item in node.args], **named)
     return ast.literal_eval(node)
 
 
@@ -51,19 +76,16 @@ def checked_edges(cell, items, ops, nodes):
     before to one of the `nodes`. Raises GenotypeError."""
     if not isinstance(items, list):
         raise GenotypeError(f"{cell}: expected a list of edges, got {short(items)}")
-    edges = []
     for item in items:
+        where = f"{cell}, edge {short(tuple(item) if isinstance(item, list) else item)}: "
         if not isinstance(item, (list, tuple)) or len(item) != 3:
-            raise GenotypeError(f"{cell}, edge {short(item)}: expected (op, node, source), "
-                                "or in S1 pairs (op, source), two for each node")
+            raise GenotypeError(where + "expected (op, node, source), or in S1 pairs (op, source), "
+                                "two for each node")
         op, node, source = item
-        where = f"{cell}, edge {short((op, node, source))}: "
         if op not in list(ops):
-            raise GenotypeError(where + f"unknown operation; {nearest(str(op), ops)}")
+            raise GenotypeError(where + f"unknown operation; {choose(str(op), ops)}")
         if type(node) is not int or node not in nodes:
             raise GenotypeError(where + f"it must enter a node from {nodes[0]} to {nodes[-1]}")
         if type(source) is not int or source not in range(node):
-            raise GenotypeError(where + f"it must leave a state from 0 to {node - 1}, before node "
-                                f"{node}")
-        edges.append(Edge(op, node, source))
-    return edges
+            raise GenotypeError(where + f"it must leave a state from 0 to {node - 1}")
+    return [Edge(*item) for item in items]

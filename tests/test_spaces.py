@@ -14,26 +14,30 @@ import fair_darts
 import genotypes
 import model_eval
 import train_eval
-from spaces import SPACES, nasbench201, read, s2
+from spaces import SPACES, nasbench201, published, read, s2
 from spaces.s2 import ChainGenotype
 from speed import accelerate
 from test_fair_darts import batch, close, normal
 
 S1, S2, NB201 = SPACES.values()
-# of the repr of each, taken when it was equal to the published one, but for what genotypes.py says
+# of the repr of each, taken when it was equal to the one in its authors' repository, but for what
+# genotypes.py says, and for the order of edges in SNAS. GDAS's last edge leaves state 1 in its
+# authors' others/GDAS/lib/nas/genotypes.py and lib/nas_infer_model/DXYs/genotypes.py; state 2 in
+# Fair DARTS's fairdarts/genotypes.py is a slip
 DIGESTS = {
     "FairDARTS_a": "3a0dfc3c5b71ba1a", "FairDARTS_b": "2308130890f01ca6",
     "FairDARTS_c": "504afe1887a9e62f", "FairDARTS_d": "38b41e949f2e970b",
     "FairDARTS_e": "d1c2197b78bcd461", "FairDARTS_f": "090e035d22058e6d",
     "FairDARTS_g": "79912049ccc90e18", "DARTS_V1": "36baa5dd841b7aaa",
     "DARTS_V2": "012db98f2f76d1bd", "P_DARTS": "b3ce39265b165bd0",
-    "PC_DARTS": "9e43ad9bc8e92e4d", "SNAS": "25968c822a593c91", "GDAS": "f619fc9a947c7b46",
+    "PC_DARTS": "9e43ad9bc8e92e4d", "SNAS": "25968c822a593c91", "GDAS": "9ef0842baff09bda",
     "FairNAS_A": "6290258a8e156314"}
 
 
 def test_published_genotypes_are_as_published():
     assert DIGESTS == {name: hashlib.sha256(repr(genotype).encode()).hexdigest()[:16]
-                       for space in SPACES.values() for name, genotype in space.PUBLISHED.items()}
+                       for name, (_, genotype) in published().items()}
+    assert genotypes.GDAS.reduce[-1] == ("sep_conv_5x5", 5, 1)
 
 
 # ---------------------------------------------------------------- S1
@@ -169,7 +173,8 @@ def test_absent_choices_count_nowhere():
 # ---------------------------------------------------------------- NAS-Bench-201
 
 def cell_of(*names):
-    return NB201.checked({"cell": [[op, *edge] for op, edge in zip(names, nasbench201.EDGES)]})
+    return nasbench201.CellGenotype([genotypes.Edge(op, *edge) for op, edge in zip(
+        names, nasbench201.EDGES) if op != "none"])
 
 
 def test_every_cell_of_the_benchmark():
@@ -182,7 +187,7 @@ def test_every_cell_of_the_benchmark():
             adjacency[source, node] = op != "none"
         passes = (adjacency + adjacency @ adjacency + adjacency @ adjacency @ adjacency)[0, 3] > 0
         assert passes == (accuracy != 10) == nasbench201.is_connected(genotype.cell)
-        assert len(texts) % 20 or read(str(genotype)) == (NB201, genotype)
+        assert len(texts) % 20 or not passes or read(str(genotype)) == (NB201, genotype)
         blocked += not passes
         texts.add(str(genotype))
         skips.append(names.count("skip_connect"))

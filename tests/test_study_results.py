@@ -493,7 +493,7 @@ def test_what_the_figures_show(tmp_path):
 def test_cells_are_drawn_without_overlap():
     full = [Edge(op, node, source)
             for node in range(2, 6) for source in range(node) for op in PRIMITIVES[:2]]
-    cells = [cell for genotype in genotypes.PUBLISHED.values() if isinstance(genotype, Genotype)
+    cells = [cell for genotype in vars(genotypes).values() if isinstance(genotype, Genotype)
              for cell in genotype]
     for cell in cells + [full, full[:1]]:
         figure = draw_cells.draw_cell(cell, "Normal cell")

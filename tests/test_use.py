@@ -178,7 +178,7 @@ def test_what_was_not_exported_well_is_not_kept(finished, tmp_path, monkeypatch,
 
     monkeypatch.setattr(export, "keep", watched)
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
-    assert call(export, monkeypatch, tmp_path / "d") == 0
+    assert call(export, monkeypatch, tmp_path / "d" / "best.pt") == 0
     assert seen == ["model.pt2"] and written.exists()
     out = capsys.readouterr().out
     assert "no model.onnx: it requires onnx, onnxscript, onnxruntime; pip install" in out

@@ -1,9 +1,11 @@
 """A trained network in the formats of other programs.
 
     python -m use.export RUN   # RUN/model.pt2, and model.onnx if its packages are there
+    python -m use.export RUN/best.pt    # of the epoch that was best on the test set
 """
 import importlib.util
 import io
+import os
 import warnings
 
 import torch
@@ -17,13 +19,14 @@ TOLERANCE = 1e-5  # of probabilities
 ANY_BATCH = ({0: torch.export.Dim("batch", min=1)},)
 
 
-def export(folder):
-    """Write RUN/model.pt2, the classifier.Classifier of the last epoch by torch.export,
-    and where its packages are installed RUN/model.onnx: from uint8 pictures (B, C, H,
-    W), any B, to probabilities (B, classes). Each is read back and compared before it
-    is kept. Raises UserError."""
+def export(path):
+    """Write RUN/model.pt2, a classifier.Classifier by torch.export, and where its
+    packages are installed RUN/model.onnx: from uint8 pictures (B, C, H, W), any B, to
+    probabilities (B, classes). Each is read back and compared before it is kept. path:
+    as of classifier.load, in a run's folder. Raises UserError."""
+    folder = os.path.dirname(path) or "." if os.path.isfile(path) else path
     run = Run.open(folder, "train_eval")
-    classifier = load(folder)
+    classifier = load(path)
     pictures = random_pictures(2, classifier.shape)
     with torch.no_grad():
         file = io.BytesIO()
@@ -72,7 +75,7 @@ def random_pictures(count, shape):
 
 def export_run():
     parser = Parser(__doc__)
-    parser.add_argument("run", metavar="RUN", help="folder of a training")
+    parser.add_argument("run", metavar="RUN", help="a training, or its best.pt")
     export(parser.parse_args()["run"])
 
 
