@@ -5,21 +5,26 @@
                 by torchvision, downloaded into the data folder
     folder      your pictures: <data>/train/<class>/*, <data>/test/<class>/*
     imagenet    the same with val/ in place of test/, read as they are asked for
+    npz         your arrays, in one file: train_images, train_labels, test_images, test_labels
 """
 import hashlib
+import os
+import warnings
 from collections import namedtuple
 
+import numpy as np
 import torch
 
 from engine import processes
 from engine.flags import UserError, first_line, number, one_of
 from engine.pictures import Files, read_folder
-from engine.recipes import RECIPES
+from engine.recipes import RECIPES, count_classes
 from model_eval import LARGE
 
 DATA_FLAGS = {
     "dataset": (None, one_of(RECIPES), f"one of {', '.join(RECIPES)}"),
-    "data": ("data", str, "folder of the downloaded sets, or of your pictures"),
+    "data": ("data", os.path.expanduser, "folder of the downloaded sets, or of your pictures, or "
+             "file of your arrays"),
     "image_size": (32, number(int, 8), "side to which your pictures are brought, in pixels"),
     "skip_bad_images": (False, bool, "leave out files that cannot be used as pictures"),
     "stream": (False, bool, "read your pictures from their files as they are asked for"),
@@ -48,6 +53,8 @@ def load(name, root="data", image_size=None, skip_bad_images=False, stream=False
         if stream is not None:  # the usual figures of ImageNet
             mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]) * 255
             return Dataset(name, *parts, mean, std)
+    elif name == "npz":
+        parts = _npz(root)
     else:
         with processes.rank_0_first():
             parts = _torchvision(name, root)
@@ -148,3 +155,47 @@ def _torchvision(name, root):
             images = images.permute(0, 3, 1, 2).contiguous()
         tensors += [images, labels]
     return *tensors, getattr(found, "classes", list("0123456789"))
+
+
+def _npz(path):
+    """The arrays of a file, as MedMNIST names them."""
+    names = [f"{part}_{what}" for part in ("train", "test") for what in ("images", "labels")]
+    try:
+        file = np.load(path, allow_pickle=False)
+        found = getattr(file, "files", [])  # not where it is one array
+        arrays = [file[name] for name in names if name in found]
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file makes NumPy raise nearly anything
+        raise UserError(f"{path!r} cannot be read ({first_line(error)}): --data must name a file "
+                        f"of numpy.savez that holds {', '.join(names)}") from None
+    if len(arrays) < 4:
+        raise UserError(f"{path!r} holds {', '.join(found) or 'one array'}, and must hold "
+                        f"{', '.join(names)}")
+    if len(found) > 4:
+        warnings.warn(f"{path}: left aside " + ", ".join(n for n in found if n not in names))
+    parts = []
+    for name, array, labels in zip(names[::2], arrays[::2], arrays[1::2]):
+        shape, one_each = array.shape, labels.shape in (array.shape[:1], (*array.shape[:1], 1))
+        if (array.dtype != np.uint8 or len(shape) not in (3, 4) or min(shape[1:3]) < 8
+                or shape[3:] not in ((), (1,), (3,)) or not len(array)):
+            raise UserError(f"{path!r}: {name} is {array.dtype} {shape}, and must be uint8 "
+                            "(N, H, W), (N, H, W, 1) or (N, H, W, 3), of 8 x 8 pixels or more")
+        if labels.dtype.kind not in "iu" or not one_each:
+            raise UserError(f"{path!r}: the labels of {name} are {labels.dtype} {labels.shape}, "
+                            f"and must be one whole number for each of {len(array)} pictures")
+        images = torch.from_numpy(array.reshape(*shape[:3], -1)).permute(0, 3, 1, 2)
+        if max(shape[1:3]) > LARGE:  # networks for them have three channels
+            images = images.expand(-1, 3, -1, -1)
+        parts += images.contiguous(), torch.from_numpy(labels.astype(np.int64).reshape(-1))
+    images, labels, test_images, test_labels = parts
+    if images.shape[1:] != test_images.shape[1:]:
+        raise UserError(f"{path!r}: pictures of training are {tuple(images.shape[1:])}, those of "
+                        f"the test {tuple(test_images.shape[1:])}: they must be alike")
+    present = labels.unique().tolist()
+    if present != [*range(len(present))] or len(present) < 2 or not {*test_labels.tolist()} <= {
+            *present}:
+        raise UserError(f"{path!r}: the labels of training must be all of 0, 1, 2, ..., those of "
+                        f"the test among them; they are {count_classes([*map(str, present)])} and "
+                        f"{count_classes([*map(str, test_labels.unique().tolist())])}")
+    return *parts, [*map(str, present)]

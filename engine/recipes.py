@@ -19,6 +19,7 @@ RECIPES = {
     "svhn": Recipe(4, False, {}, {}),
     "fashionmnist": Recipe(4, True, {}, {}),
     "folder": Recipe(4, True, {}, {}),  # see of_folder
+    "npz": Recipe(4, True, {}, {}),
     # files are cropped and mirrored when they are read
     "imagenet": Recipe(
         0, False,
@@ -29,9 +30,10 @@ RECIPES = {
 }
 MANY = 20000  # training pictures
 RULE = """
-The defaults for a folder follow from the number of its training pictures and their side:
+The defaults for a folder, or for arrays, follow from the number of training pictures and their
+side:
   always          crops padded by 1/8 of the side, cutout of 1/2 of it; above 64 pixels
-                  crops, colours and regularisation of ImageNet's recipe
+                  crops, colours and regularisation of ImageNet's recipe (arrays: padded by 4)
   20,000 or more  CIFAR-10's recipe, above 64 pixels ImageNet's
   fewer           a search of 8 channels and 4 cells (nasbench201: 1 in a stage), a training of
                   16 and 8 (2), chains of width 0.25, at the rates of the digits; batches of 128
@@ -42,9 +44,13 @@ The defaults for a folder follow from the number of its training pictures and th
 
 def recipe(dataset):
     """The Recipe of a data.Dataset."""
-    if dataset.name == "folder":
-        return of_folder(len(dataset.labels), dataset.images.shape[2])
-    return RECIPES[dataset.name]
+    if dataset.name not in ("folder", "npz"):
+        return RECIPES[dataset.name]
+    size = min(dataset.images.shape[2:])
+    found = of_folder(len(dataset.labels), size)
+    if dataset.name == "npz" and size > LARGE:  # nothing was cropped and mirrored when it was read
+        found = found._replace(padding=4, flip=True)
+    return found
 
 
 def of_folder(count, size):
@@ -72,6 +78,14 @@ def passes(count, most, epochs, steps):
 
 
 def describe(dataset, s, names):
-    """The line of a new run on a folder, of the settings `names` of its recipe."""
-    return (f"settings for {len(dataset.labels):,} pictures of {dataset.images.shape[2]} pixels: "
-            + " ".join(f"--{name} {getattr(s, name)}" for name in sorted(names)))
+    """The line of a new run on one's own pictures, of the settings `names` of its
+    recipe."""
+    sides = "x".join(map(str, dict.fromkeys(dataset.images.shape[2:])))
+    return (f"settings for {len(dataset.labels):,} pictures of {sides} pixels in "
+            f"{count_classes(dataset.classes)}: " + " ".join(f"--{name} {getattr(s, name)}" for name in sorted(names)))
+
+
+def count_classes(names):
+    """How many, and if they are few, which."""
+    found = "1 class" if len(names) == 1 else f"{len(names):,} classes"
+    return found + (f" ({', '.join(names)})" if len(names) <= 10 else "")

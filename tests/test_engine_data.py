@@ -2,8 +2,10 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,10 +18,11 @@ from torchvision import datasets, transforms
 import model_eval
 import train_eval
 import train_search
-from engine import batches, data, flags, loop, recipes
+from engine import batches, data, flags, loop, processes, recipes
 from engine import pictures as pictures_module
 from test_fair_darts import close
-from tests.common import TINY_EVAL, call, pictures_of, refused, same, table
+from tests.common import TINY_EVAL, Malicious, call, pictures_of, refused, same, table
+from use import predict
 
 
 def test_halves_and_shares_are_disjoint_and_seeded():
@@ -121,9 +124,51 @@ def test_folder(pictures, tmp_path):
         Image.new("L", (9, 9), 77).save(tmp_path / place / "grey.png")
     grey = data.load("folder", str(tmp_path), 8)
     assert grey.images.shape == (2, 1, 8, 8) and (grey.images == 77).all()
+    Image.new("RGB", (9, 9), "grey").save(tmp_path / "train" / "a" / "grey.png")
+    assert data.load("folder", str(tmp_path), 8).images.shape == (2, 3, 8, 8)  # stored in colour
     (tmp_path / "test" / "a").rename(tmp_path / "test" / "c")
-    with pytest.raises(flags.UserError, match="class 'a' is in only one of train/ and test/"):
+    with pytest.raises(flags.UserError, match=r"only train/ has 1 class \(a\)"):
         data.load("folder", str(tmp_path), 8)
+    (tmp_path / "test" / "a").mkdir()
+    Image.new("L", (9, 9)).save(tmp_path / "test" / "a" / "0.png")
+    with pytest.raises(flags.UserError, match=r"only test/ has 1 class \(c\)"):
+        data.load("folder", str(tmp_path), 8)
+
+
+def touch(root, *names):
+    """A folder of these pictures, each of its own grey."""
+    for index, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        kind = {"jpe": "JPEG", "jfif": "JPEG", "mpo": "JPEG"}.get(name.rpartition(".")[2])
+        Image.new("RGB", (8, 8), (index,) * 3).save(root / name, kind, save_all=False)
+    return str(root)
+
+
+def test_which_files_of_a_folder_count(tmp_path):
+    """Whatever Pillow reads, and nothing that systems put there; what does not is
+    counted."""
+    root = touch(tmp_path, *[f"{part}/{name}/0.png" for part in ("train", "test") for name in "ab"],
+                 "train/b\u00e4r/1.gif", "test/ba\u0308r/1.jfif",  # one name in two forms
+                 "train/a/2.jpe", "train/a/deep/3.TIF", "train/a/4.jp2", "train/a/5.mpo",
+                 "train/a/.ipynb_checkpoints/0-checkpoint.png", "train/.ipynb_checkpoints/x.png",
+                 "train/a/._0.png", "train/__MACOSX/a/._0.png", "train/a/@eaDir/0.png/thumb.jpg",
+                 "train/loose.png")
+    for name in "x.heic", "y.heic", "notes.txt", "film.mpg", "drawing.eps", "LICENSE":
+        (tmp_path / "train" / "a" / name).write_text("x")
+    (tmp_path / "train" / "b" / "gone.png").symlink_to("nowhere")
+    with pytest.warns(UserWarning, match="train: 8 left out, .* 2 of .heic, ") as found:
+        d = data.load("folder", root, 8)
+    [line] = [str(warning.message) for warning in found]
+    assert all(part in line for part in (
+        "1 outside of the class folders", "1 of .txt", "1 of .mpg", "1 of .eps", "1 of no ending",
+        "1 that is no file"))
+    assert d.classes == ["a", "b", "b\u00e4r"]
+    assert d.labels.tolist() == [0] * 5 + [1, 2] and d.test_labels.tolist() == [0, 1, 2]
+    assert recipes.describe(d, None, []).startswith(
+        "settings for 7 pictures of 8 pixels in 3 classes (a, b, b\u00e4r): ")
+    assert recipes.count_classes(range(1000)) == "1,000 classes"
+    with pytest.raises(PermissionError):  # not left out in silence
+        pictures_module.refuse(PermissionError())
 
 
 STREAMED = ["--dataset", "imagenet", "--image_size", 72, "--epochs", 2, "--device", "cpu",
@@ -159,6 +204,85 @@ def test_a_training_on_imagenet(imagenet, tmp_path, monkeypatch, capsys):
     assert [float(row["learning_rate"]) for row in rows] == [0.1, 0.1 * 0.97]
     assert call(train_eval, monkeypatch, "--evaluate", tmp_path / "a") == 0
     assert "top-5" in capsys.readouterr().out
+
+
+def as_arrays(size=(8, 8), channels=(), count=(40, 20), labels=None, **others):
+    random = np.random.default_rng(0)
+    made = {}
+    for part, number in zip(("train", "test"), count):
+        made[f"{part}_images"] = random.integers(0, 256, (number, *size, *channels), np.uint8)
+        made[f"{part}_labels"] = np.arange(number) % 4
+    return {name: array for name, array in {**made, **others}.items() if array is not None}
+
+
+@pytest.mark.parametrize("size, channels, shape", [
+    ((8, 8), (), (1, 8, 8)), ((9, 12), (1,), (1, 9, 12)), ((12, 9), (3,), (3, 12, 9)),
+    ((72, 72), (), (3, 72, 72))])
+def test_arrays(size, channels, shape, tmp_path):
+    given = as_arrays(size, channels)
+    column = np.uint8(given["train_labels"])[:, None]  # as in MedMNIST
+    np.savez(tmp_path / "a.npz", **{**given, "train_labels": column}, val_images=column, x=column)
+    with pytest.warns(UserWarning, match="a.npz: left aside val_images, x"):
+        d = data.load("npz", str(tmp_path / "a.npz"))
+    assert d.images.shape == (40, *shape) and d.test_images.shape == (20, *shape)
+    for images, name in (d.images, "train_images"), (d.test_images, "test_images"):
+        wanted = given[name].reshape(len(images), *size, -1).transpose(0, 3, 1, 2)
+        assert np.array_equal(images, np.broadcast_to(wanted, images.shape))
+        assert images.dtype == torch.uint8
+    assert d.labels.tolist() == [0, 1, 2, 3] * 10 and d.classes == ["0", "1", "2", "3"]
+    found = recipes.recipe(d)
+    side = min(size)
+    assert found[:2] == ((side // 8, True) if side <= 64 else (4, True))
+    assert found.eval == recipes.of_folder(40, side).eval
+
+
+def test_arrays_that_cannot_be_used(tmp_path, monkeypatch, capsys):
+    path, eight = tmp_path / "a.npz", np.arange(40) % 4
+    for changed, message in (
+            ({"train_images": None}, "holds train_labels, test_images, test_labels, and must hold"),
+            ({"train_images": np.zeros((40, 8, 8))}, "train_images is float64 (40, 8, 8), and must"),
+            ({"test_images": np.zeros((40, 3, 8, 8), np.uint8)}, "test_images is uint8 (40, 3, 8, 8)"),
+            ({"train_images": np.zeros((40, 8, 7), np.uint8)}, "or more"),
+            ({"train_images": np.zeros((0, 8, 8), np.uint8)}, "(0, 8, 8), and must"),
+            ({"train_images": np.zeros((40, 8), np.uint8)}, "(40, 8), and must"),
+            ({"test_images": np.zeros((20, 8, 9), np.uint8)}, "the test (1, 8, 9)"),
+            ({"train_labels": np.arange(39)}, "int64 (39,), and must be one whole number for each"),
+            ({"train_labels": np.eye(4)[eight].astype(int)}, "(40, 4), and must be one whole"),
+            ({"train_labels": eight / 1}, "are float64"), ({"train_labels": eight * 0}, "1 class (0)"),
+            ({"train_labels": eight + 1}, "4 classes (1, 2, 3, 4) and 4 classes (0, 1, 2, 3)"),
+            ({"train_labels": eight - 1}, "(-1, 0, 1, 2)"),
+            ({"test_labels": np.arange(20)}, "20 classes"),
+            ({"train_labels": np.array([Malicious()] * 40)}, "Object arrays cannot be loaded")):
+        np.savez(path, **as_arrays(**changed))
+        line = refused(capsys, monkeypatch, train_search, "--dataset", "npz", "--data", path)
+        assert message in line and "a.npz'" in line, line
+    np.save(tmp_path / "b.npy", eight)
+    (tmp_path / "c.npz").write_bytes(path.read_bytes()[:500])
+    for name, message in (("b.npy", "holds one array, and must"), ("c.npz", "cannot be read"),
+                          ("", "cannot be read"), ("d.npz", "No such file")):
+        assert message in refused(capsys, monkeypatch, train_search, "--dataset", "npz", "--data",
+                                  tmp_path / name)
+
+
+def test_arrays_as_the_page_makes_them_are_searched_trained_and_predicted(tmp_path, monkeypatch,
+                                                                          capsys):
+    """In place of a torchvision set that is downloaded one of random pictures."""
+    page = (Path(__file__).parent.parent / "docs" / "your-pictures.md").read_text()
+    code = re.search("```python\n(import numpy.*?)```", page, re.S)[1]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    fakes = [datasets.FakeData(count, (3, 20, 28), 4, random_offset=count) for count in (60, 30)]
+    exec(code, {"training": fakes[0], "test": fakes[1]})
+    common = ["--dataset", "npz", "--data", "~/mine.npz", "--epochs", 1, "--runs", "~/runs"]
+    assert call(train_search, monkeypatch, *common, "--nodes", 1, "--threshold", 0, "--name", "a",
+                "--figures_every", 0) == 0
+    found = capsys.readouterr().out
+    assert f"--dataset npz --data {tmp_path}/mine.npz" in found.splitlines()[-1]
+    assert "60 pictures of 32 pixels in 4 classes (0, 1, 2, 3)" in found
+    assert call(train_eval, monkeypatch, *common, "--arch", "FairDARTS_a", "--name", "b") == 0
+    fakes[0][0][0].save("one.png")
+    assert call(predict, monkeypatch, "runs/b", "one.png", "--device", "cpu") == 0
+    assert re.search(r"^one.png  [0-3] \d", capsys.readouterr().out, re.M)
 
 
 def test_a_folder_that_does_not_fit_is_refused(pictures, monkeypatch):
@@ -220,25 +344,52 @@ def test_large_pictures_are_cropped_at_random(imagenet):
     assert (still[0].int() - wanted).abs().float().mean() < 1  # another resize, the same crop
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_broken_file_of_a_stream_is_named(workers, imagenet, tmp_path, monkeypatch, capsys):
+def test_a_broken_file_of_a_stream_is_named(imagenet, tmp_path, monkeypatch, capsys):
     shutil.copytree(imagenet, tmp_path / "data")
     broken = tmp_path / "data" / "train" / "class 3" / "0.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
-    if workers:
-        error = refused(capsys, monkeypatch, train_eval, *STREAMED, "--data", tmp_path / "data",
-                        "--runs", tmp_path)
-        assert str(broken) in error and "--skip_bad_images" in error
-    for skip in False, True:
-        files = data.load("imagenet", str(tmp_path / "data"), 72, skip, workers=workers).images
-        index = files.paths.index(str(broken))
-        part = torch.tensor([[index, 1], [index + 1, 2]])
-        if skip:  # the next one is used instead
-            [(first, second)] = files.read([part], random=False)
-            assert torch.equal(first, second)
-        else:
-            with pytest.raises(flags.UserError, match="class 3/0.jpg cannot be used"):
-                list(files.read([part], random=False))
+    common = [*STREAMED, "--data", tmp_path / "data", "--runs", tmp_path]
+    error = refused(capsys, monkeypatch, train_eval, *common)
+    assert str(broken) in error and "--skip_bad_images" in error
+    assert call(train_eval, monkeypatch, *common, "--epochs", 1, "--skip_bad_images") == 0
+    found = capsys.readouterr()
+    assert found.err.count("1 of 48 files cannot be used as pictures: class 3/0.jpg (") == 1
+    assert "settings for 47 pictures of 72 pixels in 6 classes (class 0, " in found.out
+
+
+def test_bad_files_of_a_stream_are_left_out(pictures, tmp_path, monkeypatch):
+    """Every picture keeps its own label, for any number of workers and ranks."""
+    root = shutil.copytree(pictures, tmp_path / "data")
+    for name in *[f"train/blue/{i}" for i in range(9)], "train/red/3", *[
+            f"test/blue/{i}" for i in range(5)]:
+        (root / f"{name}.png").write_bytes(b"")
+    for options in {}, {"stream": True, "workers": 0}, {"stream": True, "workers": 2}:
+        with pytest.warns(UserWarning) as found:
+            d = data.load("folder", str(root), 16, True, **options)
+        lines = [line for line in (str(warning.message) for warning in found) if "cannot" in line]
+        assert len(lines) == 2 and all("blue/0.png (" in line for line in lines)
+        assert "10 of 32 files" in lines[0] and "5 of 12 files" in lines[1]
+        assert (d.labels.bincount().tolist(), d.test_labels.tolist()) == ([7, 15], [0] + [1] * 6)
+        for test in False, True:
+            found = batches.Pictures(d, torch.device("cpu"), test)
+            random = batches.Batches(found, 7, 2, True, 3, batches.generator(1))
+            for x, y in *found.in_order(4), *[random.next() for _ in range(6)]:
+                is_red = (x * d.std[:, None, None] + d.mean[:, None, None]).sum((2, 3))
+                assert torch.equal(is_red[:, 0] > is_red[:, 2], y == 1)
+    expected = d.images.paths
+    monkeypatch.setattr(processes, "size", lambda: 2)
+    shares = []
+    for rank in 0, 1, 0:  # each tries its own half of the files, and hears of the other's
+        monkeypatch.setattr(processes, "rank", lambda: rank)
+        monkeypatch.setattr(processes, "gather", lambda found: shares.append(found) or shares[-3::2])
+        with pytest.warns(UserWarning):
+            last = data.load("folder", str(root), 16, True, True, 0).images.paths
+    assert last == expected and [len(found) for found in shares] == [5, 3, 5, 2, 5, 3]
+    (root / "test" / "blue" / "5.png").write_bytes(b"")
+    monkeypatch.undo()
+    with pytest.raises(flags.UserError, match="test: class 'blue' has no picture"), \
+            pytest.warns(UserWarning):
+        data.load("folder", str(root), 16, True, True, 0)
 
 
 def test_accumulated_steps_equal_whole_ones(tmp_path, monkeypatch):
@@ -273,12 +424,13 @@ def test_recipe_of_a_folder():
 
 def test_a_folder_is_searched_by_its_rule_and_streamed_on_request(pictures, tmp_path, monkeypatch,
                                                                    capsys):
-    monkeypatch.setattr(pictures_module, "_read_all", None)
+    monkeypatch.setattr(os, "sysconf", lambda name: 0)  # all of them do not fit
     assert call(train_search, monkeypatch, "--dataset", "folder", "--data", pictures, "--epochs", 1,
                 "--nodes", 1, "--image_size", 8, "--runs", tmp_path, "--name", "a", "--stream",
                 "--threshold", 0, "--figures_every", 0) == 0
     out = capsys.readouterr().out
-    assert out.startswith("settings for 32 pictures of 8 pixels: ") and "--width" not in out
+    assert out.startswith("settings for 32 pictures of 8 pixels in 2 classes (blue, red): ")
+    assert "--width" not in out
     assert "--batch_size 8" in out and "--epochs 1" in out  # as given
     assert "--stream" in out.strip().split("\n")[-1]  # in the command that trains what was found
     settings = json.loads((tmp_path / "a" / "config.json").read_text())["settings"]
