@@ -7,8 +7,8 @@ of an epoch.
 """
 import functools
 import hashlib
-import math
 import os
+import re
 import signal
 import unicodedata
 import warnings
@@ -33,6 +33,7 @@ FORMATS = [name for name in Image.ID
 ENDINGS = {ending for ending, name in Image.registered_extensions().items()
            if name in (*FORMATS, "MPO")}
 nfc = functools.partial(unicodedata.normalize, "NFC")  # one form of letters with accents
+is_visible = re.compile(r"(?!\.|(__MACOSX|@eaDir)$)").match  # a name of the user's, not a system's
 
 
 def read_folder(root, test, size, skip_bad, workers):
@@ -93,75 +94,47 @@ def _pictures(root, part, test, size, skip_bad, workers):
     for label, name in enumerate(classes):
         if label not in labels:
             raise UserError(f"{folder}: class {name!r} has no picture that can be used")
-    images = (Files([path for path, _ in samples], size, workers) if streamed
-              else torch.cat(images))
+    images = Files([p for p, _ in samples], size, workers) if streamed else torch.cat(images)
     return images, labels, classes, grey
 
 
 def list_pictures(folder):
     """The classes in a folder, and (path, label) of every picture, in the order of
-    ImageFolder, which follows links in a circle. Names are compared in NFC. Raises
-    UserError."""
-    with os.scandir(folder) as entries:
-        folders, others = [], Counter()
-        for entry in entries:
-            if entry.is_dir() and is_visible(entry.name):
-                folders.append((nfc(entry.name), entry.path))
-            elif is_picture(entry.name):
-                others["outside of the class folders"] += 1
-    classes, samples = sorted({name for name, _ in folders}), []
-    for name, path in sorted(folders):
-        refuse_link(path)
-        (paths, more), label = files_below(path), classes.index(name)
-        samples += [(path, label) for path in paths]
-        others += more
-    say_left_out(folder, others)
-    return classes, samples
+    ImageFolder, which follows links in a circle. Raises UserError, OSError."""
+    found = files_below(folder)
+    classes = sorted({nfc(entry.name) for entry in os.scandir(folder)
+                      if entry.is_dir() and is_visible(entry.name)})
+    labels = {name: label for label, name in enumerate(classes)}
+    samples = [(path, labels[nfc(top)]) for top, _, path in found if top]
+    if len(samples) < len(found):
+        warnings.warn(f"{folder}: left out pictures in no class: {len(found) - len(samples)}")
+    return classes, sorted(samples, key=lambda sample: sample[1])
 
 
-def files_below(folder):
-    """The paths of the pictures in a folder, and how many other files it has of each
-    ending. Raises UserError where it holds a link to a folder, OSError."""
+def files_below(root):
+    """Of every picture below a folder (the folder of root that it is in, or "", its own
+    folder, its path), sorted; warns of other files. Raises UserError, OSError."""
     found, others = [], Counter()
-    for parent, folders, names in os.walk(folder, onerror=refuse):
+    for parent, folders, names in os.walk(root):
         folders[:] = filter(is_visible, folders)
-        for inner in folders:
-            refuse_link(os.path.join(parent, inner))
+        for path in (os.path.join(parent, inner) for inner in folders):
+            if os.path.islink(path):
+                raise UserError(f"{path} is a link to a folder, which may lead back up: put the "
+                                "folder itself there, or links to its files")
+            os.scandir(path).close()  # what may not be read os.walk leaves out in silence
+        top = "" if parent == root else os.path.relpath(parent, root).split(os.sep)[0]
         for name in filter(is_visible, names):
-            path = os.path.join(parent, name)
-            if is_picture(name) and os.path.isfile(path):  # and no pipe, which would wait
-                found.append((parent, path))
-            elif not os.path.isfile(path):
+            path, ending = os.path.join(parent, name), os.path.splitext(name)[1].lower()
+            if not os.path.isfile(path):  # a pipe would wait
                 others["that is no file"] += 1
+            elif ending in ENDINGS:
+                found.append((top, parent, path))
             else:
-                others["of " + (os.path.splitext(name)[1].lower() or "no ending")] += 1
-    return [path for _, path in sorted(found)], others
-
-
-def say_left_out(folder, others):
-    """A line on what files_below counted."""
+                others["of " + (ending or "no ending")] += 1
     if others:
-        warnings.warn(f"{folder}: {others.total()} left out, which are no pictures to Pillow: "
+        warnings.warn(f"{root}: {others.total()} left out, which are no pictures to Pillow: "
                       + ", ".join(f"{count} {what}" for what, count in others.most_common()))
-
-
-def is_visible(name):
-    """Whether it is the user's, not a system's."""
-    return not name.startswith(".") and name not in ("__MACOSX", "@eaDir")
-
-
-def is_picture(name):
-    return is_visible(name) and os.path.splitext(name)[1].lower() in ENDINGS
-
-
-def refuse_link(path):
-    if os.path.islink(path):
-        raise UserError(f"{path} is a link to a folder, which may lead back up: put the folder "
-                        "itself there, or links to its files")
-
-
-def refuse(error):
-    raise error
+    return sorted(found)
 
 
 # ---------------------------------------------------------------- as they are asked for
@@ -226,7 +199,8 @@ class Decoder(torch.utils.data.Dataset):
         self.transform = transform(self.size, random)
 
     def __getitem__(self, rows):
-        pictures, faults, note, grey = [torch.empty(0, 3, self.size, self.size).byte()], {}, "", True
+        pictures = [torch.empty(0, 3, self.size, self.size).byte()]
+        faults, note, grey = {}, "", True
         for index, seed in rows[:, [0, -1]].tolist():
             path = self.paths[index]
             try:
@@ -255,20 +229,20 @@ def transform(size, random=False):
 
 def open_picture(path):
     """The PIL picture in a file, wholly read, as a viewer shows it: turned as its EXIF
-    data say, on white where it is transparent, in 8 bits. .info["note"]: what its user
-    should know. A JPEG of more pixels than Pillow takes for harmless is read at an
-    eighth of its size. Raises what Pillow does, ValueError."""
+    data say, on white where it is transparent, in 8 bits; a JPEG of more pixels than
+    Pillow allows at an eighth. .info["note"]: what its user should know, if anything.
+    Raises what Pillow does, ValueError."""
     most, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # opening reads the head alone
     try:
         picture = Image.open(path, formats=FORMATS)
     finally:
         Image.MAX_IMAGE_PIXELS = most
     with picture:
-        if most and math.prod(picture.size) > most:
+        if most and np.prod(picture.size) > most:
             given = "{:,} x {:,}".format(*picture.size)
             if "progressive" not in picture.info:  # or all of it would be in memory
                 picture.draft(None, (picture.width // 8, picture.height // 8))
-            if math.prod(picture.size) > most:
+            if np.prod(picture.size) > most:
                 raise ValueError(f"{given} pixels, more than {most:,}: make it smaller")
         deep = ";16" in str(picture.tile)
         picture.load()
@@ -276,13 +250,11 @@ def open_picture(path):
         ImageOps.exif_transpose(picture, in_place=True)
     except Exception:  # damaged EXIF data make it raise nearly anything; the picture is whole
         pass
-    if picture.mode.startswith("I"):  # "I;16", or "I", which Pillow has for 16 bits as well
+    if picture.mode.startswith(("I", "F")):  # "I;16", or "I", which Pillow has for 16 bits as well
         deep, values = True, np.asarray(picture)
-        if values.min() < 0 or values.max() > 65535:
+        if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise ValueError(f"mode {picture.mode}: more than 16 bits a channel")
         picture = Image.fromarray((values // 256).astype(np.uint8))
-    elif picture.mode.startswith("F"):
-        raise ValueError(f"mode {picture.mode}: more than 16 bits a channel")
     elif picture.has_transparency_data:
         mode, picture = "L" if picture.mode in ("L", "LA") else "RGB", picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")

@@ -30,8 +30,7 @@ RECIPES = {
 }
 MANY = 20000  # training pictures
 RULE = """
-The defaults for a folder, or for arrays, follow from the number of training pictures and their
-side:
+The defaults for a folder or arrays follow from the number of training pictures and their side:
   always          crops padded by 1/8 of the side, cutout of 1/2 of it; above 64 pixels
                   crops, colours and regularisation of ImageNet's recipe (arrays: padded by 4)
   20,000 or more  CIFAR-10's recipe, above 64 pixels ImageNet's
@@ -44,20 +43,16 @@ side:
 
 def recipe(dataset):
     """The Recipe of a data.Dataset."""
-    if dataset.name not in ("folder", "npz"):
-        return RECIPES[dataset.name]
-    size = min(dataset.images.shape[2:])
-    found = of_folder(len(dataset.labels), size)
-    if dataset.name == "npz" and size > LARGE:  # nothing was cropped and mirrored when it was read
-        found = found._replace(padding=4, flip=True)
-    return found
+    if dataset.name in ("folder", "npz"):
+        return of_folder(len(dataset.labels), min(dataset.images.shape[2:]), dataset.name == "npz")
+    return RECIPES[dataset.name]
 
 
-def of_folder(count, size):
+def of_folder(count, size, arrays=False):
     """The Recipe of `count` training pictures of `size` pixels a side, by RULE."""
     found = Recipe(size // 8, True, {}, dict(cutout_length=max(1, size // 2)))
     if size > LARGE:
-        found = RECIPES["imagenet"]._replace(search={})
+        found = RECIPES["imagenet"]._replace(search={}, padding=4 * arrays, flip=arrays)
     if count >= MANY:
         return found
     search = dict(init_channels=8, layers=4, stage_cells=1, width=0.25, learning_rate=0.025,
@@ -78,14 +73,14 @@ def passes(count, most, epochs, steps):
 
 
 def describe(dataset, s, names):
-    """The line of a new run on one's own pictures, of the settings `names` of its
-    recipe."""
+    """The line of a new run on one's own pictures, of `names` of its recipe."""
     sides = "x".join(map(str, dict.fromkeys(dataset.images.shape[2:])))
     return (f"settings for {len(dataset.labels):,} pictures of {sides} pixels in "
-            f"{count_classes(dataset.classes)}: " + " ".join(f"--{name} {getattr(s, name)}" for name in sorted(names)))
+            f"{count_classes(dataset.classes)}: "
+            + " ".join(f"--{name} {getattr(s, name)}" for name in sorted(names)))
 
 
 def count_classes(names):
     """How many, and if they are few, which."""
-    found = "1 class" if len(names) == 1 else f"{len(names):,} classes"
-    return found + (f" ({', '.join(names)})" if len(names) <= 10 else "")
+    return (f"{len(names):,} class" + "es" * (len(names) != 1)
+            + f" ({', '.join(names)})" * (0 < len(names) <= 10))

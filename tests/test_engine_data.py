@@ -114,7 +114,9 @@ def test_batches_go_through_all_pictures_and_resume():
 
 
 def test_folder(pictures, tmp_path):
+    (pictures / "test").rename(pictures / "val")  # it may have this name
     d = data.load("folder", str(pictures), 16)
+    (pictures / "val").rename(pictures / "test")
     assert d.images.shape == (32, 3, 16, 16) and d.test_images.shape == (12, 3, 16, 16)
     assert d.classes == ["blue", "red"]
     assert ((d.images[d.labels == 1, 0].float().mean() > 140)
@@ -136,19 +138,19 @@ def test_folder(pictures, tmp_path):
 
 
 def touch(root, *names):
-    """A folder of these pictures, each of its own grey."""
-    for index, name in enumerate(names):
+    """A folder of these pictures, and two of each of classes a and b, train and test."""
+    common = [f"{part}/{name}/{i}.png" for part in ("train", "test") for name in "ab" for i in "01"]
+    for name in [*common, *names]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        kind = {"jpe": "JPEG", "jfif": "JPEG", "mpo": "JPEG"}.get(name.rpartition(".")[2])
-        Image.new("RGB", (8, 8), (index,) * 3).save(root / name, kind, save_all=False)
+        kind = {"jpe": "JPEG", "mpo": "JPEG"}.get(name.rpartition(".")[2])
+        Image.new("RGB", (8, 8)).save(root / name, kind)
     return str(root)
 
 
-def test_which_files_of_a_folder_count(tmp_path):
+def test_which_files_of_a_folder_count(tmp_path, monkeypatch):
     """Whatever Pillow reads, and nothing that systems put there; what does not is
     counted."""
-    root = touch(tmp_path, *[f"{part}/{name}/0.png" for part in ("train", "test") for name in "ab"],
-                 "train/b\u00e4r/1.gif", "test/ba\u0308r/1.jfif",  # one name in two forms
+    root = touch(tmp_path, "train/b\u00e4r/1.gif", "test/ba\u0308r/1.jfif",  # one name, two forms
                  "train/a/2.jpe", "train/a/deep/3.TIF", "train/a/4.jp2", "train/a/5.mpo",
                  "train/a/.ipynb_checkpoints/0-checkpoint.png", "train/.ipynb_checkpoints/x.png",
                  "train/a/._0.png", "train/__MACOSX/a/._0.png", "train/a/@eaDir/0.png/thumb.jpg",
@@ -156,19 +158,51 @@ def test_which_files_of_a_folder_count(tmp_path):
     for name in "x.heic", "y.heic", "notes.txt", "film.mpg", "drawing.eps", "LICENSE":
         (tmp_path / "train" / "a" / name).write_text("x")
     (tmp_path / "train" / "b" / "gone.png").symlink_to("nowhere")
-    with pytest.warns(UserWarning, match="train: 8 left out, .* 2 of .heic, ") as found:
+    with pytest.warns(UserWarning) as found:
         d = data.load("folder", root, 8)
-    [line] = [str(warning.message) for warning in found]
-    assert all(part in line for part in (
-        "1 outside of the class folders", "1 of .txt", "1 of .mpg", "1 of .eps", "1 of no ending",
-        "1 that is no file"))
+    line, loose = [str(warning.message) for warning in found]
+    assert line.startswith(f"{root}/train: 7 left out, which are no pictures to Pillow: 2 of .heic, ")
+    assert {*line.split(": ")[1].split(", ")} == {"2 of .heic"} | {
+        f"1 {what}" for what in ("of .txt", "of .mpg", "of .eps", "of no ending", "that is no file")}
+    assert loose == f"{root}/train: left out pictures in no class: 1"
     assert d.classes == ["a", "b", "b\u00e4r"]
-    assert d.labels.tolist() == [0] * 5 + [1, 2] and d.test_labels.tolist() == [0, 1, 2]
+    assert [d.labels.tolist(), d.test_labels.tolist()] == [[0] * 6 + [1] * 2 + [2], [0, 0, 1, 1, 2]]
     assert recipes.describe(d, None, []).startswith(
-        "settings for 7 pictures of 8 pixels in 3 classes (a, b, b\u00e4r): ")
+        "settings for 9 pictures of 8 pixels in 3 classes (a, b, b\u00e4r): ")
     assert recipes.count_classes(range(1000)) == "1,000 classes"
-    with pytest.raises(PermissionError):  # not left out in silence
-        pictures_module.refuse(PermissionError())
+    scan = os.scandir
+
+    def scandir(path):
+        if os.path.basename(path) == "deep":
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError), pytest.warns():  # and not left out in silence
+        data.load("folder", root, 8)
+
+
+def test_hostile_folders(tmp_path, monkeypatch, capsys):
+    root = tmp_path / "pict\nures"
+    touch(root, "outside.png")
+    a, b = root / "train" / "a", root / "train" / "b"
+    search = ["--dataset", "folder", "--image_size", 8, "--runs", tmp_path / "runs", "--data", root,
+              "--batch_size", 300]
+    os.mkfifo(a / "x.png")  # would be waited for, for ever
+    (b / "y.png").symlink_to("/dev/zero")
+    (b / "w.png").mkdir()
+    (a / "outside.png").symlink_to(root / "outside.png")
+    for make, path, message in (
+            (lambda p: None, a, "--batch_size 300 is larger than the 2"),  # half of 5
+            (lambda p: p.symlink_to(root / "train"), a / "up", "is a link to a folder"),
+            (lambda p: p.symlink_to(a), root / "train" / "c", "is a link to a folder"),
+            (lambda p: p.write_text("x"), a / "x\ny.png", "1 of 6 files cannot be used"),
+            (lambda p: p.mkdir(), root / "train" / "new\nclass", "has no picture")):
+        make(path)
+        assert message in refused(capsys, monkeypatch, train_search, *search)
+        if path != a:
+            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+    assert not (tmp_path / "runs").exists()
 
 
 STREAMED = ["--dataset", "imagenet", "--image_size", 72, "--epochs", 2, "--device", "cpu",
@@ -224,6 +258,9 @@ def test_arrays(size, channels, shape, tmp_path):
     np.savez(tmp_path / "a.npz", **{**given, "train_labels": column}, val_images=column, x=column)
     with pytest.warns(UserWarning, match="a.npz: left aside val_images, x"):
         d = data.load("npz", str(tmp_path / "a.npz"))
+    keras = dict(zip(("x_train", "y_train", "x_test", "y_test"), given.values()))
+    np.savez(tmp_path / "mnist.npz", **keras)  # the names of Keras
+    assert data.fingerprint(data.load("npz", str(tmp_path / "mnist.npz"))) == data.fingerprint(d)
     assert d.images.shape == (40, *shape) and d.test_images.shape == (20, *shape)
     for images, name in (d.images, "train_images"), (d.test_images, "test_images"):
         wanted = given[name].reshape(len(images), *size, -1).transpose(0, 3, 1, 2)
@@ -239,29 +276,28 @@ def test_arrays(size, channels, shape, tmp_path):
 def test_arrays_that_cannot_be_used(tmp_path, monkeypatch, capsys):
     path, eight = tmp_path / "a.npz", np.arange(40) % 4
     for changed, message in (
-            ({"train_images": None}, "holds train_labels, test_images, test_labels, and must hold"),
-            ({"train_images": np.zeros((40, 8, 8))}, "train_images is float64 (40, 8, 8), and must"),
-            ({"test_images": np.zeros((40, 3, 8, 8), np.uint8)}, "test_images is uint8 (40, 3, 8, 8)"),
+            ({"train_images": None}, "train_images is not a file in the archive"),
+            ({"train_images": np.zeros((40, 8, 8))}, "train_images is float64 (40, 8, 8), not uint8"),
+            ({"test_images": np.zeros((20, 3, 8, 8), np.uint8)}, "uint8 (20, 3, 8, 8), not"),
             ({"train_images": np.zeros((40, 8, 7), np.uint8)}, "or more"),
-            ({"train_images": np.zeros((0, 8, 8), np.uint8)}, "(0, 8, 8), and must"),
-            ({"train_images": np.zeros((40, 8), np.uint8)}, "(40, 8), and must"),
-            ({"test_images": np.zeros((20, 8, 9), np.uint8)}, "the test (1, 8, 9)"),
-            ({"train_labels": np.arange(39)}, "int64 (39,), and must be one whole number for each"),
-            ({"train_labels": np.eye(4)[eight].astype(int)}, "(40, 4), and must be one whole"),
-            ({"train_labels": eight / 1}, "are float64"), ({"train_labels": eight * 0}, "1 class (0)"),
-            ({"train_labels": eight + 1}, "4 classes (1, 2, 3, 4) and 4 classes (0, 1, 2, 3)"),
+            ({"train_images": np.zeros((0, 8, 8), np.uint8)}, "(0, 8, 8), not"),
+            ({"train_images": np.zeros((40, 8), np.uint8)}, "(40, 8), not"),
+            ({"test_images": np.zeros((20, 8, 9), np.uint8)}, "two shapes, [(1, 8, 8), (1, 8, 9)]"),
+            ({"train_labels": np.arange(39)}, "train_labels is int64 (39,), not 40 whole numbers"),
+            ({"train_labels": np.eye(4)[eight].astype(int)}, "int64 (40, 4), not 40"),
+            ({"train_labels": eight / 1}, "is float64"), ({"train_labels": eight * 0}, "1 class (0)"),
+            ({"train_labels": eight + 1}, "4 classes (1, 2, 3, 4), test 4 classes (0, 1, 2, 3)"),
             ({"train_labels": eight - 1}, "(-1, 0, 1, 2)"),
-            ({"test_labels": np.arange(20)}, "20 classes"),
+            ({"test_labels": np.arange(20)}, "test 20 classes"),
             ({"train_labels": np.array([Malicious()] * 40)}, "Object arrays cannot be loaded")):
         np.savez(path, **as_arrays(**changed))
         line = refused(capsys, monkeypatch, train_search, "--dataset", "npz", "--data", path)
-        assert message in line and "a.npz'" in line, line
+        assert message in line and "a.npz': " in line and "of numpy.savez with" in line, line
     np.save(tmp_path / "b.npy", eight)
     (tmp_path / "c.npz").write_bytes(path.read_bytes()[:500])
-    for name, message in (("b.npy", "holds one array, and must"), ("c.npz", "cannot be read"),
-                          ("", "cannot be read"), ("d.npz", "No such file")):
-        assert message in refused(capsys, monkeypatch, train_search, "--dataset", "npz", "--data",
-                                  tmp_path / name)
+    for name in "b.npy", "c.npz", "", "d.npz":
+        assert "of numpy.savez with train_images" in refused(
+            capsys, monkeypatch, train_search, "--dataset", "npz", "--data", tmp_path / name)
 
 
 def test_arrays_as_the_page_makes_them_are_searched_trained_and_predicted(tmp_path, monkeypatch,
@@ -272,13 +308,13 @@ def test_arrays_as_the_page_makes_them_are_searched_trained_and_predicted(tmp_pa
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     fakes = [datasets.FakeData(count, (3, 20, 28), 4, random_offset=count) for count in (60, 30)]
-    exec(code, {"training": fakes[0], "test": fakes[1]})
+    exec(code.replace("(32, 32)", "(28, 20)"), {"training": fakes[0], "test": fakes[1]})
     common = ["--dataset", "npz", "--data", "~/mine.npz", "--epochs", 1, "--runs", "~/runs"]
     assert call(train_search, monkeypatch, *common, "--nodes", 1, "--threshold", 0, "--name", "a",
                 "--figures_every", 0) == 0
     found = capsys.readouterr().out
     assert f"--dataset npz --data {tmp_path}/mine.npz" in found.splitlines()[-1]
-    assert "60 pictures of 32 pixels in 4 classes (0, 1, 2, 3)" in found
+    assert "60 pictures of 20x28 pixels in 4 classes (0, 1, 2, 3)" in found
     assert call(train_eval, monkeypatch, *common, "--arch", "FairDARTS_a", "--name", "b") == 0
     fakes[0][0][0].save("one.png")
     assert call(predict, monkeypatch, "runs/b", "one.png", "--device", "cpu") == 0

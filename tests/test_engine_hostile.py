@@ -168,41 +168,6 @@ def test_an_unexpected_error_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     assert f"python train_search.py --resume {run.folder}" in first
 
 
-# ---------------------------------------------------------------- pictures
-
-def picture_folder(root):
-    for place in ("train/a", "train/b", "test/a", "test/b"):
-        (root / place).mkdir(parents=True)
-        for i in range(2):
-            Image.new("RGB", (8, 8), (90 * i, 8, 8)).save(root / place / f"{i}.png")
-    return root
-
-
-def test_hostile_picture_folders(tmp_path, monkeypatch, capsys):
-    root = picture_folder(tmp_path / "pict\nures")
-    a, b = root / "train" / "a", root / "train" / "b"
-    search = [*TINY_SEARCH, "--dataset", "folder", "--image_size", 8, "--runs", tmp_path / "runs",
-              "--data", root]
-    os.mkfifo(a / "x.png")  # would be waited for, for ever
-    (b / "y.png").symlink_to("/dev/zero")
-    (b / "z.png").symlink_to(root / "nothing")
-    (b / "w.png").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "outside.png")
-    (a / "outside.png").symlink_to(tmp_path / "outside.png")
-    assert len(data.load("folder", str(root), 8).labels) == 5
-    for make, path, message in (
-            (lambda p: p.symlink_to(root / "train"), a / "up", "is a link to a folder"),
-            (lambda p: p.symlink_to(a), root / "train" / "c", "is a link to a folder"),
-            (lambda p: p.write_text("x"), a / "x\ny.png", "1 of 6 files cannot be used"),
-            (lambda p: p.mkdir(), root / "train" / "new\nclass", "has no picture")):
-        make(path)
-        assert message in refused(capsys, monkeypatch, train_search, *search)
-        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-    assert "--batch_size 300 is larger than the 2" in refused(capsys, monkeypatch, train_search,
-                                                              *search)
-    assert not (tmp_path / "runs").exists()
-
-
 # ---------------------------------------------------------------- streams and memory
 
 class Streams:

@@ -20,7 +20,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from engine.devices import choose_device
 from engine.flags import Parser, UserError, first_line, main, number, tell
-from engine.pictures import files_below, nfc, open_picture, say_left_out, say_once, transform
+from engine.pictures import files_below, nfc, open_picture, say_once, transform
 from use.classifier import load
 
 BATCH = 64  # pictures at once
@@ -31,14 +31,12 @@ def list_files(paths):
     """The files among `paths`, and all pictures in the folders among them, by name."""
     files = []
     for path in paths:
-        if not os.path.isdir(path):
-            files.append(path)
-            continue
-        found, others = files_below(path)
-        say_left_out(path, others)
+        found = [path]
+        if os.path.isdir(path):
+            found = sorted(file for _, _, file in files_below(path))
         if not found:
             raise UserError(f"there is no picture in {path!r}")
-        files += sorted(found)
+        files += found
     return files
 
 
@@ -46,12 +44,8 @@ def predict(classifier, files, device):
     """Yields each file and its probabilities (classes,), or why it has none."""
     channels, height, width = classifier.shape
     mode = "L" if channels == 1 else "RGB"
-    if height == width:
-        fit = transform(height)
-    else:  # of arrays
-
-        def fit(picture):
-            return pil_to_tensor(ImageOps.fit(picture, (width, height)))
+    fit = transform(height) if height == width else (  # or it was trained on arrays
+        lambda picture: pil_to_tensor(ImageOps.fit(picture, (width, height))))
 
     def read(file):
         try:
