@@ -3,8 +3,8 @@
     digits      scikit-learn's 1,797 handwritten digits, 8x8; needs no download
     cifar10, cifar100, svhn, fashionmnist
                 by torchvision, downloaded into the data folder
-    folder      your pictures: <data>/train/<class>/*, <data>/test/<class>/*, or val/
-    imagenet    the same with val/, read as they are asked for
+    folder      your pictures: <data>/train/<class>/*, and test/ or val/ or valid/
+    imagenet    the same with val, read as they are asked for
     npz         your arrays, in one file: train_images, train_labels, test_images, ...
 """
 import hashlib
@@ -44,11 +44,11 @@ def load(name, root="data", image_size=None, skip_bad_images=False, stream=False
     if name == "digits":
         parts = _digits()
     elif name in ("folder", "imagenet"):
-        has_test = name == "folder" and (os.path.isdir(os.path.join(root, "test"))
-                                         or not os.path.isdir(os.path.join(root, "val")))
+        tests = ["val"] if name == "imagenet" else ["test", "val", "valid"]
+        test = next((part for part in tests if os.path.isdir(os.path.join(root, part))), tests[0])
         size = image_size or RECIPES[name].search.get("image_size", 32)
         stream = workers if stream or name == "imagenet" or size > LARGE else None
-        parts = read_folder(root, "test" if has_test else "val", size, skip_bad_images, stream)
+        parts = read_folder(root, test, size, skip_bad_images, stream)
         if stream is not None:  # the usual figures of ImageNet
             mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]) * 255
             return Dataset(name, *parts, mean, std)

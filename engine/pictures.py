@@ -16,7 +16,7 @@ from collections import Counter
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
@@ -27,6 +27,7 @@ from model_eval import LARGE  # larger pictures are cropped and coloured as on I
 
 Image.preinit()  # the usual formats are tried first
 Image.init()
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # a long text is no reason
 # Of the others Pillow reads the head alone, or starts another program
 FORMATS = [name for name in Image.ID
            if name not in ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")]
@@ -250,11 +251,10 @@ def open_picture(path):
         ImageOps.exif_transpose(picture, in_place=True)
     except Exception:  # damaged EXIF data make it raise nearly anything; the picture is whole
         pass
-    if picture.mode.startswith(("I", "F")):  # "I;16", or "I", which Pillow has for 16 bits as well
-        deep, values = True, np.asarray(picture)
-        if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
+    if picture.mode.startswith(("I", "F")):  # "I;16", or "I", which is 16 bits in some formats
+        if picture.mode == "F" or picture.mode == "I" and picture.format not in ("PNG", "PPM"):
             raise ValueError(f"mode {picture.mode}: more than 16 bits a channel")
-        picture = Image.fromarray((values // 256).astype(np.uint8))
+        deep, picture = True, Image.fromarray((np.asarray(picture) // 256).astype(np.uint8))
     elif picture.has_transparency_data:
         mode, picture = "L" if picture.mode in ("L", "LA") else "RGB", picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")

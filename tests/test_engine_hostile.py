@@ -61,11 +61,9 @@ def test_values_out_of_bounds_are_refused_by_their_flag(script):
 
 EVAL = ["--arch", "FairDARTS_a"]
 REFUSED = [  # (script, arguments, what its one line says)
-    (train_eval, ["--arch", "FairDARTS_h"], "did you mean 'FairDARTS_"),
     (train_eval, [], "--arch is missing"), (train_eval, ["--arch"], "expected one argument"),
     (train_eval, [*EVAL, *DIGITS, "--batch_size", "2000"], "--batch_size 1437 or less"),
     (train_eval, [*EVAL, "--auxilary"], "did you mean '--auxiliary'"),
-    (train_eval, [*EVAL, "--w01", "10"], "unknown argument '--w01'"),
     (train_eval, [*EVAL, "--squeeze"], "--squeeze is for architectures of the space s2"),
     (train_eval, ["--evaluate", "\ud800"], "config.json"),
     (train_eval, ["--evaluate", "A", "--resume", "B"], "two things"),
@@ -75,7 +73,6 @@ REFUSED = [  # (script, arguments, what its one line says)
     (train_search, [*DIGITS, "--train_portion", "1e-5"], "at least 2 are needed"),
     (train_search, [*DIGITS, "--runs", "/dev/null", "--name", "x"], "/dev/null"),
     (train_search, ["--width", "0.5"], "--width is of --space s2"),
-    (train_search, ["--space", "nasbench201", "--nodes", "3"], "--nodes is of --space s1"),
     (train_search, [*DIGITS, "--primitives", "skip_connect,nor_conv_3x3"],
      "--primitives nor_conv_3x3 is no operation of --space s1"),
     *[(train_search, words, "unknown argument") for words in (["--x\ny"], ["x\ny"])],

@@ -31,9 +31,7 @@ def list_files(paths):
     """The files among `paths`, and all pictures in the folders among them, by name."""
     files = []
     for path in paths:
-        found = [path]
-        if os.path.isdir(path):
-            found = sorted(file for _, _, file in files_below(path))
+        found = sorted(f for _, _, f in files_below(path)) if os.path.isdir(path) else [path]
         if not found:
             raise UserError(f"there is no picture in {path!r}")
         files += found
