@@ -3,23 +3,27 @@
     digits      scikit-learn's 1,797 handwritten digits, 8x8; needs no download
     cifar10, cifar100, svhn, fashionmnist
                 by torchvision, downloaded into the data folder
-    folder      your pictures: <data>/train/<class>/*, <data>/test/<class>/*
-    imagenet    the same with val/ in place of test/, read as they are asked for
+    folder      your pictures: <data>/train/<class>/*, and test/ or val/ or valid/
+    imagenet    the same with val, read as they are asked for
+    npz         your arrays, in one file: train_images, train_labels, test_images, ...
 """
 import hashlib
+import os
+import warnings
 from collections import namedtuple
 
+import numpy as np
 import torch
 
 from engine import processes
 from engine.flags import UserError, first_line, number, one_of
 from engine.pictures import Files, read_folder
-from engine.recipes import RECIPES
+from engine.recipes import RECIPES, count_classes
 from model_eval import LARGE
 
 DATA_FLAGS = {
     "dataset": (None, one_of(RECIPES), f"one of {', '.join(RECIPES)}"),
-    "data": ("data", str, "folder of the downloaded sets, or of your pictures"),
+    "data": ("data", os.path.expanduser, "folder of downloaded sets, of pictures; file of arrays"),
     "image_size": (32, number(int, 8), "side to which your pictures are brought, in pixels"),
     "skip_bad_images": (False, bool, "leave out files that cannot be used as pictures"),
     "stream": (False, bool, "read your pictures from their files as they are asked for"),
@@ -34,20 +38,22 @@ Dataset = namedtuple("Dataset", "name images labels test_images test_labels clas
 def load(name, root="data", image_size=None, skip_bad_images=False, stream=False, workers=2):
     """The Dataset `name`, on the CPU. Raises UserError.
 
-    All but name and root matter for "folder" and "imagenet" alone. stream: read the
-    files as they are asked for, which is always done for pictures of more than 64
-    pixels.
+    All but name and root matter for "folder" and "imagenet" alone. stream: read files
+    as they are asked for, which is always done for pictures of more than 64 pixels.
     """
     if name == "digits":
         parts = _digits()
     elif name in ("folder", "imagenet"):
+        tests = ["val"] if name == "imagenet" else ["test", "val", "valid"]
+        test = next((part for part in tests if os.path.isdir(os.path.join(root, part))), tests[0])
         size = image_size or RECIPES[name].search.get("image_size", 32)
         stream = workers if stream or name == "imagenet" or size > LARGE else None
-        parts = read_folder(root, "val" if name == "imagenet" else "test", size, skip_bad_images,
-                            stream)
+        parts = read_folder(root, test, size, skip_bad_images, stream)
         if stream is not None:  # the usual figures of ImageNet
             mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]) * 255
             return Dataset(name, *parts, mean, std)
+    elif name == "npz":
+        parts = _npz(root)
     else:
         with processes.rank_0_first():
             parts = _torchvision(name, root)
@@ -107,11 +113,7 @@ def fingerprint(dataset):
 
 
 def _digits():
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise UserError("the digits are part of scikit-learn, which is not installed: pip install "
-                        "-r requirements.txt, or use --dataset cifar10 or folder") from None
+    from sklearn.datasets import load_digits
     digits = load_digits()
     images = torch.from_numpy(digits.images * 255 / 16).round().to(torch.uint8)[:, None]
     labels = torch.from_numpy(digits.target).long()
@@ -125,8 +127,7 @@ def _torchvision(name, root):
     from torchvision import datasets
     tensors = []
     for train in (True, False):
-        make = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100,
-                "fashionmnist": datasets.FashionMNIST, "svhn": datasets.SVHN}[name]
+        make = getattr(datasets, "FashionMNIST" if name == "fashionmnist" else name.upper())
         part = {"split": "train" if train else "test"} if name == "svhn" else {"train": train}
         try:
             try:
@@ -148,3 +149,36 @@ def _torchvision(name, root):
             images = images.permute(0, 3, 1, 2).contiguous()
         tensors += [images, labels]
     return *tensors, getattr(found, "classes", list("0123456789"))
+
+
+def _npz(path):
+    """The arrays of a file, as MedMNIST or Keras names them."""
+    parts = []
+    try:
+        file = np.load(path, allow_pickle=False)
+        names = ("x_{}", "y_{}") if "x_train" in file else ("{}_images", "{}_labels")
+        names = [name.format(part) for part in ("train", "test") for name in names]
+        for images, labels in zip(names[::2], names[1::2]):
+            x, y = file[images], file[labels]
+            if (x.dtype != np.uint8 or x.ndim not in (3, 4) or x.shape[3:] not in ((), (1,), (3,))
+                    or min(x.shape[1:3]) < 8 or not len(x)):
+                raise ValueError(f"{images} is {x.dtype} {x.shape}, not uint8 (N, H, W), (N, H, W, "
+                                 "1) or (N, H, W, 3) of 8 x 8 pixels or more")
+            if y.dtype.kind not in "iu" or y.shape not in ((len(x),), (len(x), 1)):
+                raise ValueError(f"{labels} is {y.dtype} {y.shape}, not {len(x)} whole numbers")
+            x = torch.from_numpy(x.reshape(*x.shape[:3], -1)).permute(0, 3, 1, 2)
+            x = x.expand(-1, 3 if max(x.shape[2:]) > LARGE else -1, -1, -1)  # as networks for them
+            parts += x.contiguous(), torch.from_numpy(y.astype(np.int64).reshape(-1))
+        if parts[0].shape[1:] != parts[2].shape[1:]:
+            raise ValueError(f"two shapes, {[tuple(x.shape[1:]) for x in parts[::2]]}")
+        found, tested = ([*map(str, y.unique().tolist())] for y in parts[1::2])
+        if found != [*map(str, range(max(2, len(found))))] or not {*tested} <= {*found}:
+            raise ValueError("labels are not 0, 1, 2, ... without a gap, those of the test among "
+                             f"them: {count_classes(found)}, test {count_classes(tested)}")
+    except Exception as error:  # a damaged file makes NumPy raise nearly anything
+        raise UserError(f"{path!r}: {first_line(error)}; --data must name a file of numpy.savez "
+                        "with train_images, train_labels, test_images, test_labels") from None
+    others = [name for name in file if name not in names]
+    if others:
+        warnings.warn(f"{path}: left aside {', '.join(others)}")
+    return *parts, found

@@ -70,7 +70,7 @@ RUN_FLAGS = {
     "recompute": (False, bool, "compute activations again in the backward pass: less memory"),
     "checkpoint_minutes": (10.0, number(float, 0), "between checkpoints inside an epoch"),
     "log_every": (25, number(int, 1), "steps between readings of the loss from the device"),
-    "runs": ("runs", str, "folder in which runs are kept"),
+    "runs": ("runs", os.path.expanduser, "folder in which runs are kept"),
     "name": (None, str, "the run's folder in it; without it, one named after the time"),
 }
 # What a resumed run may have otherwise

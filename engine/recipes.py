@@ -19,6 +19,7 @@ RECIPES = {
     "svhn": Recipe(4, False, {}, {}),
     "fashionmnist": Recipe(4, True, {}, {}),
     "folder": Recipe(4, True, {}, {}),  # see of_folder
+    "npz": Recipe(4, True, {}, {}),
     # files are cropped and mirrored when they are read
     "imagenet": Recipe(
         0, False,
@@ -29,9 +30,9 @@ RECIPES = {
 }
 MANY = 20000  # training pictures
 RULE = """
-The defaults for a folder follow from the number of its training pictures and their side:
+The defaults for a folder or arrays follow from the number of training pictures and their side:
   always          crops padded by 1/8 of the side, cutout of 1/2 of it; above 64 pixels
-                  crops, colours and regularisation of ImageNet's recipe
+                  crops, colours and regularisation of ImageNet's recipe (arrays: padded by 4)
   20,000 or more  CIFAR-10's recipe, above 64 pixels ImageNet's
   fewer           a search of 8 channels and 4 cells (nasbench201: 1 in a stage), a training of
                   16 and 8 (2), chains of width 0.25, at the rates of the digits; batches of 128
@@ -42,16 +43,16 @@ The defaults for a folder follow from the number of its training pictures and th
 
 def recipe(dataset):
     """The Recipe of a data.Dataset."""
-    if dataset.name == "folder":
-        return of_folder(len(dataset.labels), dataset.images.shape[2])
+    if dataset.name in ("folder", "npz"):
+        return of_folder(len(dataset.labels), min(dataset.images.shape[2:]), dataset.name == "npz")
     return RECIPES[dataset.name]
 
 
-def of_folder(count, size):
+def of_folder(count, size, arrays=False):
     """The Recipe of `count` training pictures of `size` pixels a side, by RULE."""
     found = Recipe(size // 8, True, {}, dict(cutout_length=max(1, size // 2)))
     if size > LARGE:
-        found = RECIPES["imagenet"]._replace(search={})
+        found = RECIPES["imagenet"]._replace(search={}, padding=4 * arrays, flip=arrays)
     if count >= MANY:
         return found
     search = dict(init_channels=8, layers=4, stage_cells=1, width=0.25, learning_rate=0.025,
@@ -72,6 +73,19 @@ def passes(count, most, epochs, steps):
 
 
 def describe(dataset, s, names):
+<<<<<<< HEAD
     """The line of a new run, of the settings `names` that its recipe changes."""
     return (f"settings for {len(dataset.labels):,} pictures of {dataset.images.shape[2]} pixels: "
+=======
+    """The line of a new run on one's own pictures, of `names` of its recipe."""
+    sides = "x".join(map(str, dict.fromkeys(dataset.images.shape[2:])))
+    return (f"settings for {len(dataset.labels):,} pictures of {sides} pixels in "
+            f"{count_classes(dataset.classes)}: "
+>>>>>>> h_inputs
             + " ".join(f"--{name} {getattr(s, name)}" for name in sorted(names)))
+
+
+def count_classes(names):
+    """How many, and if they are few, which."""
+    return (f"{len(names):,} class" + "es" * (len(names) != 1)
+            + f" ({', '.join(names)})" * (0 < len(names) <= 10))

@@ -9,14 +9,14 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 import train_eval
 import train_search
-from engine import data
+from engine import batches, data, loop, report
 from engine import pictures as pictures_module
-from engine import loop, report
 from engine.flags import UserError
+from study import visualize
 from test_fair_darts import close
 from tests.common import TINY_SEARCH, Malicious, assert_picture, call, refused, table
 from use import classifier, export, finetune, predict
@@ -53,16 +53,21 @@ def test_predict_gives_the_accuracy_of_the_training(trained, tmp_path, monkeypat
         path = tmp_path / "test" / str(label) / "more" / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[0].numpy()).save(path)
-    (tmp_path / "test" / "other").mkdir()  # is no class, so does not count
-    shutil.copy(path, tmp_path / "test" / "other")
+    for name in "other/1.png", "other/2.png", "Two/3.png", ".trash/4.png", "notes.txt":
+        (tmp_path / "test" / name).parent.mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / "test" / name)
     drawn = []
     monkeypatch.setattr(predict, "draw_confusion", lambda *given: drawn.append(given))
     assert call(predict, monkeypatch, tmp_path / "run", tmp_path / "test", "--device", "cpu") == 0
     [(true, guesses, classes, path)] = drawn
     assert np.bincount(true).tolist() == labels.bincount().tolist() and len(classes) == 10
-    *lines, last = capsys.readouterr().out.splitlines()
+    out, err = capsys.readouterr()
+    assert err.splitlines() == [
+        f"note: {tmp_path / 'test'}: 1 left out, which are no pictures to Pillow: 1 of .txt",
+        "note: 3 pictures in 2 folders that name no class of the network: Two, other"]
+    *lines, last = out.splitlines()
     accuracy, right = float(table(folder)[-1]["test_accuracy"]), np.equal(true, guesses).sum()
-    assert len(lines) == 361 and last == f"accuracy {accuracy:.2f}%, {right} of 360; {path}"
+    assert len(lines) == 363 and last == f"accuracy {accuracy:.2f}%, {right} of 360; {path}"
     assert path == str(tmp_path / "run" / "figures" / "confusion.png")
 
     one = tmp_path / "test" / str(labels[7].item()) / "more" / "7.png"
@@ -82,6 +87,9 @@ def test_predict_gives_the_accuracy_of_the_training(trained, tmp_path, monkeypat
     (tmp_path / "empty").mkdir()
     assert "no picture in" in refused(capsys, monkeypatch, predict, tmp_path / "run",
                                       tmp_path / "empty")
+    for script, words in (predict, [one]), (export, []), (visualize, []):
+        for path in "empty", "broken.png":  # no runs
+            refused(capsys, monkeypatch, script, tmp_path / path, *words)
 
 
 def test_the_confusion_matrix_is_of_true_rows(tmp_path, monkeypatch):
@@ -100,13 +108,22 @@ def test_the_confusion_matrix_is_of_true_rows(tmp_path, monkeypatch):
 
 
 def test_pictures_are_opened_as_a_viewer_shows_them(tmp_path):
-    def opened(picture, **options):
-        picture.save(tmp_path / "picture.png", **options)
-        return pictures_module.open_picture(tmp_path / "picture.png")
+    def opened(picture, kind="png", **options):
+        picture.save(tmp_path / f"picture.{kind}", **options)
+        return pictures_module.open_picture(tmp_path / f"picture.{kind}")
 
     deep = np.arange(6, dtype=np.uint16).reshape(2, 3) * 10000
-    found = opened(Image.fromarray(deep))
-    assert found.mode == "L" and np.array_equal(np.asarray(found), deep // 256)
+    for kind in "png", "tif", "pgm":
+        found = opened(Image.fromarray(deep), kind)
+        assert found.mode == "L" and np.array_equal(np.asarray(found), deep // 256)
+        assert "note" not in found.info
+        twelve = opened(Image.fromarray(deep // 16), kind)
+        assert "none above 4,095" in twelve.info["note"] and np.asarray(twelve).max() == 12
+    with pytest.raises(ValueError, match="more than 16 bits"):
+        opened(Image.fromarray(np.int32([[200]])), "tif")
+    text = PngImagePlugin.PngInfo()
+    text.add_text("XML:com.adobe.xmp", "x" * 3_000_000, zip=True)
+    assert opened(Image.new("L", (3, 2), 7), pnginfo=text).getpixel((2, 1)) == 7
     clear = np.array([[[200, 0, 0, 255], [9, 9, 9, 0], [0, 0, 0, 128]]], np.uint8)
     found = opened(Image.fromarray(clear))
     assert found.mode == "RGB" and np.allclose(found, [[[200, 0, 0], [255] * 3, [127] * 3]], atol=1)
@@ -122,6 +139,36 @@ def test_pictures_are_opened_as_a_viewer_shows_them(tmp_path):
     exif[0x0112] = 6  # turned by 90 degrees
     wide = np.arange(6, dtype=np.uint8).reshape(2, 3)
     assert np.array_equal(opened(Image.fromarray(wide), exif=exif), np.rot90(wide, -1))
+    (tmp_path / "picture.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
+    with pytest.raises(OSError, match="cannot identify"):  # nor is a program started
+        pictures_module.open_picture(tmp_path / "picture.jpg")
+
+
+def test_very_large_pictures(tmp_path, monkeypatch):
+    rows = np.linspace(0, 255, 640).astype(np.uint8)[:, None].repeat(400, 1)
+    for name, options in ("a.jpg", {}), ("b.jpg", {"progressive": True}), ("c.png", {}):
+        Image.fromarray(rows).save(tmp_path / name, **options)
+    before = np.asarray(pictures_module.open_picture(tmp_path / "a.jpg"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # Pillow raises at its double
+    small = pictures_module.open_picture(tmp_path / "a.jpg")
+    assert small.size == (50, 80) and Image.MAX_IMAGE_PIXELS == 100_000
+    assert np.abs(np.asarray(small).astype(int) - before[4::8, 4::8]).max() < 4
+    for name in "b.jpg", "c.png":
+        with pytest.raises(ValueError, match="400 x 640 pixels, more than 100,000: make it"):
+            pictures_module.open_picture(tmp_path / name)
+
+
+def test_twelve_bits_are_said_once(pictures, tmp_path, monkeypatch):
+    root = shutil.copytree(pictures, tmp_path / "data")
+    for path in root.rglob("*.png"):
+        Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(path)
+    for stream, workers in (False, 0), (True, 0), (True, 2):
+        monkeypatch.setattr(pictures_module, "SAID", [])
+        with pytest.warns(UserWarning, match="train/blue/0.png has 16 bits a value") as found:
+            d = data.load("folder", str(root), 8, False, stream, workers)
+            for test in False, True, True:
+                [*batches.Pictures(d, torch.device("cpu"), test).in_order()]
+        assert len(found) == 1
 
 
 def test_what_are_no_weights_is_refused(finished, tmp_path, monkeypatch, capsys):

@@ -12,12 +12,15 @@ cannot be used is named on stderr, and the exit code is 2.
 import json
 import os
 import sys
+from collections import Counter
 
 import torch
+from PIL import ImageOps
+from torchvision.transforms.functional import pil_to_tensor
 
 from engine.devices import choose_device
-from engine.flags import Parser, UserError, first_line, main, number
-from engine.pictures import IMG_EXTENSIONS, open_picture, transform
+from engine.flags import Parser, UserError, first_line, main, number, tell
+from engine.pictures import files_below, nfc, open_picture, say_once, transform
 from use.classifier import load
 
 BATCH = 64  # pictures at once
@@ -28,11 +31,7 @@ def list_files(paths):
     """The files among `paths`, and all pictures in the folders among them, by name."""
     files = []
     for path in paths:
-        if not os.path.isdir(path):
-            files.append(path)
-            continue
-        found = sorted(os.path.join(parent, name) for parent, _, names in os.walk(path)
-                       for name in names if name.lower().endswith(IMG_EXTENSIONS))
+        found = sorted(f for _, _, f in files_below(path)) if os.path.isdir(path) else [path]
         if not found:
             raise UserError(f"there is no picture in {path!r}")
         files += found
@@ -41,12 +40,16 @@ def list_files(paths):
 
 def predict(classifier, files, device):
     """Yields each file and its probabilities (classes,), or why it has none."""
-    channels, size, _ = classifier.shape
-    fit, mode = transform(size), "L" if channels == 1 else "RGB"
+    channels, height, width = classifier.shape
+    mode = "L" if channels == 1 else "RGB"
+    fit = transform(height) if height == width else (  # or it was trained on arrays
+        lambda picture: pil_to_tensor(ImageOps.fit(picture, (width, height))))
 
     def read(file):
         try:
-            return fit(open_picture(file).convert(mode))
+            picture = open_picture(file)
+            say_once(picture.info.get("note"))
+            return fit(picture.convert(mode))
         except Exception as error:  # a damaged file makes Pillow raise nearly anything
             return first_line(error)
 
@@ -94,6 +97,7 @@ def predict_pictures():
     files, top = list_files(paths), min(given.get("top", 5), len(classes))
     folder = paths[0] if len(paths) == 1 and os.path.isdir(paths[0]) else None
     labels, guesses, code, width = [], [], 0, max(map(len, files))
+    names, strangers = [*map(nfc, classes)], Counter()
     for file, found in predict(classifier, files, device):
         if not torch.is_tensor(found):
             print(f"{file} cannot be used as a picture: {found}", file=sys.stderr)
@@ -102,10 +106,16 @@ def predict_pictures():
         best = [(classes[i], p) for p, i in zip(*(t.tolist() for t in found.topk(top)))]
         line = f"{file:{width}}  " + "  ".join(f"{name} {100 * p:.1f} %" for name, p in best)
         print(json.dumps({"file": file, "classes": best}) if as_json else line)
-        name = folder and os.path.relpath(file, folder).split(os.sep)[0]
-        if name in classes:
-            labels.append(classes.index(name))
+        name, *below = nfc(os.path.relpath(file, folder)).split(os.sep) if folder else [""]
+        if below and name in names:
+            labels.append(names.index(name))
             guesses.append(int(found.argmax()))
+        elif below:
+            strangers[name] += 1
+    if strangers:
+        what = "folder that names" if len(strangers) == 1 else "folders that name"
+        tell(f"note: {strangers.total()} pictures in {len(strangers)} {what} no class of the "
+             f"network: {', '.join([*strangers][:10])}")
     if labels:
         right = sum(a == b for a, b in zip(labels, guesses))
         home = given["run"] if os.path.isdir(given["run"]) else os.path.dirname(given["run"])
