@@ -22,9 +22,8 @@ import train_eval
 import train_search
 from engine import batches, data, flags, folders, loop
 from genotypes import PRIMITIVES
-from spaces import SPACES, to_json
-from speed import accelerate
-from study import cures, reproduce, visualize
+from spaces import s2, to_json
+from study import reproduce, visualize
 from use import export, predict
 
 
@@ -224,18 +223,14 @@ def ended(child, files):
     return child.exitcode, *texts
 
 
-CURED = dict(skip_dropout=0.3, skip_noise=1.0, noise_epochs=0, shared_softmax="", epochs=10)
-
-
-def cured(space, fast_form, gate="sigmoid", **others):
-    """Settings, a supernet, its disturbed skips, in epoch 2."""
-    s = Namespace(**{**train_search.PARSER.defaults, **CURED, "space": space,
-                     "plain": not fast_form, "gate": gate, "init_channels": 4, "layers": 3,
-                     "nodes": 3, "width": 0.1, **others})
-    torch.manual_seed(3)
-    network = SPACES[space].supernet(s, 4, (3, 16, 16), cures.gate_of(s)).double()
-    skips = cures.DisturbedSkips(network, s)
-    if fast_form:
-        accelerate(network)
-    skips.begin_epoch(2)
-    return s, network, skips
+def shortened(network):
+    """Four of the 19 layers of a network of S2: other channels, same shape, stride 2,
+    the last."""
+    kept = [0, 1, 14, 18]
+    network.layers = nn.ModuleList(network.layers[index] for index in kept)
+    if hasattr(network, "alphas"):
+        network.present = network.present[kept]
+        network.places = torch.tensor([7 * index + choice for index, row in enumerate(kept)
+                                       for choice in range(7) if s2.SAME_SHAPE[row] or choice < 6])
+        network.alphas[0].data = network.alphas[0].data[kept]
+    return network

@@ -23,8 +23,7 @@ from spaces import nasbench201, s2
 from speed import accelerate, layers
 from study import cures
 from test_fair_darts import batch, small_network
-from tests.common import TINY_SEARCH, call, new_run, pictures_of, refused
-from tests.test_speed import shortened
+from tests.common import TINY_SEARCH, call, new_run, pictures_of, refused, shortened
 
 
 class CountWaits(TorchDispatchMode):

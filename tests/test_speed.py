@@ -19,6 +19,7 @@ from operations import DilConv, SepConv
 from spaces import nasbench201, s2
 from speed import accelerate, groups, kernels, layers
 from speed.benchmark import kept_bytes
+from tests.common import shortened
 
 
 @pytest.fixture(autouse=True)
@@ -106,19 +107,6 @@ def supernet(*arguments, **options):
     with torch.no_grad():
         for alphas in network.alphas:
             alphas.normal_()
-    return network
-
-
-def shortened(network):
-    """Four of the 19 layers of a network of S2: other channels, same shape, stride 2,
-    the last."""
-    kept = [0, 1, 14, 18]
-    network.layers = nn.ModuleList(network.layers[index] for index in kept)
-    if hasattr(network, "alphas"):
-        network.present = network.present[kept]
-        network.places = torch.tensor([7 * index + choice for index, row in enumerate(kept)
-                                       for choice in range(7) if s2.SAME_SHAPE[row] or choice < 6])
-        network.alphas[0].data = network.alphas[0].data[kept]
     return network
 
 

@@ -21,7 +21,8 @@ from engine.precision import Precision
 from fair_darts import Architect, frozen
 from spaces import nasbench201, s2
 from speed import accelerate, graphs
-from tests.test_speed import assert_close, batch, results, shortened, supernet
+from tests.common import shortened
+from tests.test_speed import assert_close, batch, results, supernet
 
 
 class Tape(TorchDispatchMode):
