@@ -1,7 +1,6 @@
 """What several files of tests use: oracles, small networks and runs, scripts in child
 processes."""
 import csv
-import json
 import multiprocessing
 import os
 import resource
@@ -17,12 +16,10 @@ import torch
 import torch.nn as nn
 from PIL import Image
 
-import fair_darts
 import train_eval
 import train_search
-from engine import batches, data, flags, folders, loop
-from genotypes import PRIMITIVES
-from spaces import s2, to_json
+from engine import batches, data, flags, loop
+from spaces import s2
 from study import reproduce, visualize
 from use import export, predict
 
@@ -84,36 +81,6 @@ def table(folder):
 
 
 # ---------------------------------------------------------------- figures
-
-def recorded_run(folder, primitives=PRIMITIVES, nodes=4, epochs=3, gap=True, seed=0, gates=None,
-                 threshold=0.3, **settings):
-    """A run's records, as a search leaves them."""
-    folder.mkdir(parents=True)
-    random = np.random.default_rng(seed)
-    if gates is not None:
-        epochs = len(gates)
-    else:
-        gates = random.random((epochs, 2, nodes * (nodes + 3) // 2, len(primitives)), np.float32)
-    np.savez(folder / "gates.npz", normal=gates[:, 0], reduce=gates[:, 1], primitives=primitives)
-    s = {**train_search.PARSER.defaults, "dataset": "digits", "nodes": nodes,
-         "primitives": ",".join(primitives), "threshold": threshold, **settings}
-    config = dict(script="train_search", version=folders.VERSION, threads=1, processes=1,
-                  commands=[], fingerprint="", classes=[], shape=[1, 8, 8], torch="",
-                  python="", machine="", settings=s)
-    (folder / "config.json").write_text(json.dumps(config))
-    with open(folder / "metrics.csv", "w") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            "epoch train_loss soft_accuracy discrete_accuracy rho gap_rounding gap_edges "
-            "gap_operations skips_normal skips_reduce skips_layers curvature seconds".split())
-        for epoch in range(epochs):
-            soft, *gaps = [90 + epoch, 50.5, 20, 25, epoch - 5.5] if gap else [None] * 5
-            writer.writerow([epoch + 1, 1.0, soft, gaps[0], 0.5, *gaps[1:], 0, 0, 0, None, 1.5])
-    genotype = fair_darts.discretize(*torch.from_numpy(gates[-1]), threshold, primitives=primitives)
-    if all(genotype):
-        folders.write_whole(str(folder / "genotype.json"), to_json(genotype))
-    return folder
-
 
 def assert_picture(path):
     with Image.open(path) as picture:
