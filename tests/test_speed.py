@@ -1,7 +1,6 @@
 """The room speed: an accelerated network equals a plain one, and is itself a
 network."""
 import copy
-import io
 import pickle
 
 import pytest
@@ -65,8 +64,12 @@ def results(network, images, labels, passes=1):
                        for name, buffer in network.named_buffers() if "batches" not in name})
     with torch.no_grad():
         outputs = network.eval()(images)
-    values["eval"] = outputs[0] if isinstance(outputs, tuple) else outputs
+    values["eval"] = first_of(outputs)
     return values
+
+
+def first_of(outputs):
+    return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 def drawn(network):
@@ -147,11 +150,12 @@ def test_accelerated_supernet_equals_the_plain_one(size, contiguous, arguments):
     assert not operations_of(fast, groups.Separate)
 
 
-def test_gates_of_a_function_and_gates_that_are_given():
-    plain, (images, labels) = supernet(2, 10, 3, 2, gate=lambda a: a.sigmoid() * 2), batch(8)
-    fast = assert_accelerated_equals(plain, images, labels)
+def test_gates_that_are_given():
+    plain, (images, _) = supernet(2, 10, 3, 2, gate=lambda a: a.sigmoid() * 2), batch(8)
     given = [torch.rand(5, 7, dtype=torch.float64) for _ in plain.alphas]
-    assert torch.allclose(fast(images, given), plain(images, given), 1e-9, 1e-12)
+    fast = accelerate(copy.deepcopy(plain))
+    for gates in [], [given]:
+        assert torch.allclose(fast(images, *gates), plain(images, *gates), 1e-9, 1e-12)
 
 
 def test_accelerated_supernet_of_s2_equals_the_plain_one():
@@ -303,22 +307,6 @@ def test_steps_of_a_search_are_the_same(make, unrolled):
         assert_close(found, values[0], 1e-7 if unrolled else 1e-9)
 
 
-def test_modules_in_eval_mode_of_a_network_that_trains():
-    """Statistics that are frozen take part in the function, and are recomputed as they
-    were."""
-    plain = model_eval.NetworkCIFAR(genotypes.FairDARTS_b, 2, 10, 3).double()
-    images, labels = batch(8)
-    plain(images)
-    losses = []
-    for network in (plain, accelerate(copy.deepcopy(plain), recompute=True)):
-        network.cells[0].preprocess_0.eval(), network.cells[1].operations[0].eval()
-        network.zero_grad()
-        F.cross_entropy(network(images)[0], labels).backward()
-        losses.append({name: w.grad for name, w in network.named_parameters()
-                       if w.grad is not None})
-    assert_close(losses[1], losses[0])
-
-
 # ---------------------------------------------------------------- an accelerated network is one
 
 NETWORKS = {
@@ -338,18 +326,15 @@ def test_copies_compute_with_their_own_weights_and_state_dicts_load_each_way(nam
     assert all(a is b for a, b in zip(parameters, fast.parameters(), strict=True))
     for kind in (nn.Module.named_modules, nn.Module.named_buffers):
         assert [name for name, _ in kind(fast)] == [name for name, _ in kind(plain)]
-    file = io.BytesIO()
-    torch.save(fast, file)
-    file.seek(0)
     before = {key: value.clone() for key, value in fast.state_dict().items()}
-    for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast)),
-                  torch.load(file, weights_only=False)):
+    for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
         assert [type(module) for module in other.modules()] == [
             type(module) for module in fast.modules()]
         other.load_state_dict(drawn(plain).state_dict())
         assert_close(results(other, images, labels), results(plain, images, labels))
         plain.load_state_dict(drawn(other).state_dict())
-        assert_close(results(other, images, labels), results(plain, images, labels))
+        with torch.no_grad():
+            assert_close({"": first_of(other(images))}, {"": first_of(plain(images))})
     assert all(torch.equal(value, before[key]) for key, value in fast.state_dict().items())
 
 
@@ -423,6 +408,10 @@ def test_relu_is_computed_once_for_all_and_anew_after_a_change():
     (one(x).sum() + other(x).sum()).backward()
     assert torch.equal(leaf.grad, 2.0 * (leaf > 0))
     assert one(leaf) is not one(leaf) and not hasattr(leaf, "rectified")
+    x = leaf * 1
+    for differentiable in (False, True, False):
+        with torch.set_grad_enabled(differentiable):
+            assert one(x).requires_grad == differentiable
     x = torch.tensor([-1.0, 1.0]) * 1
     assert one(x).tolist() == [0, 1]
     x.mul_(-2)
@@ -433,25 +422,13 @@ def test_relu_is_computed_once_for_all_and_anew_after_a_change():
     one(view)
     x.add_(5)
     assert one(view).tolist() == [7, 3]
-
-
-def test_relu_with_and_without_gradients():
-    module, leaf = relu(), torch.tensor([-1.0, 1.0], requires_grad=True)
-    x = leaf * 1
-    for differentiable in (False, True, False):
-        with torch.set_grad_enabled(differentiable):
-            assert module(x).requires_grad == differentiable
     with torch.inference_mode():
-        assert module(x).is_inference()
+        assert one(x).is_inference()
         kept = torch.tensor([-1.0]) * 1
-        assert module(kept).tolist() == [0]
-    assert module(kept).tolist() == [0]
-
-
-def test_relu_in_a_graph_that_is_exported():
-    module, x = nn.Sequential(relu(), relu()), torch.randn(3)
-    program = torch.export.export(module, (x,))
-    assert torch.equal(program.module()(x), x.relu()) and not hasattr(x, "rectified")
+        assert one(kept).tolist() == [0]
+    assert one(kept).tolist() == [0]
+    program = torch.export.export(nn.Sequential(one, other), (leaf,))
+    assert torch.equal(program.module()(leaf), leaf.relu()) and not hasattr(leaf, "rectified")
 
 
 class OwnReLU(nn.ReLU):
@@ -490,19 +467,3 @@ def test_depthwise_convolutions_heed_autocast_and_have_no_second_gradients(dtype
         assert one.dtype == torch.float32 and (one - other).norm() < 0.02 * other.norm()
     with pytest.raises(RuntimeError, match="differentiate twice"):
         found[1].sum().backward()
-
-
-def test_gate_gradient_in_channels_last():
-    """A strided scale makes batch norm's channels_last gradient wrong on the CPU; the
-    gates come from a column.
-    """
-    gates = torch.rand(3, 7, dtype=torch.float64, requires_grad=True)
-    x, target = (torch.randn(4, 6, 5, 5, dtype=torch.float64).contiguous(
-        memory_format=torch.channels_last) for _ in range(2))
-    x.requires_grad_()
-    y = torch.cat([gate * F.batch_norm(part.contiguous(), None, None, training=True)
-                   for gate, part in zip(gates[:, 2], x.chunk(3, 1))], 1)
-    norms = groups.BatchNorms([nn.BatchNorm2d(2, affine=False).double() for _ in range(3)])
-    values = norms(x, gates[:, 2]), y
-    assert_close(*[dict(zip("xg", torch.autograd.grad((value * target).sum(), (x, gates))))
-                   for value in values])
