@@ -255,29 +255,33 @@ def test_cells_of_which_one_edge_is_another():
 
 # ---------------------------------------------------------------- derived networks
 
-@pytest.mark.parametrize("genotype, size, drop_path_on", [
-    (genotypes.FairDARTS_a, 8, "edge"), (genotypes.PC_DARTS, 9, "node"),  # and, with empty nodes:
-    (Genotype([Edge("sep_conv_3x3", 3, 1)], [Edge("skip_connect", 2, 0)]), 8, "node")])
-def test_accelerated_derived_network_equals_the_plain_one(genotype, size, drop_path_on):
-    plain = model_eval.NetworkCIFAR(genotype, 4, 10, 4).double()
-    plain.drop_path_prob, plain.drop_path_on = 0.3, drop_path_on
-    for recompute in (False, True):
-        assert_accelerated_equals(plain, *batch(size), recompute=recompute)
+def cifar(genotype, drop_path_on):
+    network = model_eval.NetworkCIFAR(genotype, 4, 10, 4)
+    network.drop_path_prob, network.drop_path_on = 0.3, drop_path_on
+    return network
 
 
-def test_accelerated_network_for_large_pictures():
-    plain = model_eval.NetworkImageNet(genotypes.FairDARTS_a, 4, 10, 4).double()
-    assert_accelerated_equals(plain, *batch(65, 4))
-    assert_accelerated_equals(plain, *batch(64, 4), contiguous=True)
-
-
-@pytest.mark.parametrize("h_swish", [False, True])
-def test_accelerated_chain_equals_the_plain_one(h_swish):
+def chain(squeeze_and_swish):
     genotype = s2.ChainGenotype([*s2.FairNAS_A.layers[:3], ("mb3_k3", "mb6_k5", "skip_connect"),
                                  ("skip_connect",), *s2.FairNAS_A.layers[5:]])
-    plain = s2.NetworkS2(genotype, 10, 0.2, 0.1, squeeze=h_swish, h_swish=h_swish,
-                         image_size=16).double()
-    assert_accelerated_equals(plain, *batch(9 if h_swish else 8, 4))
+    return s2.NetworkS2(genotype, 10, 0.2, 0.1, squeeze=squeeze_and_swish,
+                        h_swish=squeeze_and_swish, image_size=16)
+
+
+EMPTY_NODES = Genotype([Edge("sep_conv_3x3", 3, 1)], [Edge("skip_connect", 2, 0)])
+
+
+@pytest.mark.parametrize("make, size, options", [
+    (lambda: cifar(genotypes.FairDARTS_a, "edge"), 8, {}),
+    (lambda: cifar(genotypes.PC_DARTS, "node"), 9, dict(recompute=True)),
+    (lambda: cifar(EMPTY_NODES, "node"), 8, {}),
+    (lambda: cifar(EMPTY_NODES, "edge"), 8, dict(recompute=True)),
+    *[(lambda: model_eval.NetworkImageNet(genotypes.FairDARTS_a, 4, 10, 4), size,
+       dict(contiguous=size == 64)) for size in (65, 64)],
+    (lambda: chain(False), 8, {}), (lambda: chain(True), 9, dict(recompute=True))])
+def test_accelerated_derived_network_equals_the_plain_one(make, size, options):
+    torch.manual_seed(0)
+    assert_accelerated_equals(make().double(), *batch(size, 4), **options)
 
 
 # ---------------------------------------------------------------- steps of a search
@@ -292,8 +296,10 @@ def step(network, architect, sgd, images, labels, unrolled):
     sgd.step()
 
 
-@pytest.mark.parametrize("make", [lambda: supernet(2, 10, 3, 2), supernet_s2, supernet_of_edges])
-@pytest.mark.parametrize("unrolled", [False, True])
+@pytest.mark.parametrize("make, unrolled", [
+    *[(make, unrolled) for make in (lambda: supernet(2, 10, 3, 2), supernet_of_edges)
+      for unrolled in (False, True)],
+    (supernet_s2, False), pytest.param(supernet_s2, True, marks=pytest.mark.slow)])
 def test_steps_of_a_search_are_the_same(make, unrolled):
     """With and without recompute; of the second step SGD has a velocity."""
     plain, (images, labels), values = make(), batch(8, 4), []

@@ -135,7 +135,8 @@ def steps(network, gpu, count=3):
             for i, t in enumerate([*found, *network.state_dict().values()])}
 
 
-@pytest.mark.parametrize("name", ["s1", "s2", "nasbench201"])
+@pytest.mark.parametrize("name", [
+    "s1", pytest.param("s2", marks=pytest.mark.slow), "nasbench201"])
 def test_a_search_has_a_graph_for_alpha_and_one_for_the_weights(name, gpu):
     network, eager = both(gpu, name)
     assert_close(steps(network, gpu), steps(eager, gpu), 1e-10)
