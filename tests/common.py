@@ -1,7 +1,6 @@
 """What several files of tests use: oracles, small networks and runs, scripts in child
 processes."""
 import csv
-import json
 import multiprocessing
 import os
 import resource
@@ -17,14 +16,19 @@ import torch
 import torch.nn as nn
 from PIL import Image
 
-import fair_darts
 import train_eval
 import train_search
+<<<<<<< HEAD
 from engine import batches, data, flags, folders, loop
 from genotypes import PRIMITIVES
 from spaces import SPACES, to_json
 from speed import accelerate
 from study import cures, reproduce, strength, visualize
+=======
+from engine import batches, data, flags, loop
+from spaces import s2
+from study import reproduce, visualize
+>>>>>>> h_tests
 from use import export, predict
 
 
@@ -86,36 +90,6 @@ def table(folder):
 
 
 # ---------------------------------------------------------------- figures
-
-def recorded_run(folder, primitives=PRIMITIVES, nodes=4, epochs=3, gap=True, seed=0, gates=None,
-                 threshold=0.3, **settings):
-    """A run's records, as a search leaves them."""
-    folder.mkdir(parents=True)
-    random = np.random.default_rng(seed)
-    if gates is not None:
-        epochs = len(gates)
-    else:
-        gates = random.random((epochs, 2, nodes * (nodes + 3) // 2, len(primitives)), np.float32)
-    np.savez(folder / "gates.npz", normal=gates[:, 0], reduce=gates[:, 1], primitives=primitives)
-    s = {**train_search.PARSER.defaults, "dataset": "digits", "nodes": nodes,
-         "primitives": ",".join(primitives), "threshold": threshold, **settings}
-    config = dict(script="train_search", version=folders.VERSION, threads=1, processes=1,
-                  commands=[], fingerprint="", classes=[], shape=[1, 8, 8], torch="",
-                  python="", machine="", settings=s)
-    (folder / "config.json").write_text(json.dumps(config))
-    with open(folder / "metrics.csv", "w") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            "epoch train_loss soft_accuracy discrete_accuracy rho gap_rounding gap_edges "
-            "gap_operations skips_normal skips_reduce skips_layers curvature seconds".split())
-        for epoch in range(epochs):
-            soft, *gaps = [90 + epoch, 50.5, 20, 25, epoch - 5.5] if gap else [None] * 5
-            writer.writerow([epoch + 1, 1.0, soft, gaps[0], 0.5, *gaps[1:], 0, 0, 0, None, 1.5])
-    genotype = fair_darts.discretize(*torch.from_numpy(gates[-1]), threshold, primitives=primitives)
-    if all(genotype):
-        folders.write_whole(str(folder / "genotype.json"), to_json(genotype))
-    return folder
-
 
 def assert_picture(path):
     with Image.open(path) as picture:
@@ -225,18 +199,14 @@ def ended(child, files):
     return child.exitcode, *texts
 
 
-CURED = dict(skip_dropout=0.3, skip_noise=1.0, noise_epochs=0, shared_softmax="", epochs=10)
-
-
-def cured(space, fast_form, gate="sigmoid", **others):
-    """Settings, a supernet, its disturbed skips, in epoch 2."""
-    s = Namespace(**{**train_search.PARSER.defaults, **CURED, "space": space,
-                     "plain": not fast_form, "gate": gate, "init_channels": 4, "layers": 3,
-                     "nodes": 3, "width": 0.1, **others})
-    torch.manual_seed(3)
-    network = SPACES[space].supernet(s, 4, (3, 16, 16), cures.gate_of(s)).double()
-    skips = cures.DisturbedSkips(network, s)
-    if fast_form:
-        accelerate(network)
-    skips.begin_epoch(2)
-    return s, network, skips
+def shortened(network):
+    """Four of the 19 layers of a network of S2: other channels, same shape, stride 2,
+    the last."""
+    kept = [0, 1, 14, 18]
+    network.layers = nn.ModuleList(network.layers[index] for index in kept)
+    if hasattr(network, "alphas"):
+        network.present = network.present[kept]
+        network.places = torch.tensor([7 * index + choice for index, row in enumerate(kept)
+                                       for choice in range(7) if s2.SAME_SHAPE[row] or choice < 6])
+        network.alphas[0].data = network.alphas[0].data[kept]
+    return network

@@ -21,10 +21,10 @@ from engine.precision import Precision, enter_autocast
 from fair_darts import Architect, frozen
 from spaces import nasbench201, s2
 from speed import accelerate, layers
+from speed.benchmark import step_of
 from study import cures
 from test_fair_darts import batch, small_network
-from tests.common import TINY_SEARCH, call, new_run, pictures_of, refused
-from tests.test_speed import shortened
+from tests.common import TINY_SEARCH, call, new_run, pictures_of, refused, shortened
 
 
 class CountWaits(TorchDispatchMode):
@@ -52,10 +52,6 @@ def fake_batches(device, size=8, count=40):
     return batches.Batches(pictures, 4, 1, True, 2, batches.generator(0))
 
 
-def run_of(epochs=1):
-    return loop.Run("nowhere", Namespace(epochs=epochs, log_every=25), {})
-
-
 NETWORKS = {
     "s1": lambda: accelerate(model_search.Network(4, 10, 3, 2)),
     "s2": lambda: accelerate(shortened(s2.SupernetS2(10, width=0.1, image_size=16))),
@@ -75,7 +71,7 @@ NETWORKS = {
 def test_nothing_is_left_on_the_cpu(name):
     """By tensors that claim to be on a GPU: those on the CPU are refused beside
     them."""
-    run = run_of()
+    run = loop.Run("nowhere", Namespace(epochs=1, log_every=25), {})
     with FakeTensorMode(allow_non_fake_inputs=True):
         with torch.device("cuda"):
             try:
@@ -102,33 +98,13 @@ def test_nothing_is_left_on_the_cpu(name):
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "imagenet"])
 def test_a_step_never_waits(name):
-    run = run_of()
     network, train = NETWORKS[name]().train(), fake_batches("cpu")
-    searched = hasattr(network, "alphas")
-    weights = network.weights() if searched else list(network.parameters())
-    sgd = torch.optim.SGD(weights, 0.1, 0.9, weight_decay=3e-4, fused=True)
-    architect = fair_darts.Architect(network) if searched else None
-
-    def step():
-        images, labels = train.next()
-        figures = {}
-        if searched:
-            valid_loss, penalty = architect.step(*train.next())
-            figures.update(valid_loss=valid_loss, penalty=penalty)
-        sgd.zero_grad()
-        with fair_darts.frozen(network.alphas if searched else []):
-            outputs = network(images)
-            loss = F.cross_entropy(outputs if searched else outputs[0], labels)
-            loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(weights, 5.0)
-        sgd.step()
-        run.add(norm, loss=loss.detach(), **figures)
-
-    step()  # which begins a pass, and makes what the optimisers keep
+    take = step_of(network, train.next(), Precision(torch.device("cpu"), False, network))
+    take()  # which makes what the optimisers keep
     with CountWaits() as waits:
-        step()
+        loss = take()
     assert waits.found == []
-    for wait in (lambda: float(run.totals.sum()), lambda: weights[0][weights[0] > 0]):
+    for wait in loss.item, lambda: loss[loss > 0]:
         with CountWaits() as waits:
             wait()
         assert waits.found  # it does find one

@@ -93,9 +93,7 @@ def test_killed_and_stopped_it_ends_as_what_nothing_interrupts(tmp_path):
         list(pool.map(run, SIGNALS))
 
 
-@pytest.mark.parametrize("script, work, tiny", [(train_search, "search", TINY_SEARCH),
-                                                (train_eval, "train", TINY_EVAL)])
-def test_one_run_has_one_writer(script, work, tiny, tmp_path, monkeypatch, capsys):
+def test_one_run_has_one_writer(tmp_path, monkeypatch, capsys):
     """While a new run or one that goes on works, another process cannot write it, then
     it may."""
     folder, codes = tmp_path / "a", []
@@ -103,12 +101,12 @@ def test_one_run_has_one_writer(script, work, tiny, tmp_path, monkeypatch, capsy
     def try_to_write(run):
         before = content(folder)
         with monkeypatch.context() as patch:
-            codes.append(call(script, patch, "--resume", folder))
+            codes.append(call(train_search, patch, "--resume", folder))
         assert content(folder) == before
 
-    monkeypatch.setattr(script, work, try_to_write)
-    for command in ([*tiny, "--runs", tmp_path, "--name", "a"], ["--resume", folder]):
-        assert call(script, monkeypatch, *command) == 0
+    monkeypatch.setattr(train_search, "search", try_to_write)
+    for command in ([*TINY_SEARCH, "--runs", tmp_path, "--name", "a"], ["--resume", folder]):
+        assert call(train_search, monkeypatch, *command) == 0
         error = capsys.readouterr().err
         assert "another process is writing the run" in error and error.count("\n") == 1
     assert codes == [2, 2]
@@ -169,10 +167,6 @@ def test_when_checkpoints_are_written_and_what_seconds_are(tmp_path, monkeypatch
 def test_what_resume_may_change(finished, tmp_path, monkeypatch, capsys):
     """Nothing that changes what is computed, but for rounding, the number of epochs and
     the cut."""
-    assert flags.MAY_CHANGE == {
-        "epochs", "threshold", "edges_per_node", "ops_per_edge", "ops_per_layer", "keep_skips",
-        "device", "threads", "data", "plain", "graphs", "checkpoint_minutes", "log_every",
-        "workers", "gap_every", "figures_every"}
     folder = tmp_path / "a"
     shutil.copytree(finished / "a", folder)
     config = json.loads((folder / "config.json").read_text())

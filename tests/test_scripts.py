@@ -1,7 +1,6 @@
 """The two scripts as a user starts them: search, training, resuming, refusals."""
 import copy
 import functools
-import json
 import math
 import re
 import runpy
@@ -30,15 +29,11 @@ from genotypes import PRIMITIVES, Edge
 from spaces import SPACES, nasbench201, read, s2
 from speed import accelerate
 from speed.accelerate import SearchedCell
-from study import cures, gap, records, watch
+from study import cures, gap, records
 from test_fair_darts import close
-from tests.common import (FIGURES, SMALL_SEARCH, TINY_EVAL, TINY_SEARCH, assert_picture, call,
-                          refused, table)
+from tests.common import (FIGURES, TINY_EVAL, TINY_SEARCH, assert_picture, call, refused,
+                          table)
 from use import classifier
-
-# of the digits, 215 pictures for the weights and as many for alpha
-FEW = ["--train_fraction", 0.15, "--valid_fraction", 0.15, "--batch_size", 100]
-
 
 def weights(folder):
     return torch.load(folder / "checkpoint.pt", weights_only=True)["network"]
@@ -50,20 +45,18 @@ def found(folder):
 
 # ---------------------------------------------------------------- search
 
-def test_runs_repeat_by_their_seed(finished):
-    """Searches a and b, trainings d and e, are of one seed: bit for bit."""
-    for one, other in "ab", "de":
-        first, second = weights(finished / one), weights(finished / other)
-        assert all(torch.equal(value, second[name]) for name, value in first.items())
-        assert table(finished / one) == table(finished / other)
-    first, third = weights(finished / "a"), weights(finished / "c")
-    assert not any(torch.equal(first[name], third[name]) for name in first if "alphas" in name)
+def test_another_seed_is_another_search(finished, tmp_path, monkeypatch):
+    """That the same one is the same search, the tests of killed runs see."""
+    assert call(train_search, monkeypatch, *TINY_SEARCH, "--runs", tmp_path, "--name", "a",
+                "--seed", 1) == 0
+    first, other = weights(finished / "a"), weights(tmp_path / "a")
+    assert not any(torch.equal(first[name], other[name]) for name in first if "alphas" in name)
 
 
 def test_an_empty_cell_is_derived_again(tmp_path, monkeypatch, capsys):
     """By the command that the search ends with, without its pictures."""
-    assert call(train_search, monkeypatch, *SMALL_SEARCH, "--runs", tmp_path, "--name", "a",
-                "--epochs", 1, *FEW, "--gap_every", 0) == 1
+    assert call(train_search, monkeypatch, *TINY_SEARCH, "--threshold", 0.85, "--gap_every", 0,
+                "--runs", tmp_path, "--name", "a") == 1
     out = capsys.readouterr().out
     assert "normal cell is empty: too few gates reach --threshold 0.85, the largest is 0.5" in out
     assert not (tmp_path / "a" / "genotype.json").exists()
@@ -72,7 +65,7 @@ def test_an_empty_cell_is_derived_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "load", None)
     assert call(train_search, monkeypatch, *again[2:]) == 0
     assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--threshold", 0.4) == 0
-    assert len(found(tmp_path / "a").normal) == 4
+    assert len(found(tmp_path / "a").normal) == 2
 
 
 def test_what_is_said_of_an_empty_cell():
@@ -129,20 +122,14 @@ def test_steps_of_a_search(tmp_path, monkeypatch):
     assert norms == pytest.approx([0.01] * 3, rel=1e-3)
 
 
-def small_search():
-    """A small search of the digits, as far as the gap asks: the run, its network, the
-    validation half."""
+def test_discretisation_gap():
     s = Namespace(**{**train_search.PARSER.defaults, **recipes.RECIPES["digits"].search,
                      "init_channels": 2, "layers": 3, "nodes": 2})
     run = SimpleNamespace(s=s, space=SPACES["s1"], dataset=data.load("digits"), device="cpu",
                           watched=iter)
     torch.manual_seed(0)
     network = run.space.supernet(s, 10, (1, 8, 8), "sigmoid")
-    return run, network, list(batches.halves(run))[1]
-
-
-def test_discretisation_gap():
-    run, network, validation = small_search()
+    validation = list(batches.halves(run))[1]
     half = validation.pictures.part(torch.arange(300))  # more than a batch of 256
     images, labels = validation.next()
     F.cross_entropy(network(images), labels).backward()  # moves the running statistics
@@ -187,51 +174,28 @@ def test_discretisation_gap():
     assert row["gap_operations"] == ((ge - gs) + (re - d)) / 2
 
 
-def test_lines_of_an_epoch():
-    """Argmax has no threshold to count by."""
-    run, network, _ = small_search()
-    run.s.threshold = 0.5
-    row = dict(train_loss=1, train_accuracy=2, valid_loss=3, valid_accuracy=4, penalty=-0.1,
-               soft_accuracy=5, discrete_accuracy=6, gap_rounding=-0.6, gap_edges=-1.6,
-               gap_operations=1.2, curvature=1234.5, **gap.count_gates(network, run.s))
-    lines = watch.Watch(run, network).lines
-    assert lines(row) == """train loss 1.0000 acc 2.00%  valid loss 3.0000 acc 4.00%
-  l2 penalty -0.1000  gates 0.50 to 0.50, rho 1.00, 70 above, 70 below  dominant skips: \
-normal 0, reduce 0
-  gap, by batch statistics: 5.00% - 6.00%, rounding -1, selection -0
-  curvature 1.23e+03"""
-    run.s.threshold = 0
-    row.update(gap.count_gates(network, run.s), soft_accuracy=None, curvature=None)
-    assert "above" not in lines(row) and lines(row).count("\n") == 1
-
-
-def test_own_operations_through_both_scripts(own_operations, tmp_path, monkeypatch):
+def test_own_operations_and_penalties_through_both_scripts(own_operations, tmp_path, monkeypatch,
+                                                           capsys):
     """Searched, resumed, drawn, discretised, read from JSON and from text, trained."""
+    monkeypatch.setitem(fair_darts.PENALTIES, "l4", lambda gates: -((gates - 0.5) ** 4).mean())
     names = "skip_connect,sep_conv_3x3,none,conv_7x1_1x7"  # as OPS has them
     assert call(train_search, monkeypatch, *TINY_SEARCH, "--runs", tmp_path, "--name", "a",
-                "--primitives", names, "--arch_learning_rate", 1, "--gap_every", 0) == 0
+                "--primitives", names, "--arch_learning_rate", 1, "--gap_every", 0,
+                "--zero_one_loss", "l4") == 0
     assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--epochs", 2,
                 "--figures_every", 1, "--gap_every", 1) == 0
+    assert "  l4 penalty -0.0" in capsys.readouterr().out
+    assert records.setting(records.read(str(tmp_path / "a"))) == "sigmoid, w01 10, l4"
     gates = np.load(tmp_path / "a" / "gates.npz")
     assert gates["primitives"].tolist() == names.split(",")
     assert gates["normal"].shape == gates["reduce"].shape == (2, 2, 4)
-    for name in FIGURES:
-        assert_picture(tmp_path / "a" / "figures" / f"{name}.png")
+    assert_figures(tmp_path / "a", sorted(FIGURES))
     best = [names.split(",")[op] for op in gates["normal"][-1].argmax(1)]
     assert [edge.op for edge in found(tmp_path / "a").normal] == best
     text = ("Genotype(normal=[('conv_7x1_1x7', 2, 0), ('none', 2, 1)], "
             "reduce=[('conv_7x1_1x7', 2, 0), ('none', 2, 1)])")
     assert call(train_eval, monkeypatch, *TINY_EVAL, "--runs", tmp_path, "--arch", text,
                 "--name", "eval") == 0
-
-
-def test_own_penalty(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(fair_darts.PENALTIES, "l4", lambda gates: -((gates - 0.5) ** 4).mean())
-    assert call(train_search, monkeypatch, *TINY_SEARCH, "--runs", tmp_path, "--name", "a",
-                "--zero_one_loss", "l4", "--gap_every", 0, "--figures_every", 1) == 0
-    assert "  l4 penalty -0.0" in capsys.readouterr().out
-    assert records.setting(records.read(str(tmp_path / "a"))) == "sigmoid, w01 10, l4"
-    assert_picture(tmp_path / "a" / "figures" / "penalty.png")
 
 
 def test_plain_runs_and_goes_on_as_a_fast_one(tmp_path, monkeypatch):
@@ -254,14 +218,15 @@ def test_plain_runs_and_goes_on_as_a_fast_one(tmp_path, monkeypatch):
 def test_search_in_the_space_of_the_benchmark(tmp_path, monkeypatch, capsys):
     """On digits: what an epoch says, figures, a cell that comes out empty and is
     derived again; training of what was found. With all flags that the space knows."""
-    common = ["--space", "nasbench201", "--dataset", "digits", "--batch_size", 200, "--epochs", 1,
-              "--stage_cells", 1, "--init_channels", 4, "--runs", tmp_path, "--name"]
-    assert call(train_search, monkeypatch, *common, "a", "--figures_every", 1,
+    common = ["--space", "nasbench201", "--dataset", "digits", "--batch_size", 50, "--epochs", 1,
+              "--stage_cells", 1, "--init_channels", 2, "--runs", tmp_path, "--name"]
+    few = ["--train_fraction", 0.08, "--valid_fraction", 0.08]
+    assert call(train_search, monkeypatch, *common, "a", *few, "--figures_every", 0,
                 "--arch_learning_rate", 0.01) == 1
     out = capsys.readouterr().out
     assert "derived |none~0|+|none~0|none~1|+|none~0|none~1|none~2|: 10.00%, rank 15,285" in out
     again = shlex.split(out.strip().split("\n")[-1])
-    assert call(train_search, monkeypatch, *again[2:]) == 0
+    assert call(train_search, monkeypatch, "--figures_every", 1, *again[2:]) == 0
     gates = np.load(tmp_path / "a" / "gates.npz")
     assert gates["normal"].shape == (1, 6, 4)
     assert gates["primitives"].tolist() == [*nasbench201.OPS][:4]
@@ -271,10 +236,11 @@ def test_search_in_the_space_of_the_benchmark(tmp_path, monkeypatch, capsys):
     assert call(train_search, monkeypatch, *common, "b", "--gate", "softmax", "--primitives",
                 "none,skip_connect,nor_conv_3x3,nor_conv_1x1", "--unrolled", "--single_level",
                 "--skip_dropout", 0.2, "--skip_noise", 1, "--keep_skips", 0, "--max_skips", 6,
-                "--curvature_every", 1, "--gap_every", 1, "--recompute", "--figures_every", 0) == 0
+                "--curvature_every", 1, "--gap_every", 1, "--recompute", "--figures_every", 0,
+                "--train_fraction", 0.1, "--valid_fraction", 0.1) == 0
     [row], kept = table(tmp_path / "b"), found(tmp_path / "b")
     assert row["genotype_skips"] == "0" and float(row["curvature"]) != 0
-    assert call(train_eval, monkeypatch, "--arch", kept, *common[2:], "c") == 0
+    assert call(train_eval, monkeypatch, "--arch", kept, *common[2:], "c", "--batch_size", 500) == 0
     assert call(train_eval, monkeypatch, "--evaluate", tmp_path / "c") == 0
 
 
@@ -286,13 +252,13 @@ def assert_figures(folder, names):
 
 
 def test_search_in_chains(pictures, tmp_path, monkeypatch, capsys):
-    """S2 on digits and on a picture folder, both gate kinds, figures, derived again,
-    then the training of what was found."""
-    common = ["--space", "s2", "--width", 0.1, "--epochs", 1, "--runs", tmp_path, "--name"]
+    """S2 on digits, figures, derived again, then the training on a picture folder of
+    what was found."""
+    common = ["--width", 0.1, "--epochs", 1, "--runs", tmp_path, "--name"]
     digits = ["--dataset", "digits", "--batch_size", 50, "--train_fraction", 0.08,
               "--valid_fraction", 0.08]
-    assert call(train_search, monkeypatch, *common, "a", *digits, "--arch_learning_rate", 2,
-                "--figures_every", 1) == 0
+    assert call(train_search, monkeypatch, "--space", "s2", *common, "a", *digits,
+                "--arch_learning_rate", 2, "--figures_every", 1) == 0
     gates = np.load(tmp_path / "a" / "gates.npz")
     assert gates["layers"].shape == (1, 19, 7) and np.isnan(gates["layers"]).sum() == 6
     assert gates["primitives"].tolist() == list(s2.CHOICES)
@@ -303,20 +269,19 @@ def test_search_in_chains(pictures, tmp_path, monkeypatch, capsys):
     assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--ops_per_layer", 2,
                 "--threshold", 0, "--figures_every", 0) == 0
     assert {len(names) for names in found(tmp_path / "a").layers} == {2}
-    folder = ["--dataset", "folder", "--data", pictures, "--image_size", 8, "--batch_size", 16]
-    assert call(train_search, monkeypatch, *common, "b", *folder, "--gate", "softmax",
-                "--figures_every", 0, "--gap_every", 0) == 0
-    assert call(train_eval, monkeypatch, "--arch", tmp_path / "b", *folder, *common[2:], "c",
-                "--squeeze") == 0
+    assert call(train_eval, monkeypatch, "--arch", tmp_path / "a", "--dataset", "folder", "--data",
+                pictures, "--image_size", 8, "--batch_size", 16, *common, "c", "--squeeze") == 0
     assert call(train_eval, monkeypatch, "--evaluate", tmp_path / "c") == 0
 
 
 def test_softmax_has_the_recipe_of_darts(tmp_path, monkeypatch):
-    assert call(train_search, monkeypatch, *TINY_SEARCH, "--gate", "softmax",
-                "--gap_every", 0, "--runs", tmp_path, "--name", "a") == 0
-    settings = json.loads((tmp_path / "a" / "config.json").read_text())["settings"]
-    assert (settings["learning_rate"], settings["arch_learning_rate"], settings["w01"]) == (
-        0.025, 0.05, 0)  # digits's own rates, not DARTS's
+    monkeypatch.setattr(train_search, "search", lambda run: seen.append(vars(run.s)))
+    seen = []
+    for space in "s1", "nasbench201", "s2":
+        assert call(train_search, monkeypatch, "--dataset", "digits", "--gate", "softmax",
+                    "--space", space, "--runs", tmp_path) == 0
+    assert [(s["learning_rate"], s["arch_learning_rate"], s["w01"], s["threshold"]) for s in seen
+            ] == 3 * [(0.025, 0.05, 0, 0)]  # digits's own rates, not DARTS's
 
 
 # ---------------------------------------------------------------- training
@@ -377,7 +342,7 @@ def test_figures_of_a_test():
     assert (first, five) == pytest.approx((100 * 4 / 13, 100 * 10 / 13))
 
 
-def test_evaluation_runs_and_resumes(finished, tmp_path, monkeypatch, capsys):
+def test_evaluation_runs_and_resumes(tmp_path, monkeypatch, capsys):
     """Of accuracies that fall and rise again, best.pt has the first."""
     test, tested, less = train_eval.test, [], iter([0, 2, 1])
 
@@ -388,11 +353,9 @@ def test_evaluation_runs_and_resumes(finished, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(train_eval, "test", falling)
     assert call(train_eval, monkeypatch, *TINY_EVAL, "--epochs", 2, "--runs", tmp_path,
-                "--arch", "FairDARTS_e", "--name", "a", "--seed", 1) == 0
+                "--name", "a") == 0
     out = capsys.readouterr().out
     assert "parameters" in out and "M MACs" in out and out.count("test loss") == 2
-    name = "classifier.weight"
-    assert not torch.equal(weights(tmp_path / "a")[name], weights(finished / "d")[name])
     rows = table(tmp_path / "a")
     assert [row["epoch"] for row in rows] == ["1", "2"]
     with monkeypatch.context() as patch:

@@ -1,5 +1,6 @@
 """Resting gates, the gap and its parts, cures of collapse, and the curvature."""
 import copy
+import functools
 import math
 import os
 import random
@@ -14,20 +15,39 @@ import torch.nn.functional as F
 import fair_darts
 import spaces
 import train_search
-from engine import batches, folders, loop
+from engine import batches, loop
 from engine.flags import UserError
 from genotypes import PRIMITIVES
-from spaces import s2
+from speed import accelerate
 from study import cures, curvature, gap, records, resting
 from study.watch import Watch
 from test_fair_darts import close
-from tests.common import SMALL_SEARCH, TINY_SEARCH, call, cured, refused, table
+from tests.common import TINY_SEARCH, call, refused, shortened, table
 
 TWO = "skip_connect,sep_conv_3x3"
 
 
 def settings(**others):
     return Namespace(**{**train_search.PARSER.defaults, **others})
+
+
+def cured(space, fast_form, gate="sigmoid", **others):
+    """Settings, a supernet, of S2 four layers, and its disturbed skips, in epoch 2."""
+    s = settings(**{**dict(
+        skip_dropout=0.3, skip_noise=1.0, epochs=10, space=space, plain=not fast_form, gate=gate,
+        init_channels=4, layers=3, nodes=3, width=0.1), **others})
+    torch.manual_seed(3)
+    network = supernet(s, cures.gate_of(s))
+    skips = cures.DisturbedSkips(network, s)
+    if fast_form:
+        accelerate(network)
+    skips.begin_epoch(2)
+    return s, network, skips
+
+
+def supernet(s, gate):
+    network = spaces.SPACES[s.space].supernet(s, 4, (3, 16, 16), gate).double()
+    return shortened(network) if s.space == "s2" else network
 
 
 # ---------------------------------------------------- resting gates, the parts of the gap
@@ -159,9 +179,9 @@ def test_only_skips_of_stride_1_are_disturbed():
         f"cells.{cell}.edges.{row}.operations.{column}" for cell in range(3) for row in range(9)
         if cell == 0 or row not in (0, 1, 2, 3, 5, 6)}  # from the inputs of a reduction cell
     _, chain, chain_skips = cured("s2", True)
-    assert len(chain_skips.skips) == sum(s2.SAME_SHAPE)
+    assert len(chain_skips.skips) == chain.present[:, -1].sum() == 1
     for net, disturbed in (network, skips), (chain, chain_skips):
-        x = torch.randn(4, 3, 16, 16).double()
+        x = torch.randn(4, 3, 8, 8).double()
         with torch.no_grad(), gap.frozen_statistics(net):
             state = torch.get_rng_state()
             assert not torch.equal(net(x), net(x))
@@ -347,8 +367,7 @@ def test_curvature_is_that_of_the_whole_hessian(space, layers, in_double):
         alpha.data += torch.randn(alpha.shape, generator=torch.Generator().manual_seed(1))
     images, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
     before, state = copy.deepcopy(network.state_dict()), torch.get_rng_state()
-    run = folders.Folder("", s, dict(classes=[*"abcd"], shape=[3, 16, 16]))
-    run.device = torch.device("cpu")
+    run = Namespace(s=s, supernet=functools.partial(supernet, s), device=torch.device("cpu"))
     plain = Watch(run, network).plain()
     found = curvature.hessian_eigenvalue(plain, images, labels, 1e-9)
     assert torch.equal(torch.get_rng_state(), state) and network.training
@@ -369,37 +388,42 @@ def test_curvature_is_that_of_the_whole_hessian(space, layers, in_double):
     assert curvature.largest_eigenvalue(lambda v: 0 * v, 40, 1e-3) == 0
 
 
-def test_curvature_is_of_the_last_batch_of_alpha_with_its_decay(tmp_path, monkeypatch):
+def test_alpha_waits_and_the_curvature_is_of_its_last_batch(tmp_path, monkeypatch):
+    """Until --arch_start alphas and their Adam stay as they are. The curvature has the
+    weight decay of alpha."""
     seen, drawn, draw = [], [], batches.Batches.next
     monkeypatch.setattr(batches.Batches, "next", lambda self: drawn.append(draw(self)) or drawn[-1])
     monkeypatch.setattr(curvature, "hessian_eigenvalue",
                         lambda network, *batch: seen.append(batch) or 0.5)
-    assert call(train_search, monkeypatch, *SMALL_SEARCH, "--epochs", "4", "--batch_size", "300",
-                "--threshold", "0", "--curvature_every", "2", "--arch_weight_decay", "0.25",
-                "--gap_every", 0, "--runs", tmp_path, "--name", "a") == 0
-    assert [row["curvature"] for row in table(tmp_path / "a")] == ["0.75", "", "0.75", "0.75"]
+    assert call(train_search, monkeypatch, *TINY_SEARCH, "--epochs", 4, "--arch_start", 2,
+                "--curvature_every", 2, "--arch_weight_decay", 0.25, "--gap_every", 0, "--runs",
+                tmp_path, "--name", "a") == 0
+    rows = table(tmp_path / "a")
+    assert [row["curvature"] for row in rows] == ["0.75", "", "0.75", "0.75"]
     for (images, labels, _), epoch in zip(seen, (1, 3, 4), strict=True):
         last = drawn[4 * epoch - 1]  # two steps an epoch, of a training and a validation batch
         assert torch.equal(images, last[0]) and torch.equal(labels, last[1])
+    gates = np.load(tmp_path / "a" / "gates.npz")["normal"]
+    assert (gates[:2] == 0.5).all() and (gates[2:] != 0.5).all()
+    assert all(float(row["valid_loss"]) > 0 for row in rows) and float(rows[0]["penalty"]) == 0
+    adam = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)["adam"]["state"]
+    assert adam[0]["step"] == 4
 
 
 # ---------------------------------------------------------------- whole searches
 
-ALL_CURES = ["--skip_dropout", "0.3", "--skip_noise", "1", "--keep_skips", "1", "--single_level",
-             "--shared_softmax", "max_pool_3x3,skip_connect", "--curvature_every", "1",
-             "--arch_learning_rate", "0.3"]
-
-
 def test_cures_resume_bit_for_bit(tmp_path, monkeypatch):
-    search = [*SMALL_SEARCH, *ALL_CURES, "--threshold", "0", "--batch_size", "200", "--nodes", "1",
-              "--runs", tmp_path]
+    search = [*TINY_SEARCH, "--skip_dropout", "0.3", "--skip_noise", "1", "--keep_skips", "1",
+              "--single_level", "--primitives", "max_pool_3x3,skip_connect,sep_conv_3x3",
+              "--shared_softmax", "max_pool_3x3,skip_connect", "--curvature_every", "1",
+              "--arch_learning_rate", "0.3", "--epochs", "2", "--runs", tmp_path]
     assert call(train_search, monkeypatch, *search, "--name", "whole") == 0
     steps = []
 
     def stop_in_the_second_epoch(self, *others, add=loop.Run.add, **figures):
         add(self, *others, **figures)
         steps.append(1)
-        if len(steps) == 10:  # of 7 an epoch
+        if len(steps) == 6:  # of 4 an epoch
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
@@ -415,9 +439,8 @@ def test_cures_resume_bit_for_bit(tmp_path, monkeypatch):
 
 
 def test_a_search_that_ended_early_is_finished(tmp_path, monkeypatch, capsys):
-    assert call(train_search, monkeypatch, *SMALL_SEARCH, "--epochs", "9", "--threshold", "0",
-                "--primitives", TWO, "--batch_size", "300", "--runs", tmp_path, "--name", "a",
-                "--max_skips", "1") == 0
+    assert call(train_search, monkeypatch, *TINY_SEARCH, "--epochs", "9", "--nodes", "2",
+                "--gap_every", 0, "--runs", tmp_path, "--name", "a", "--max_skips", "1") == 0
     rows, folder = table(tmp_path / "a"), str(tmp_path / "a")
     assert len(rows) < 9 and float(rows[-1]["derived_skips"]) > 1
     assert "--max_skips 1; the genotype is of epoch" in capsys.readouterr().out
@@ -434,9 +457,8 @@ def test_a_search_that_ended_early_is_finished(tmp_path, monkeypatch, capsys):
 
 
 def test_too_few_skips_kept_are_said(tmp_path, monkeypatch, capsys):
-    assert call(train_search, monkeypatch, *SMALL_SEARCH, "--runs", tmp_path, "--name", "a",
-                "--epochs", "1", "--batch_size", "300", "--threshold", "0", "--gap_every", "0",
-                "--primitives", "skip_connect", "--keep_skips", "0") == 1
+    assert call(train_search, monkeypatch, *TINY_SEARCH, "--runs", tmp_path, "--name", "a",
+                "--gap_every", "0", "--primitives", "skip_connect", "--keep_skips", "0") == 1
     out = capsys.readouterr().out.strip().split("\n")
     assert "--keep_skips 0 leaves it nothing" in out[-2] and out[-1].endswith("--keep_skips 1")
     assert call(train_search, monkeypatch, *out[-1].split()[2:]) == 0
@@ -450,15 +472,3 @@ def test_single_level_uses_one_batch_of_all_pictures_for_both(tmp_path, monkeypa
     assert call(train_search, monkeypatch, *TINY_SEARCH, "--single_level", "--runs", tmp_path) == 0
     assert len(taken) == len(stepped) and all(a[0] is b for a, b in zip(taken, stepped))
     assert sum(len(labels) for _, labels in taken) == 1437 // 300 * 300  # an epoch
-
-
-def test_alpha_waits(tmp_path, monkeypatch):
-    """Until --arch_start alphas and their Adam stay as they are; then they move."""
-    assert call(train_search, monkeypatch, *SMALL_SEARCH, "--epochs", "3", "--arch_start", "2",
-                "--batch_size", "300", "--threshold", "0", "--runs", tmp_path, "--name", "a") == 0
-    gates = np.load(tmp_path / "a" / "gates.npz")["normal"]
-    assert (gates[:2] == 0.5).all() and (gates[2] != 0.5).all()
-    rows = table(tmp_path / "a")
-    assert all(float(row["valid_loss"]) > 0 for row in rows) and float(rows[0]["penalty"]) == 0
-    adam = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)["adam"]["state"]
-    assert adam[0]["step"] == 2  # 718 pictures
