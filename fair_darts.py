@@ -86,12 +86,12 @@ class Architect:
         validation loss and the penalty, two scalar tensors.
         """
         if sgd is not None:
-            slopes, loss, penalty = self.unrolled(images, labels, train_images, train_labels, sgd)
+            grads, loss, penalty = self.unrolled(images, labels, train_images, train_labels, sgd)
         else:
             with frozen(self.weights):
                 loss, penalty = self.losses(images, labels)
-                slopes = self.gradients(loss + self.w01 * penalty, self.alphas)  # Eq. 8
-        self.descend(slopes)
+                grads = self.gradients(loss + self.w01 * penalty, self.alphas)  # Eq. 8
+        self.descend(grads)
         return loss.detach(), penalty.detach()
 
     def losses(self, images, labels):
@@ -99,10 +99,10 @@ class Architect:
         loss = F.cross_entropy(self.network(images), labels)
         return loss, self.penalty(self.network.all_gates())
 
-    def descend(self, slopes):
+    def descend(self, grads):
         """Adam, along the gradients of the alphas."""
-        for alpha, slope in zip(self.alphas, slopes):
-            alpha.grad = slope
+        for alpha, grad in zip(self.alphas, grads):
+            alpha.grad = grad
         self.update(self.optimizer)
         self.optimizer.zero_grad()
 
@@ -123,8 +123,8 @@ class Architect:
         weights, group = {names[w]: w for w in self.weights}, sgd.param_groups[0]
         g = self.gradients(self.loss(weights, train_images, train_labels), self.weights)
         moved = {}
-        for (name, w), slope in zip(weights.items(), g):
-            step = slope + group["weight_decay"] * w.detach()
+        for (name, w), grad in zip(weights.items(), g):
+            step = grad + group["weight_decay"] * w.detach()
             velocity = sgd.state[w].get("momentum_buffer") if w in sgd.state else None
             if velocity is not None:
                 step = step + group["momentum"] * velocity
@@ -132,16 +132,16 @@ class Architect:
 
         loss = self.loss(moved, images, labels)
         penalty = self.penalty(self.network.all_gates())
-        slopes = self.gradients(loss + self.w01 * penalty, [*self.alphas, *moved.values()])
-        direct, r = slopes[:len(self.alphas)], slopes[len(self.alphas):]
+        grads = self.gradients(loss + self.w01 * penalty, [*self.alphas, *moved.values()])
+        direct, r = grads[:len(self.alphas)], grads[len(self.alphas):]
         eps = radius / torch.cat([v.flatten() for v in r]).norm()
         ends = []
         for sign in (1, -1):
             nearby = {name: w.detach() + sign * eps * v for (name, w), v in zip(weights.items(), r)}
             ends.append(self.gradients(self.loss(nearby, train_images, train_labels), self.alphas))
-        slopes = [d - group["lr"] * (plus - minus) / (2 * eps)
+        grads = [d - group["lr"] * (plus - minus) / (2 * eps)
                   for d, plus, minus in zip(direct, *ends)]
-        return slopes, loss, penalty
+        return grads, loss, penalty
 
     def loss(self, weights, images, labels):
         """Cross entropy of the network with other `weights` (name -> tensor)."""
@@ -161,16 +161,16 @@ def strongest(gates, edges_per_node=2, ops_per_edge=1, primitives=PRIMITIVES):
     """
     pairs = []
     for node, rows in by_node(gates):
-        best, order = rows.sort(dim=1, descending=True, stable=True)
-        kept = best[:, 0].sort(descending=True, stable=True).indices[:edges_per_node]
+        ranked, order = rows.sort(dim=1, descending=True, stable=True)
+        kept = ranked[:, 0].sort(descending=True, stable=True).indices[:edges_per_node]
         for source in sorted(kept.tolist()):
-            for gate, op in zip(best[source, :ops_per_edge].tolist(), order[source].tolist()):
+            for gate, op in zip(ranked[source, :ops_per_edge].tolist(), order[source].tolist()):
                 pairs.append((Edge(primitives[op], node, source), gate))
     return pairs
 
 
 def dominant_operations(gates, primitives=PRIMITIVES):
-    """The dominant operations of one cell type (Fig. 1, 2): a list of Edge. For each
+    """The dominant operations of one cell type (Fig. 2): a list of Edge. For each
     node the two of the highest gates over its incoming edges; both may be on one."""
     edges = []
     for node, rows in by_node(gates):

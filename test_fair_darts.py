@@ -319,7 +319,7 @@ def test_zero_one_losses(penalty, formula, slope):
 def test_what_the_paper_requires_of_a_zero_one_loss(name, penalty):
     """Sec. 4.2: the maximum is at 0.5 and the minima at 0 and 1; the slope is small
     near 0.5, so that gates may fluctuate, and larger away from it; it is
-    differentiable. L'01 fails the second, and at 0.5, where all gates start, the third."""
+    differentiable. L'01 fails the second, and at 0.5, where gates start, the third."""
     z = torch.linspace(0, 1, 1001, dtype=torch.float64, requires_grad=True)
     values = torch.stack([penalty(gate) for gate in z.split(1)])
     [slopes] = torch.autograd.grad(values.sum(), z)

@@ -33,8 +33,8 @@ class Precision:
 
     def gradients(self, loss, inputs):
         """As fair_darts.gradients, but scaled; `step` takes the scale out."""
-        slopes = torch.autograd.grad(self.scaler.scale(loss), inputs, materialize_grads=True)
-        return processes.average(slopes)
+        grads = torch.autograd.grad(self.scaler.scale(loss), inputs, materialize_grads=True)
+        return processes.average(grads)
 
     def step(self, optimizer):
         """A step of a fused optimizer. Where a gradient is not finite, the scaler

@@ -73,15 +73,10 @@ def passes(count, most, epochs, steps):
 
 
 def describe(dataset, s, names):
-<<<<<<< HEAD
     """The line of a new run, of the settings `names` that its recipe changes."""
-    return (f"settings for {len(dataset.labels):,} pictures of {dataset.images.shape[2]} pixels: "
-=======
-    """The line of a new run on one's own pictures, of `names` of its recipe."""
     sides = "x".join(map(str, dict.fromkeys(dataset.images.shape[2:])))
     return (f"settings for {len(dataset.labels):,} pictures of {sides} pixels in "
             f"{count_classes(dataset.classes)}: "
->>>>>>> h_inputs
             + " ".join(f"--{name} {getattr(s, name)}" for name in sorted(names)))
 
 

@@ -37,11 +37,7 @@ def new_run(script, defaults, kind, given, unused, check):
     run.device, run.dataset = device, dataset
     if why:
         run.log(f"dataset: {why}")
-<<<<<<< HEAD
-    if suggested:
-=======
-    if s.dataset in ("folder", "npz", "imagenet"):
->>>>>>> h_inputs
+    if suggested or s.dataset in ("folder", "npz", "imagenet"):
         run.log(recipes.describe(dataset, s, suggested.keys() - unused))
     unneeded = [f"--{name}" for name in ("recompute", "graphs") if s.plain and getattr(s, name)]
     if unneeded:

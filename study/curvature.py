@@ -27,16 +27,16 @@ def hessian_eigenvalue(network, images, labels, tolerance):
     with frozen(network.weights()):
         loss = F.cross_entropy(network(images), labels)
         # two layers are both reduction cells: the loss knows nothing of the normal alphas
-        slopes = torch.autograd.grad(loss, alphas, create_graph=True, materialize_grads=True)
-        slopes = torch.cat([slope.flatten() for slope in slopes])
+        grads = torch.autograd.grad(loss, alphas, create_graph=True, materialize_grads=True)
+        grads = torch.cat([grad.flatten() for grad in grads])
 
         def product(vector):
-            vector = torch.as_tensor(vector.ravel()).to(slopes)
-            parts = torch.autograd.grad(slopes, alphas, vector, retain_graph=True,
+            vector = torch.as_tensor(vector.ravel()).to(grads)
+            parts = torch.autograd.grad(grads, alphas, vector, retain_graph=True,
                                         materialize_grads=True)
             return torch.cat([part.flatten() for part in parts]).double().cpu().numpy()
 
-        return largest_eigenvalue(product, len(slopes), tolerance)
+        return largest_eigenvalue(product, len(grads), tolerance)
 
 
 def largest_eigenvalue(product, size, tolerance):

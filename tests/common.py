@@ -18,17 +18,9 @@ from PIL import Image
 
 import train_eval
 import train_search
-<<<<<<< HEAD
-from engine import batches, data, flags, folders, loop
-from genotypes import PRIMITIVES
-from spaces import SPACES, to_json
-from speed import accelerate
-from study import cures, reproduce, strength, visualize
-=======
 from engine import batches, data, flags, loop
 from spaces import s2
-from study import reproduce, visualize
->>>>>>> h_tests
+from study import reproduce, strength, visualize
 from use import export, predict
 
 

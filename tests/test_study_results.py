@@ -476,12 +476,12 @@ def test_figures_of_several_runs_and_of_architectures(tmp_path, monkeypatch, cap
                             zero_one_loss=loss) for seed, (gate, loss) in enumerate((
                                 ("sigmoid", "l2"), ("sigmoid", "l1"), *[("softmax", "l2")] * 2))]
     assert call(visualize, monkeypatch, *folders) == 0
-    for name in "FairDARTS_a", "FairNAS_A":
-        assert call(visualize, monkeypatch, name, "--output", tmp_path / "all" / "comparison") == 0
-    for name in ("dominant", "heatmap", "gap", "FairDARTS_a_normal", "FairDARTS_a_reduce",
-                 "FairNAS_A_chain"):
+    assert call(visualize, monkeypatch, "FairDARTS_a", "--output",
+                tmp_path / "all" / "comparison") == 0
+    for name in "pair", "dominant", "heatmap", "gap", "FairDARTS_a_normal", "FairDARTS_a_reduce":
         assert_picture(tmp_path / "all" / "comparison" / f"{name}.png")
-    for what, message in (["FairDARTS_x"], "did you mean"), ([tmp_path], "not the folder of a run"):
+    for what, message in ((["FairDARTS_x"], "did you mean"), (["FairNAS_A"], "nothing to draw"),
+                          ([tmp_path], "not the folder of a run")):
         assert message in refused(capsys, monkeypatch, visualize, *what)
     found = [records.read(str(folder)) for folder in folders]
     gap = figures.draw_curves(found, *figures.CURVES["gap"])  # rounding, selection, both
@@ -492,8 +492,15 @@ def test_figures_of_several_runs_and_of_architectures(tmp_path, monkeypatch, cap
         counts = [records.dominant_counts(record, part)[:, skip] for record in found[2:]]
         assert np.array_equal(axes.lines[2].get_ydata(), np.mean(counts, 0))
     assert figures.draw_curves(found, *figures.CURVES["derived"]) is None
+    pair = figures.draw_pair(*found[1:3]).axes  # a row for each; the edge that skip leads most
+    skips = found[1].gates["normal"][-1]
+    others = np.delete(skips, PRIMITIVES.index("skip_connect"), 1).max(1)
+    row = (skips[:, PRIMITIVES.index("skip_connect")] - others).argmax()
+    for axes, record in zip(pair[1::2], found[1:3], strict=True):
+        for line, path in zip(axes.lines, record.gates["normal"][:, row].T, strict=True):
+            assert np.array_equal(line.get_ydata(), path)
     assert records.names_of(found) == [
-        "sigmoid, w01 10, l2", "sigmoid, w01 10, l1", "softmax", "softmax"]
+        "Fair DARTS (L01), w01 10", "sigmoid, L'01, w01 10", "softmax", "softmax"]
     assert records.names_of(found[2:]) == ["2", "3"]  # alike: by their folders
     found[2].s.learning_rate, found[3].s.learning_rate, found[3].s.seed = 0.1, 0.2, 5
     assert records.names_of(found[2:]) == ["softmax, learning_rate 0.1",
@@ -527,13 +534,7 @@ def test_what_the_figures_show(tmp_path):
 def test_cells_are_drawn_without_overlap():
     full = [Edge(op, node, source)
             for node in range(2, 6) for source in range(node) for op in PRIMITIVES[:2]]
-<<<<<<< HEAD
-    cells = [cell for genotype in vars(genotypes).values() if isinstance(genotype, Genotype)
-             for cell in genotype]
-    for cell in cells + [full, full[:1]]:
-=======
     for cell in [*genotypes.FairDARTS_a, *genotypes.DARTS_V2, full[:1], full]:
->>>>>>> h_tests
         figure = draw_cells.draw_cell(cell, "Normal cell")
         figure.draw_without_rendering()
         boxes = [text.get_window_extent() for text in figure.axes[0].texts]
