@@ -476,12 +476,12 @@ print(f"{count:,} parameters, the auxiliary head included; the paper says 2.83 M
 assert int(count / 1e4) == 283  # the paper cuts
 
 # %% [markdown]
-# And the genotype that Fair DARTS has found in section 4, trained from scratch for three epochs in
+# And the genotype that Fair DARTS has found in section 4, trained from scratch for six epochs in
 # a small size, and asked about eight test pictures (grey: their labels). The gap above was of
 # shared weights; weights of its own make it a good network:
 
 # %%
-lines = lines_of(start("train_eval.py", "--name net --epochs 3 --init_channels 8 --layers 5 --arch "
+lines = lines_of(start("train_eval.py", "--name net --epochs 6 --init_channels 8 --layers 5 --arch "
                        + shlex.quote(fair.folder)))
 print(next(line for line in lines if line.startswith("test accuracy")).split("; test that")[0])
 from engine import data

@@ -78,10 +78,10 @@ def draw_pair(*records):
     for axes, record, name in zip(figure.subplots(len(records), 2, squeeze=False), records,
                                   names_of(records)):
         stack_dominant(axes[0], record, part, f"{name}\nDominant operations, {PARTS[part]}")
+        axes[0].set_ylabel("operations")
         plot_gates(axes[1], record, record.gates[part][:, row].T,
                    f"Gates of {record.space.row_names(row + 1)[row]}")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center",
-                  ncols=len(first.primitives))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
