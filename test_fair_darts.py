@@ -362,7 +362,7 @@ def test_published_gates_give_the_published_genotype():
 
 
 def test_dominant_operations():
-    """Fig. 2 (S1): an operation dominates that is among the top two of all incoming edges
+    """Fig. 2: an operation dominates that is among the top two of all incoming edges
     of a node; both may be on one edge."""
     dominant = fair_darts.dominant_operations(GATES_A["normal"])
     expected, first = [], 0
