@@ -156,7 +156,8 @@ def cells(normal, reduce=GOOD, more=""):
         "||+||+||",
         "|nor_conv_3x3~1|+|none~0|none~1|+|none~0|none~1|none~2|",
         "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|none~3|")],
-    ("~/nowhere.json", "there is no file '/.*/nowhere.json'"), (pytest.__file__, "init__.py: no genotype"),
+    ("~/nowhere.json", "there is no file '/.*/nowhere.json'"),
+    (pytest.__file__, "init__.py: no genotype found"),
     ("|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|", "nothing passes through the cell"),
     ("|nor_conv_5x5~0|+|none~0|none~1|+|none~0|none~1|none~2|", "cell, edge .*unknown operation"),
     *[(f"CellGenotype(cell={cell})", message) for cell, message in (
