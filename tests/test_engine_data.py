@@ -298,7 +298,7 @@ def test_arrays_as_the_page_makes_them_are_searched_trained_and_predicted(tmp_pa
 
 def test_bad_files_are_left_out_and_streamed_pictures_are_those_in_memory(pictures, tmp_path,
                                                                           monkeypatch):
-    """Each with its own label, for any number of workers and ranks, when resumed, too."""
+    """Each with its own label, for any number of workers and ranks, after --resume."""
     root = shutil.copytree(pictures, tmp_path / "data")
     for name in *[f"train/blue/{i}" for i in range(9)], "train/red/3", *[
             f"test/blue/{i}" for i in range(5)]:
