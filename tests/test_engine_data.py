@@ -116,11 +116,10 @@ def test_folder(pictures, tmp_path):
     for name in "val", "valid":  # so is the test called as well
         shutil.copytree(pictures / "train", tmp_path / name / "train")
         (tmp_path / name / name).symlink_to(pictures / "test")
-        assert data.fingerprint(data.load("folder", str(tmp_path / name), 16)) == data.fingerprint(d)
+        assert torch.equal(data.load("folder", str(tmp_path / name), 16)[3], d.test_images)
     assert d.images.shape == (32, 3, 16, 16) and d.test_images.shape == (12, 3, 16, 16)
     assert d.classes == ["blue", "red"]
-    assert ((d.images[d.labels == 1, 0].float().mean() > 140)
-            and (d.images[d.labels == 0, 2].float().mean() > 140))
+    assert min(d.images[d.labels == label, 2 - 2 * label].float().mean() for label in (0, 1)) > 140
     for place in ("train/a", "train/b", "test/a", "test/b"):
         (tmp_path / place).mkdir(parents=True)
         Image.new("L", (9, 9), 77).save(tmp_path / place / "grey.png")
@@ -299,7 +298,7 @@ def test_arrays_as_the_page_makes_them_are_searched_trained_and_predicted(tmp_pa
 
 def test_bad_files_are_left_out_and_streamed_pictures_are_those_in_memory(pictures, tmp_path,
                                                                           monkeypatch):
-    """Each with its own label, for any number of workers and ranks, and when resumed."""
+    """Each with its own label, for any number of workers and ranks, after --resume."""
     root = shutil.copytree(pictures, tmp_path / "data")
     for name in *[f"train/blue/{i}" for i in range(9)], "train/red/3", *[
             f"test/blue/{i}" for i in range(5)]:
@@ -321,7 +320,7 @@ def test_bad_files_are_left_out_and_streamed_pictures_are_those_in_memory(pictur
     for workers in (0, 2):
         files = load(stream=True, workers=workers)
         files = files._replace(mean=tensors.mean, std=tensors.std)
-        assert isinstance(files.images, pictures_module.Files) and files.classes == tensors.classes
+        assert isinstance(files.images, pictures_module.Files)
 
         def stream(dataset, seed):
             return batches.Batches(batches.Pictures(dataset, torch.device("cpu")), 7, 2, True, 3,

@@ -114,8 +114,8 @@ def predict_pictures():
             strangers[name] += 1
     if strangers:
         what = "folder that names" if len(strangers) == 1 else "folders that name"
-        tell(f"note: {strangers.total()} pictures in {len(strangers)} {what} no class of the "
-             f"network: {', '.join([*strangers][:10])}")
+        tell(f"note: {strangers.total()} picture{'s' * (strangers.total() > 1)} in "
+             f"{len(strangers)} {what} no class of the network: {', '.join([*strangers][:10])}")
     if labels:
         right = sum(a == b for a, b in zip(labels, guesses))
         home = given["run"] if os.path.isdir(given["run"]) else os.path.dirname(given["run"])
