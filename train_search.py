@@ -23,7 +23,7 @@ from engine.flags import RUN_FLAGS, UserError, main, number, one_of, refuse, som
 from engine.precision import Precision, full_float32
 from engine.report import write_report
 from engine.script import new_run, old_run, parser_of
-from fair_darts import PENALTIES, Architect, frozen
+from fair_darts import GATES, PENALTIES, Architect, frozen
 from genotypes import PRIMITIVES
 from spaces import CANDIDATES, SPACES, foreign, to_json
 from speed import accelerate
@@ -109,7 +109,7 @@ share = number(float, 0, 1, open_ends=True)
 FLAGS = {
     "the paper": {
         "w01": (10.0, rate, "weight of the zero-one loss (Eq. 8)"),
-        "gate": ("sigmoid", one_of(["sigmoid", "softmax"]), "Eq. 6, or Eq. 2 with DARTS's recipe"),
+        "gate": ("sigmoid", one_of(GATES), "sigmoid (Eq. 6), or softmax (Eq. 2) by DARTS's recipe"),
         "zero_one_loss": ("l2", one_of(PENALTIES), "l2 (Eq. 7), l1 (Eq. 9)"),
         "unrolled": (False, bool, "second-order steps on alpha, as in DARTS"),
         "space": ("s1", one_of(SPACES), "s1, two cells; s2, a chain; nasbench201, one cell"),
@@ -128,10 +128,8 @@ FLAGS = {
     "data": {
         **data.DATA_FLAGS,
         "train_portion": (0.5, share, "part of the training set that trains the weights"),
-        "train_fraction": (0.0, number(float, 0, 1), "instead of train_portion: this share of each "
-                           "class for the weights (PC-DARTS on ImageNet: 0.1)"),
-        "valid_fraction": (0.0, number(float, 0, 1), "with train_fraction: the share of each class "
-                           "for alpha (there: 0.025)")},
+        "train_fraction": (0.0, number(float, 0, 1), "instead: this share of each class"),
+        "valid_fraction": (0.0, number(float, 0, 1), "with it: the share of each class for alpha")},
     "training": {
         "epochs": (50, positive, "passes over the part that trains the weights"),
         "batch_size": (128, number(int, 2), "pictures in a step"),
