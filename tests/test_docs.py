@@ -19,7 +19,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = {"train_search.py": train_search.PARSER, "train_eval.py": train_eval.PARSER}
 COMMANDS = {"study.visualize": "visualize", "study.reproduce": "reproduce",
             "speed.benchmark": "benchmark", "use.predict": "predict_pictures",
-            "use.export": "export_run"}
+            "use.export": "export_run", "study.strength": "strength"}
 
 
 def command_lines():
