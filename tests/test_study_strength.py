@@ -82,7 +82,7 @@ def test_operations_that_do_something_are_chosen(space):
 
 
 def test_gates_of_what_is_left():
-    """Under softmax the others of an edge share it (Eq. 2); in a shared one likewise."""
+    """Under softmax the others of an edge share it (Eq. 2); a shared one too."""
     alphas = torch.randn(3, 4, generator=seeded(), dtype=torch.float64)
     present = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0], [0, 0, 0, 0]]).bool()
     weights = alphas.exp() * present
