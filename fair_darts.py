@@ -34,8 +34,8 @@ def zero_one_loss(gates):
 
 
 def zero_one_loss_l1(gates):
-    """Eq. 9: -(1/N) * sum of |gate - 0.5|; its slope is 1/N as soon as a gate leaves
-    0.5, so gates go to 0 or 1 before the network has learnt which operations help."""
+    """Eq. 9: -(1/N) * sum of |gate - 0.5|; its slope is 1/N or -1/N as soon as a gate
+    leaves 0.5, so gates go to 0 or 1 before the network has learnt which operations help."""
     return -(gates - 0.5).abs().mean()
 
 
@@ -64,7 +64,7 @@ def gradients(loss, inputs):
 class Architect:
     """The optimiser of alpha (Eq. 8): Adam on L_val + w01 * L01.
 
-    network: a model_search.Network, or what has its .alphas, .weights(), .all_gates().
+    network: a model_search.Network, or a module with its .alphas, .weights(), .all_gates().
     penalty: a function of all gates. gradients: of a loss and its inputs, as above;
     update: does a step of the optimizer.
     """
@@ -91,20 +91,16 @@ class Architect:
             with frozen(self.weights):
                 loss, penalty = self.losses(images, labels)
                 grads = self.gradients(loss + self.w01 * penalty, self.alphas)  # Eq. 8
-        self.descend(grads)
+        for alpha, grad in zip(self.alphas, grads):
+            alpha.grad = grad
+        self.update(self.optimizer)
+        self.optimizer.zero_grad()
         return loss.detach(), penalty.detach()
 
     def losses(self, images, labels):
         """The validation loss, and the penalty of all gates."""
         loss = F.cross_entropy(self.network(images), labels)
         return loss, self.penalty(self.network.all_gates())
-
-    def descend(self, grads):
-        """Adam, along the gradients of the alphas."""
-        for alpha, grad in zip(self.alphas, grads):
-            alpha.grad = grad
-        self.update(self.optimizer)
-        self.optimizer.zero_grad()
 
     def unrolled(self, images, labels, train_images, train_labels, sgd, radius=1e-2):
         """The gradients of L_val(w') + w01 * L01 for each alpha (DARTS, Sec. 2.3),
@@ -124,10 +120,8 @@ class Architect:
         g = self.gradients(self.loss(weights, train_images, train_labels), self.weights)
         moved = {}
         for (name, w), grad in zip(weights.items(), g):
-            step = grad + group["weight_decay"] * w.detach()
-            velocity = sgd.state[w].get("momentum_buffer") if w in sgd.state else None
-            if velocity is not None:
-                step = step + group["momentum"] * velocity
+            v = sgd.state.get(w, {}).get("momentum_buffer", 0)  # 0 before the first step of SGD
+            step = grad + group["weight_decay"] * w.detach() + group["momentum"] * v
             moved[name] = (w.detach() - group["lr"] * step).requires_grad_()
 
         loss = self.loss(moved, images, labels)
@@ -140,7 +134,7 @@ class Architect:
             nearby = {name: w.detach() + sign * eps * v for (name, w), v in zip(weights.items(), r)}
             ends.append(self.gradients(self.loss(nearby, train_images, train_labels), self.alphas))
         grads = [d - group["lr"] * (plus - minus) / (2 * eps)
-                  for d, plus, minus in zip(direct, *ends)]
+                 for d, plus, minus in zip(direct, *ends)]
         return grads, loss, penalty
 
     def loss(self, weights, images, labels):
@@ -169,17 +163,6 @@ def strongest(gates, edges_per_node=2, ops_per_edge=1, primitives=PRIMITIVES):
     return pairs
 
 
-def dominant_operations(gates, primitives=PRIMITIVES):
-    """The dominant operations of one cell type (Fig. 2): a list of Edge. For each
-    node the two of the highest gates over its incoming edges; both may be on one."""
-    edges = []
-    for node, rows in by_node(gates):
-        best = rows.flatten().sort(descending=True, stable=True).indices[:2]
-        places = [divmod(index, rows.shape[1]) for index in sorted(best.tolist())]
-        edges += [Edge(primitives[op], node, source) for source, op in places]
-    return edges
-
-
 def by_node(gates):
     """(node, rows of its incoming edges): node n has n, from each state before."""
     gates, node = torch.as_tensor(gates), 2
@@ -206,12 +189,9 @@ def discretize(normal, reduce, threshold=0.85, edges_per_node=2, ops_per_edge=1,
 
 def prune(edges):
     """`edges` without those that leave a node which no edge enters, until none does."""
-    while True:
-        states = {0, 1} | {edge.node for edge in edges}
-        kept = [edge for edge in edges if edge.source in states]
-        if len(kept) == len(edges):
-            return kept
-        edges = kept
+    states = {0, 1} | {edge.node for edge in edges}
+    kept = [edge for edge in edges if edge.source in states]
+    return edges if len(kept) == len(edges) else prune(kept)
 
 
 def edge_row(node, source):

@@ -13,7 +13,6 @@ PRIMITIVES = ("max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "s
               "dil_conv_3x3", "dil_conv_5x5")
 MAX_POOL, AVG_POOL, SKIP, SEP_3, SEP_5, DIL_3, DIL_5 = PRIMITIVES
 Edge = namedtuple("Edge", "op node source")
-LAST_NODE = 5
 
 
 class Genotype(namedtuple("Genotype", "normal reduce")):  # two lists of Edge

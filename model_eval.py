@@ -5,8 +5,6 @@ import torch.nn.functional as F
 
 from operations import OPS, FactorizedReduce, ReLUConvBN, drop_path
 
-LARGE = 64  # pixels: pictures with longer sides are for NetworkImageNet
-
 
 class Cell(nn.Module):
     """A derived cell: a node is the sum of its edges; the output concatenates the nodes
@@ -50,7 +48,8 @@ class AuxiliaryHead(nn.Module):
     """A second classifier at two thirds of the depth, for training only.
 
     pool_stride: 3 for the 8x8 features of CIFAR, 2 for the 7x7 ones of ImageNet, each
-    pooled to 2x2; features of any other size are pooled to 2x2 adaptively.
+    pooled to 2x2; features of any other size are pooled to 2x2 adaptively. last_bn: not
+    on ImageNet, as in DARTS, which left it out by mistake.
     """
 
     def __init__(self, channels, num_classes, pool_stride, last_bn):

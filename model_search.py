@@ -10,7 +10,6 @@ import torch
 import torch.nn as nn
 
 import fair_darts
-from fair_darts import edge_row
 from genotypes import PRIMITIVES
 from operations import OPS, FactorizedReduce, ReLUConvBN
 
@@ -39,7 +38,7 @@ class Cell(nn.Module):
                  primitives):
         super().__init__()
         self.nodes, self.reduction = nodes, reduction
-        preprocess = FactorizedReduce if after_reduction else ReLUConvBN
+        preprocess = FactorizedReduce if after_reduction else ReLUConvBN  # state 0 is larger
         self.preprocess_0 = preprocess(channels_0, channels, affine=False)
         self.preprocess_1 = ReLUConvBN(channels_1, channels, affine=False)
         self.edges = nn.ModuleList()  # in the order of the rows of alpha
@@ -53,7 +52,7 @@ class Cell(nn.Module):
         """(B, C0, H0, W0), (B, C1, H, W), (edges, ops) -> (B, nodes * C, H', W')"""
         states = [self.preprocess_0(state_0), self.preprocess_1(state_1)]
         for node in range(2, self.nodes + 2):  # Eq. 1
-            rows = [edge_row(node, source) for source in range(node)]
+            rows = [fair_darts.edge_row(node, source) for source in range(node)]
             states.append(sum(self.edges[row](x, gates[row]) for row, x in zip(rows, states)))
         return torch.cat(states[2:], 1)
 
@@ -98,7 +97,7 @@ class Network(Supernet):
     def __init__(self, init_channels=16, num_classes=10, layers=8, nodes=4, in_channels=3,
                  gate="sigmoid", primitives=PRIMITIVES):
         super().__init__()
-        self.start(gate, primitives, nodes * (nodes + 3) // 2)
+        self.start(gate, primitives, nodes * (nodes + 3) // 2)  # 2 + 3 + ... edges of a cell
         channels = init_channels
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False),
@@ -122,5 +121,5 @@ class Network(Supernet):
         return self.classifier(states[1].mean((2, 3)))
 
     def genotype(self, threshold=0.85):
-        """What its gates stand for as they are now (Sec. 4.2)."""
+        """What its gates stand for as they are (Sec. 4.2); softmax's with threshold=0."""
         return fair_darts.discretize(*self.compute_gates(), threshold, primitives=self.primitives)

@@ -27,6 +27,7 @@ import train_eval
 import train_search
 from engine import flags
 from genotypes import PRIMITIVES, Edge, Genotype
+from spaces import s1
 from study.resting import needed_w01, resting_gate
 from study.ties import published_gates
 
@@ -364,7 +365,7 @@ def test_published_gates_give_the_published_genotype():
 def test_dominant_operations():
     """Fig. 2: an operation dominates that is among the top two of all incoming edges
     of a node; both may be on one edge."""
-    dominant = fair_darts.dominant_operations(GATES_A["normal"])
+    dominant = s1.dominant_operations(GATES_A["normal"])
     expected, first = [], 0
     for node in range(2, 6):
         every = [(gate, source, op) for source in range(node)
@@ -375,7 +376,7 @@ def test_dominant_operations():
         2, 2, 3, 3, 4, 4, 5, 5]
     assert dominant[2:4] == [Edge("max_pool_3x3", 3, 0), Edge("skip_connect", 3, 0)]
     assert [edge.op for edge in dominant].count("skip_connect") == 2
-    equal = fair_darts.dominant_operations([[0.5] * 7] * 5)  # among equals the lower index
+    equal = s1.dominant_operations([[0.5] * 7] * 5)  # among equals the lower index
     assert [(edge.op, edge.source) for edge in equal] == [
         ("max_pool_3x3", 0), ("avg_pool_3x3", 0)] * 2
 

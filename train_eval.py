@@ -99,16 +99,14 @@ def train(run):
 def test(network, pairs):
     """(mean cross entropy, accuracy, top-5 accuracy in percent) on (images, labels)."""
     network.eval()
-    sums, count = torch.zeros(3, device=next(network.parameters()).device), 0
+    sums = torch.zeros(4, device=next(network.parameters()).device)
     for images, labels in pairs:
         logits, _ = network(images)
         best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (B, 5)
         loss = F.cross_entropy(logits, labels, reduction="sum")
-        sums += torch.stack([loss, best[:, 0].sum(), best.sum()])
-        count += len(labels)
-    sums = processes.total(torch.cat([sums, sums.new_full((1,), count)]))
-    loss, hits, hits5, number = sums.tolist()
-    return loss / number, 100 * hits / number, 100 * hits5 / number
+        sums += torch.stack([loss, best[:, 0].sum(), best.sum(), loss.new_tensor(len(labels))])
+    loss, hits, hits5, count = processes.total(sums).tolist()
+    return loss / count, 100 * hits / count, 100 * hits5 / count
 
 
 # ---------------------------------------------------------------- the command line
@@ -164,19 +162,15 @@ def command():
             return train(run)
     asked = {**(finetune.kept_settings(given) if given.get("init") else {}), **given}
     if "arch" not in asked:
-        raise UserError("--arch is missing: give a published name (FairDARTS_a), the path of a "
-                        "genotype.json or the text of a genotype")
+        raise UserError("--arch is missing: give a published name (FairDARTS_a) or a search's folder")
     space, _ = read(asked["arch"])
     unused = foreign(space, "EVAL_FLAGS")
     for flag, owner in unused.items():
         refuse(given, [flag], f"is for architectures of the space {owner}, which this one is not")
     defaults = {**PARSER.defaults, **space.EVAL_DEFAULTS}
-    with new_run("train_eval", defaults, "eval", asked, unused.keys(), check) as run:
+    with new_run("train_eval", defaults, "eval", asked, unused.keys(), lambda s, dataset:
+                 batches.check_batch(s.batch_size, len(dataset.labels) // s.accumulate)) as run:
         return train(run)
-
-
-def check(s, dataset):
-    batches.check_batch(s.batch_size, len(dataset.labels) // s.accumulate)
 
 
 def evaluate(run):

@@ -8,9 +8,8 @@
     python train_search.py --resume RUN                 # go on with a stopped run
     python train_search.py --resume RUN --threshold 0.8 # only derive again
 
-Writes to the run's folder: genotype.json, metrics.csv, report.md, figures/, gates.npz
-(normal, in S1 reduce: (epochs, edges, operations), or in S2 layers: (epochs, layers,
-choices), NaN where there is no such choice; primitives: the operations' names).
+Writes to the run's folder genotype.json, metrics.csv, report.md, figures/, gates.npz
+(docs/resuming.md).
 """
 import torch
 import torch.nn.functional as F
@@ -178,8 +177,7 @@ def go_on(given):
 
 
 def check(s, dataset):
-    problem = SPACES[s.space].problem(s, dataset.name)
-    if problem:
+    if problem := SPACES[s.space].problem(s, dataset.name):
         raise UserError(problem)
     cures.check(s)
     batches.check_fractions(s)

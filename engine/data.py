@@ -19,7 +19,7 @@ from engine import processes
 from engine.flags import UserError, first_line, number, one_of
 from engine.pictures import Files, read_folder
 from engine.recipes import RECIPES, count_classes
-from model_eval import LARGE
+from spaces.space import LARGE
 
 DATA_FLAGS = {
     "dataset": (None, one_of(RECIPES), f"one of {', '.join(RECIPES)}"),

@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 from engine import processes
 from engine.flags import UserError, first_line
 from engine.recipes import count_classes
-from model_eval import LARGE  # larger pictures are cropped and coloured as on ImageNet
+from spaces.space import LARGE  # larger pictures are cropped and coloured as on ImageNet
 
 Image.preinit()  # the usual formats are tried first
 Image.init()

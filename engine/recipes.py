@@ -2,7 +2,7 @@
 import math
 from collections import namedtuple
 
-from model_eval import LARGE
+from spaces.space import LARGE
 
 # padding: pixels of the random crop; flip: whether half of the pictures are mirrored
 # search, eval: the settings that differ from CIFAR-10's recipe

@@ -4,13 +4,15 @@ import warnings
 import torch
 
 import genotypes
-from fair_darts import discretize, dominant_operations, edge_row, prune, strongest
-from genotypes import LAST_NODE, Genotype
-from model_eval import LARGE, NetworkCIFAR, NetworkImageNet
+from fair_darts import by_node, discretize, edge_row, prune, strongest
+from genotypes import PRIMITIVES, Edge, Genotype
+from model_eval import NetworkCIFAR, NetworkImageNet
 from model_search import Network
 from operations import OPS
-from spaces.space import Space
+from spaces.space import LARGE, Space
 from spaces.texts import GenotypeError, checked_edges
+
+LAST_NODE = 5  # of a cell
 
 
 class S1(Space):
@@ -107,3 +109,14 @@ def with_nodes(cell, items):
         raise GenotypeError(f"{cell} cell: it has {len(items)} nodes, but here {LAST_NODE - 1} are "
                             "the most")
     return [(op, node, source) for node, edges in enumerate(items, 2) for op, source, *_ in edges]
+
+
+def dominant_operations(gates, primitives=PRIMITIVES):
+    """The dominant operations of one cell type (Fig. 2): a list of Edge. For each
+    node the two of the highest gates over its incoming edges; both may be on one."""
+    edges = []
+    for node, rows in by_node(gates):
+        best = rows.flatten().sort(descending=True, stable=True).indices[:2]
+        places = [divmod(index, rows.shape[1]) for index in sorted(best.tolist())]
+        edges += [Edge(primitives[op], node, source) for source, op in places]
+    return edges

@@ -1,6 +1,8 @@
 """What a space offers to search, training and figures, and what most have in common."""
 import torch
 
+LARGE = 64  # pixels: pictures with longer sides have ImageNet's networks and augmentation
+
 
 class Space:
     """A space; s: settings of a script. Its gates are matrices, a row an edge or a

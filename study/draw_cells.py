@@ -7,6 +7,7 @@ from matplotlib.path import Path
 import genotypes
 from operations import OPS
 from spaces import nasbench201
+from spaces.s1 import LAST_NODE
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the strongest for the skip
 COLOURS = {
@@ -26,7 +27,7 @@ def colour(op):
     return COLOURS.get(op, MORE_COLOURS[position % len(MORE_COLOURS)])
 
 
-def draw_cell(edges, title, names=STATES, last_node=genotypes.LAST_NODE):
+def draw_cell(edges, title, names=STATES, last_node=LAST_NODE):
     """A cell as a graph, its states in a row; those that no edge enters are grey. Each
     edge is an arc above or below them, short ones near; every arc has a height of its
     own, so that no two labels can meet. names: of the inputs and of the output, {state

@@ -25,8 +25,9 @@ from engine.flags import Parser, UserError, main, number, refuse
 from engine.folders import Folder, read_metrics, write_whole
 from engine.report import count
 from fair_darts import prune
-from genotypes import LAST_NODE, PRIMITIVES, Edge, Genotype
+from genotypes import PRIMITIVES, Edge, Genotype
 from model_eval import NetworkCIFAR
+from spaces.s1 import LAST_NODE
 from study.claims import RULE, differences, holm, interval, present, sign_flip, verdict
 from study.experiments import EXPERIMENTS
 from study.measures import value

@@ -125,8 +125,8 @@ def test_the_command(space, pictures, tmp_path, monkeypatch, capsys):
 
 def test_what_is_measured_and_trained(pictures, tmp_path, monkeypatch):
     """The loss, and an epoch of --tune, as they are written here."""
-    call(train_search, monkeypatch, "--space", "nasbench201", "--epochs", "1", "--dataset", "folder",
-         "--data", pictures, "--image_size", "16", "--figures_every", "0", "--gap_every", "0",
+    call(train_search, monkeypatch, "--space", "nasbench201", "--epochs", "1", "--dataset",
+         "folder", "--data", pictures, "--image_size", "16", "--figures_every", "0", "--gap_every", "0",
          "--device", "cpu", "--runs", tmp_path, "--name", "a")
     with old_run("train_search", str(tmp_path / "a"), {}) as run:
         run.read_checkpoint()
