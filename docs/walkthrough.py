@@ -578,13 +578,13 @@ for row in rows:
 #    The gates of three are below 0.85; that of 3 → 5 is not, but nothing entered node
 #    3.</details>
 # 7. Change the searches of section 4: alpha on the same pictures as the weights (`--single_level`);
-#    ten or twenty times the push (`--w01 100`); alpha's step after that of the weights (swap the two
+#    twenty times the push (`--w01 100`); alpha's step after that of the weights (swap the two
 #    blocks of the loop); batch norm with a scale while searching (`affine=True` in
 #    `model_search.candidate`, with `--plain`). Which of them stops the collapse?
 #    <details><summary>What one seed gave</summary>Dominant skips of 8 at the end, where section 4
 #    has 6 under softmax and 2 in Fair DARTS: on the same pictures 6 and 3; with w01 100 2 from the
-#    first epoch on, for gates are decided (rho 0.04 after six epochs) before much is learnt; alpha
-#    last 7 under softmax; with a scale 6 and 1. None of the three stops it under softmax.</details>
+#    first epoch on, for gates are decided (rho 0.07 after six epochs) before much is learnt; alpha
+#    last 7 under softmax; with a scale 6 and 2. None of the three stops it under softmax.</details>
 #
 # The cells below check the first six; change them to check yours.
 
