@@ -337,15 +337,17 @@ draw_searches("softmax")
 # near 0.5, so that the data decides first, and larger away from it; (c) it is differentiable. Eq. 7
 # meets all three; Eq. 9, an L1 form, fails (b) and, at 0.5 where all gates begin, (c), as the cell
 # below checks (PyTorch takes its slope there for 0: this loss alone would move no gate from alpha =
-# 0). Alpha then minimises (Eq. 8)
+# 0):
+#
+# $$L_{0\text{-}1} = -\tfrac1N \sum_i (\sigma(\alpha_i) - \tfrac12)^2 \qquad
+# L'_{0\text{-}1} = -\tfrac1N \sum_i |\sigma(\alpha_i) - \tfrac12|$$
+#
+# Alpha then minimises (Eq. 8)
 #
 # $$L_{val}(w^*(\alpha), \alpha) + w_{0\text{-}1} L_{0\text{-}1}(\alpha)$$
 #
 # and the paper takes $w_{0\text{-}1}$ = 10. The loss is a mean over N gates, so each feels
 # $w_{0\text{-}1}$ / N: section 4 has N = 2 · 14 · 3 = 84, where 10 · 84 / 196 = 4.3 pushes as hard.
-#
-# $$L_{0\text{-}1} = -\tfrac1N \sum_i (\sigma(\alpha_i) - \tfrac12)^2 \qquad
-# L'_{0\text{-}1} = -\tfrac1N \sum_i |\sigma(\alpha_i) - \tfrac12|$$
 
 # %%
 show(fair_darts.zero_one_loss, fair_darts.zero_one_loss_l1)
