@@ -121,5 +121,5 @@ class Network(Supernet):
         return self.classifier(states[1].mean((2, 3)))
 
     def genotype(self, threshold=0.85):
-        """What its gates stand for as they are (Sec. 4.2); softmax's with threshold=0."""
+        """What its gates stand for (Sec. 4.2); softmax's with threshold=0."""
         return fair_darts.discretize(*self.compute_gates(), threshold, primitives=self.primitives)
