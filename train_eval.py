@@ -162,7 +162,7 @@ def command():
             return train(run)
     asked = {**(finetune.kept_settings(given) if given.get("init") else {}), **given}
     if "arch" not in asked:
-        raise UserError("--arch is missing: give a published name (FairDARTS_a) or a search's folder")
+        raise UserError("--arch is missing: give a published name (FairDARTS_a) or a search's run")
     space, _ = read(asked["arch"])
     unused = foreign(space, "EVAL_FLAGS")
     for flag, owner in unused.items():
