@@ -34,8 +34,8 @@ def zero_one_loss(gates):
 
 
 def zero_one_loss_l1(gates):
-    """Eq. 9: -(1/N) * sum of |gate - 0.5|; its slope is 1/N or -1/N as soon as a gate
-    leaves 0.5, so gates go to 0 or 1 before the network has learnt which operations help."""
+    """Eq. 9: -(1/N) * sum of |gate - 0.5|; its slope is 1/N or -1/N once a gate has left
+    0.5, so gates go to 0 or 1 before the network has learnt which operations help."""
     return -(gates - 0.5).abs().mean()
 
 
