@@ -34,8 +34,8 @@ def zero_one_loss(gates):
 
 
 def zero_one_loss_l1(gates):
-    """Eq. 9: -(1/N) * sum of |gate - 0.5|; its slope is 1/N or -1/N once a gate has left
-    0.5, so gates go to 0 or 1 before the network has learnt which operations help."""
+    """Eq. 9: -(1/N) * sum of |gate - 0.5|; its slope is ±1/N once a gate has left 0.5, so
+    gates go to 0 or 1 before the network has learnt which operations help."""
     return -(gates - 0.5).abs().mean()
 
 
@@ -64,7 +64,7 @@ def gradients(loss, inputs):
 class Architect:
     """The optimiser of alpha (Eq. 8): Adam on L_val + w01 * L01.
 
-    network: a model_search.Network, or a module with its .alphas, .weights(), .all_gates().
+    network: a model_search.Network, or a module with .alphas, .weights(), .all_gates().
     penalty: a function of all gates. gradients: of a loss and its inputs, as above;
     update: does a step of the optimizer.
     """

@@ -322,7 +322,8 @@ def draw_searches(name):
     panels[2].set_ylim(58, 96)
     last = [seed[-1] for seed in RECORDED["benchmark_accuracy"][name]]
     print(f"{name}, last epoch, mean of nine seeds: {np.mean(last):.2f}%, worst {min(last):.2f}%, "
-          f"best {max(last):.2f}%; mean of all cells of these operations: {RECORDED['random']:.2f}%")
+          f"best {max(last):.2f}%; mean of all cells of these operations "
+          f"{RECORDED['random']:.2f}%")
 
 
 draw_searches("softmax")
