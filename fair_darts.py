@@ -34,7 +34,7 @@ def zero_one_loss(gates):
 
 
 def zero_one_loss_l1(gates):
-    """Eq. 9: -(1/N) * sum of |gate - 0.5|; its slope is ±1/N once a gate has left 0.5, so
+    """Eq. 9: -(1/N) * sum of |gate - 0.5|; its slope is ±1/N once a gate leaves 0.5, so
     gates go to 0 or 1 before the network has learnt which operations help."""
     return -(gates - 0.5).abs().mean()
 
@@ -79,8 +79,8 @@ class Architect:
                                           weight_decay=weight_decay, fused=True)
 
     def step(self, images, labels, train_images=None, train_labels=None, sgd=None):
-        """One step of Adam. First order: the weights are treated as constant. With a
-        training batch and the weights' SGD as well: second order, see `unrolled`.
+        """One step of Adam. First order: the weights are taken as constant, but batch
+        norm's statistics move, as in DARTS. With a training batch and SGD: `unrolled`.
 
         images: (B, C, H, W), labels: (B,), of the validation half. Returns the
         validation loss and the penalty, two scalar tensors.

@@ -117,7 +117,7 @@ class Network(Supernet):
         gates = gates or self.compute_gates()
         states = [self.stem(images)] * 2
         for cell in self.cells:
-            states = [states[1], cell(*states, gates[cell.reduction])]
+            states = [states[1], cell(*states, gates[cell.reduction])]  # False: normal
         return self.classifier(states[1].mean((2, 3)))
 
     def genotype(self, threshold=0.85):
