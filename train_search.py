@@ -180,7 +180,6 @@ def check(s, dataset):
     if problem := SPACES[s.space].problem(s, dataset.name):
         raise UserError(problem)
     cures.check(s)
-    batches.check_fractions(s)
     batches.check_batch(s.batch_size, min(map(len, batches.parts(s, dataset.labels))))
 
 

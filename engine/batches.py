@@ -16,12 +16,6 @@ def generator(seed, stream=0):
     return torch.Generator().manual_seed(1000 * seed + stream)
 
 
-def split(count, portion, seed):
-    """0 .. count - 1 at random in two index tensors, `portion` of them in the first."""
-    order = torch.randperm(count, generator=generator(seed, 1))
-    return order[:int(portion * count)], order[int(portion * count):]
-
-
 def balanced(labels, first, second, seed):
     """Two index tensors of the shares `first` and `second` of each class, at random."""
     g, parts = generator(seed, 1), ([], [])
@@ -38,10 +32,17 @@ def balanced(labels, first, second, seed):
 
 
 def parts(s, labels):
-    """Two index tensors, by a search's settings `s`: for the weights, and for alpha."""
-    if s.train_fraction or s.valid_fraction:
-        return balanced(labels, s.train_fraction, s.valid_fraction, s.seed)
-    return split(len(labels), s.train_portion, s.seed)
+    """Two index tensors, by a search's settings `s`: for the weights, and for alpha.
+    Raises UserError."""
+    first, second = s.train_fraction, s.valid_fraction
+    if first or second:
+        if not first or not second or first + second > 1:
+            raise UserError(f"--train_fraction {first} and --valid_fraction {second}: both must "
+                            "be above 0, together 1 at most")
+        return balanced(labels, first, second, s.seed)
+    order = torch.randperm(len(labels), generator=generator(s.seed, 1))
+    count = int(s.train_portion * len(labels))
+    return order[:count], order[count:]
 
 
 def halves(run):
@@ -63,14 +64,6 @@ def training_set(run):
                       augmentation.padding, augmentation.flip,
                       s.cutout_length if s.cutout else 0, generator(s.seed, 2))
     return batches, Pictures(run.dataset, run.device, test=True)
-
-
-def check_fractions(s):
-    """Raises UserError where shares of classes do not go together."""
-    first, second = s.train_fraction, s.valid_fraction
-    if bool(first) != bool(second) or first + second > 1:
-        raise UserError(f"--train_fraction {first} and --valid_fraction {second}: both must be "
-                        "above 0, together 1 at most")
 
 
 def check_batch(batch_size, count):

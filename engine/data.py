@@ -97,12 +97,6 @@ def load_again(run):
                         f"fingerprint is {found}, not {expected}; name the right folder by --data")
 
 
-def facts(dataset):
-    """What a run's config.json keeps of its dataset."""
-    return {"fingerprint": fingerprint(dataset), "classes": dataset.classes,
-            "shape": list(dataset.images.shape[1:])}
-
-
 def fingerprint(dataset):
     """A short text that changes with the pictures, their labels, order or classes."""
     digest = hashlib.sha256(repr(dataset.classes).encode())

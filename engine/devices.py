@@ -15,20 +15,18 @@ def choose_device(name="auto"):
     has an index: of several processes each has the GPU of its number. Convolutions are
     tuned there and in TF32, as is PyTorch's default, products are not. Raises
     UserError."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
-                 "cpu": True}
-    if name == "auto":
-        name = next(option for option, there in available.items() if there)
+    there = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+    there.append("cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(there[0] if name == "auto" else name)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        if not available[device.type]:
-            raise KeyError
+        if device.type not in there:
+            raise RuntimeError
         torch.empty(0, device=device)
-    except (RuntimeError, KeyError):
-        there = ", ".join(option for option, there in available.items() if there)
-        raise UserError(f"--device {name!r} is unavailable; this machine has: {there}") from None
+    except RuntimeError:
+        raise UserError(f"--device {name!r} is unavailable; this machine has: "
+                        f"{', '.join(there)}") from None
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True

@@ -105,7 +105,7 @@ class Folder:
                         raise UserError(f"{folder!r} exists already: give another --name, or "
                                         f"--resume {folder} to go on with it") from None
                     folder = time.sleep(1)  # another run of this second
-        run = cls(processes.broadcast(folder), s, config)
+        run = cls(processes.gather(folder)[0], s, config)
         try:
             run.write_config()
         except OSError:
@@ -125,11 +125,9 @@ class Folder:
         except OSError:
             raise UserError(f"{folder!r} is not the folder of a run: it has no readable "
                             "config.json") from None
-        if found != script:
-            raise UserError(f"{folder!r} is a run of {found}.py, not of {script}.py")
-        if version != VERSION:
-            raise UserError(f"{folder!r} was made by version {version} of this code, which is "
-                            f"{VERSION}")
+        if (found, version) != (script, VERSION):
+            raise UserError(f"{folder!r} is a run of {found}.py (version {version}), not of "
+                            f"{script}.py (version {VERSION})")
         return cls(folder, s, config)
 
     @property

@@ -38,7 +38,7 @@ class Stopped(Exception):
 class Run(Folder):
     """A folder and the loop that fills it. .rows: the metrics of the epochs that are
     done; .device: what computes them; .dataset: what they are of."""
-    device = dataset = None
+    device, dataset = torch.device("cpu"), None
 
     def __init__(self, folder, s, config):
         super().__init__(folder, s, config)
@@ -102,8 +102,7 @@ class Run(Folder):
         else:
             processes.differ()
         self.tracked, self.checkpoint = parts, None
-        if self.device is not None:
-            reset_peak_memory(self.device)
+        reset_peak_memory(self.device)
         if self.changed:
             self.write_config()
         for what, now in (("threads", torch.get_num_threads()), ("processes", processes.size())):
@@ -120,7 +119,7 @@ class Run(Folder):
 
     def stop_if_asked(self):
         """Raises Stopped where a rank has received a signal; all ranks agree."""
-        self.signal = processes.maximum(self.signal)
+        self.signal = max(processes.gather(self.signal))
         if self.signal:
             raise Stopped
 
@@ -145,7 +144,8 @@ class Run(Folder):
                 if processes.size() > 1 and not read:
                     continue  # ranks agree, and wait for each other, now and then
                 self.stop_if_asked()
-                if processes.maximum(time.monotonic() - saved >= 60 * self.s.checkpoint_minutes):
+                late = time.monotonic() - saved >= 60 * self.s.checkpoint_minutes
+                if any(processes.gather(late)):
                     self.save_checkpoint()
                     saved = time.monotonic()
                 elif read:
@@ -229,19 +229,13 @@ class Run(Folder):
             self.seconds = time.monotonic() - self.begun
         if "network" in self.tracked:
             processes.average_statistics(self.tracked["network"])
-        device = self.device or torch.device("cpu")
-        memory = max(peak_memory(device), self.machine.get("memory", 0))
-        self.machine = {"device": name_of(device), "memory": memory}
+        memory = max(peak_memory(self.device), self.machine.get("memory", 0))
+        self.machine = {"device": name_of(self.device), "memory": memory}
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
         self.save("checkpoint.pt", {
-            "random": processes.gather(generators()), "rows": self.rows, "done": self.done,
-            "sums": self.sums, "seconds": self.seconds, "machine": self.machine,
+            "random": processes.gather([torch.get_rng_state(), cuda]), "rows": self.rows,
+            "done": self.done, "sums": self.sums, "seconds": self.seconds, "machine": self.machine,
             **{name: part.state_dict() for name, part in self.tracked.items()}})
-
-
-def generators():
-    """The states of this rank's generators: on the CPU, on its GPU."""
-    return [torch.get_rng_state(),
-            torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None]
 
 
 def set_generators(states):
@@ -257,10 +251,8 @@ def set_generators(states):
 
 def progress_bar(count, done, title):
     """A context: a progress bar, or None if stdout is no terminal or without tqdm."""
-    if not sys.stdout.isatty() or processes.rank() > 0:
-        return contextlib.nullcontext()
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return contextlib.nullcontext()
-    return tqdm(total=count, initial=done, desc=title, leave=False)
+    if sys.stdout.isatty() and processes.rank() == 0:
+        with contextlib.suppress(ImportError):
+            from tqdm import tqdm
+            return tqdm(total=count, initial=done, desc=title, leave=False)
+    return contextlib.nullcontext()

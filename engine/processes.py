@@ -53,15 +53,6 @@ def total(tensor):
     return tensor
 
 
-def maximum(number):
-    """The largest of the whole numbers that the ranks give."""
-    if size() == 1:
-        return number
-    tensor = torch.tensor(int(number))
-    together(dist.all_reduce, tensor, dist.ReduceOp.MAX)
-    return int(tensor)
-
-
 def average(tensors):
     """The means over ranks of a list of tensors, one flat sum for all."""
     if size() == 1:
@@ -94,13 +85,6 @@ def differ():
     """From here on, the ranks draw different random numbers."""
     if size() > 1:
         torch.manual_seed(int(torch.randint(2**62, ())) + rank())
-
-
-def broadcast(value=None):
-    """What rank 0 gives, on every rank."""
-    values = [value]
-    together(dist.broadcast_object_list, values)
-    return values[0]
 
 
 def gather(value):

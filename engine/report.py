@@ -40,9 +40,7 @@ def write_report(run, results, command):
 def count(network, shape):
     """(parameters, those of the auxiliary head, multiply-accumulates of convolutions
     and linear layers for one picture of `shape`, without the auxiliary head)."""
-    head = 0
-    if network.auxiliary is not None:
-        head = sum(w.numel() for w in network.auxiliary.parameters())
+    head = sum(w.numel() for w in network.auxiliary.parameters()) if network.auxiliary else 0
     network.eval()
     picture = torch.zeros(1, *shape, device=next(network.parameters()).device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -32,8 +32,9 @@ def new_run(script, defaults, kind, given, unused, check):
     suggested = getattr(recipes.recipe(dataset), kind)
     s = Namespace(**{**defaults, **suggested, **given, "dataset": dataset.name})
     check(s, dataset)
-    use_threads(s)
-    run = Run.create(script, s, **data.facts(dataset))
+    torch.set_num_threads(s.threads or torch.get_num_threads())
+    run = Run.create(script, s, fingerprint=data.fingerprint(dataset), classes=dataset.classes,
+                     shape=list(dataset.images.shape[1:]))
     run.device, run.dataset = device, dataset
     if why:
         run.log(f"dataset: {why}")
@@ -59,11 +60,6 @@ def old_run(script, folder, given):
     run.s = Namespace(**settings)
     if run.changed:
         run.config["commands"].append(sys.argv)
-    use_threads(run.s)
+    torch.set_num_threads(run.s.threads or torch.get_num_threads())
     run.device = choose_device(run.s.device)
     return run
-
-
-def use_threads(s):
-    if s.threads:
-        torch.set_num_threads(s.threads)

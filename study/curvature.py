@@ -17,7 +17,7 @@ def curvature(plain, images, labels, weight_decay, tolerance=1e-3):
     if processes.rank() == 0:
         with full_float32():
             value = weight_decay + hessian_eigenvalue(plain.train(), images, labels, tolerance)
-    return processes.broadcast(value)
+    return processes.gather(value)[0]
 
 
 def hessian_eigenvalue(network, images, labels, tolerance):

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,12 +28,16 @@ from use import predict
 
 def test_halves_and_shares_are_disjoint_and_seeded():
     labels = torch.tensor([0] * 40 + [1] * 20 + [2] * 2)[torch.randperm(62)]
-    first, second = batches.split(62, 0.4, seed=3)
+    def halves(seed):
+        return batches.parts(Namespace(train_portion=0.4, train_fraction=0, valid_fraction=0,
+                                       seed=seed), labels)
+
+    first, second = halves(3)
     assert len(first) == 24 and sorted(torch.cat([first, second]).tolist()) == list(range(62))
     shares = batches.balanced(labels, 0.5, 0.25, 3)
     assert [labels[part].bincount().tolist() for part in shares] == [[20, 10, 1], [10, 5, 1]]
     assert not set(shares[0].tolist()) & set(shares[1].tolist())
-    for one, again, other in ((first, batches.split(62, 0.4, 3), batches.split(62, 0.4, 4)),
+    for one, again, other in ((first, halves(3), halves(4)),
                               (shares[0], batches.balanced(labels, 0.5, 0.25, 3),
                                batches.balanced(labels, 0.5, 0.25, 4))):
         assert torch.equal(one, again[0]) and not torch.equal(one, other[0])

@@ -117,7 +117,8 @@ def test_steps_of_a_search(tmp_path, monkeypatch):
     monkeypatch.setattr(Precision, "step", measuring)
     assert call(train_search, monkeypatch, *TINY_SEARCH, "--batch_size", 10, "--grad_clip", 0.01,
                 "--gap_every", 0, "--runs", tmp_path) == 0
-    first, second = (set(names[part].tolist()) for part in batches.split(60, 0.5, seed=0))
+    first, second = (set(names[part].tolist()) for part in batches.parts(
+        Namespace(train_portion=0.5, train_fraction=0, valid_fraction=0, seed=0), labels))
     assert seen == {"weights": first, "alpha": second}
     assert norms == pytest.approx([0.01] * 3, rel=1e-3)
 
