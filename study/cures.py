@@ -13,10 +13,15 @@ import statistics
 from argparse import Namespace
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
+from engine import processes
 from engine.flags import UserError, number, one_of, some_of
+from engine.precision import full_float32
+from fair_darts import frozen
 from model_search import MixedOperation
 from spaces import CANDIDATES, SPACES
 
@@ -54,11 +59,11 @@ def check(s):
     if s.curvature_every and importlib.util.find_spec("scipy") is None:
         raise UserError("--curvature_every requires scipy, which is not installed: pip install -r "
                         "requirements.txt")
-    if s.max_curvature_ratio and not s.curvature_every:
-        raise UserError("--max_curvature_ratio requires --curvature_every: leave it out, or give 2")
-    if s.max_curvature_ratio and s.epochs < first_stop(s.curvature_every):
-        raise UserError(f"--max_curvature_ratio ends no search of fewer than "
-                        f"{first_stop(s.curvature_every)} epochs: raise --epochs {s.epochs}")
+    every = s.curvature_every or 2
+    fewest = 2 + every * (math.ceil((FIRST - 1) / every) + WINDOW // 2 + DISTANCE)
+    if s.max_curvature_ratio and (not s.curvature_every or s.epochs < fewest):
+        raise UserError(f"--max_curvature_ratio requires --curvature_every {every} and --epochs "
+                        f"{fewest} or more: its rule ends no search before")
     if s.amp and (s.unrolled or s.curvature_every):
         raise UserError("--amp: the differences of --unrolled and --curvature_every are lost in 16 "
                         "bits: leave one of the two out")
@@ -67,17 +72,15 @@ def check(s):
                         f"{s.epochs}")
 
 
-def shared_mask(s):
-    """Which operations share a softmax, bool (operations,); None where none do."""
-    shared = s.shared_softmax.split(",")
-    mask = torch.tensor([op in shared for op in SPACES[s.space].primitives(s)])
-    return mask if mask.any() else None
+def sharing(s):
+    """Which operations share a softmax: bool (operations,)"""
+    return torch.tensor([s.gate == "softmax" or op in s.shared_softmax.split(",")
+                         for op in SPACES[s.space].primitives(s)])
 
 
 def gate_of(s):
     """The gate of a supernet: a name, or a function from alphas to gates."""
-    mask = shared_mask(s)
-    return s.gate if mask is None else SharedSoftmax(mask)
+    return SharedSoftmax(sharing(s)) if s.shared_softmax else s.gate
 
 
 class SharedSoftmax(nn.Module):
@@ -91,8 +94,6 @@ class SharedSoftmax(nn.Module):
         return torch.where(self.shared, torch.softmax(
             alphas.masked_fill(~self.shared, -torch.inf), -1), torch.sigmoid(alphas))
 
-
-# ---------------------------------------------------------------- skips, disturbed
 
 class DisturbedSkip(nn.Identity):
     """The identity of a supernet, whose passes vary (see speed/graphs.py). While
@@ -116,8 +117,8 @@ class DisturbedSkip(nn.Identity):
 
 
 class DisturbedSkips:
-    """The skips of a supernet, disturbed anew in each pass if the settings `s` ask for
-    it. Comes before accelerate."""
+    """The skips of a supernet, disturbed anew in each pass if the settings `s` say so.
+    Comes before accelerate."""
 
     def __init__(self, network, s):
         self.network, self.s, self.skips, self.same = network, s, [], False
@@ -148,22 +149,18 @@ class DisturbedSkips:
             skip.dropout = self.s.skip_dropout * dropout_rate(self.s, epoch)
             skip.noise = self.s.skip_noise * 0.5 * (1 + math.cos(math.pi * done))
 
-    def undisturbed(self):
-        """Within it, skips are what they are."""
-        return temporarily(self.skips, dropout=0.0, noise=0.0)
-
 
 @contextmanager
 def temporarily(things, **values):
     """Within it, attributes of all `things` have these values."""
-    former = [(thing, name, getattr(thing, name)) for thing in things for name in values]
-    for thing, name, _ in former:
-        setattr(thing, name, values[name])
+    former = [{name: getattr(thing, name) for name in values} for thing in things]
     try:
+        for thing in things:
+            vars(thing).update(values)
         yield
     finally:
-        for attribute in former:
-            setattr(*attribute)
+        for thing, own in zip(things, former):
+            vars(thing).update(own)
 
 
 def dropout_rate(s, epoch):
@@ -177,21 +174,17 @@ def dropout_rate(s, epoch):
     return math.exp(-0.2 * (epoch - s.arch_start))
 
 
-# ---------------------------------------------------------------- when to stop
-
 def outcome(s, rows):
     """(epoch, why): the epoch whose gates count, from 1, and why the search is over;
     None while it is not. rows: the metrics of each epoch.
 
-    --max_skips N (DARTS+, the first of its two criteria; the other, a ranking of alphas
-    that stays the same, is not here): as soon as argmax would derive more than N skips;
-    the epoch before counts (the first, if there is none).
+    --max_skips N (DARTS+, the first of its two criteria): as soon as argmax would
+    derive more than N skips; the epoch before counts (the first, if there is none).
     """
     for index, row in enumerate(rows):
         if s.max_skips and row["derived_skips"] > s.max_skips:
-            return max(index, 1), (f"argmax would derive {row['derived_skips']:.0f} skip "
-                                   f"connections after epoch {index + 1}, --max_skips "
-                                   f"{s.max_skips}")
+            return max(index, 1), (f"argmax would derive {row['derived_skips']:.0f} skips after "
+                                   f"epoch {index + 1}, --max_skips {s.max_skips}")
     stopped = stop_by_curvature(s, rows) if s.max_curvature_ratio else None
     return stopped or ((len(rows), None) if len(rows) >= s.epochs else None)
 
@@ -204,48 +197,71 @@ def stop_by_curvature(s, rows):
     four measurements before, whose epoch counts, if that is the 11th or later. The last
     epoch's ends nothing.
     """
-    measured = [(int(row["epoch"]), row["curvature"]) for row in rows
-                if row["curvature"] is not None and row["epoch"] < s.epochs]
-    values = [value for _, value in measured]
+    measured = {int(row["epoch"]): row["curvature"] for row in rows
+                if row["curvature"] is not None and row["epoch"] < s.epochs}
+    epochs, values = [*measured], [*measured.values()]
     averages = [statistics.fmean(values[max(0, end - WINDOW):end])
                 for end in range(1, len(values) + 1)]
-    for last in range(DISTANCE, len(averages)):
-        epoch = measured[last][0] - s.curvature_every * (WINDOW // 2 + DISTANCE)
-        now, before = averages[last], averages[last - DISTANCE]
+    for last, before, now in zip(epochs[DISTANCE:], averages, averages[DISTANCE:]):
+        epoch = last - s.curvature_every * (WINDOW // 2 + DISTANCE)
         if epoch >= FIRST and now > s.max_curvature_ratio * before > 0:
             return epoch, (f"the curvature is {now / before:.2f} times that of epoch {epoch}, "
                            f"--max_curvature_ratio {s.max_curvature_ratio:g}")
-    return None
 
 
-def first_stop(every):
-    """How many epochs a search must have that --max_curvature_ratio can end."""
-    return 2 + every * (math.ceil((FIRST - 1) / every) + WINDOW // 2 + DISTANCE)
+def curvature(plain, images, labels, weight_decay):
+    """The largest eigenvalue of the Hessian of the loss on a batch by all alphas, by
+    batch statistics, with the weight decay of alpha, as RobustDARTS's scripts have it.
+    plain: the supernet, not accelerated, for only its operations have second
+    gradients."""
+    value = None
+    if processes.rank() == 0:
+        with full_float32():
+            value = weight_decay + hessian_eigenvalue(plain.train(), images, labels)
+    return processes.gather(value)[0]
 
 
-# ---------------------------------------------------------------- the genotype
+def hessian_eigenvalue(network, images, labels, tolerance=1e-3):
+    """Without the weight decay, within `tolerance`, relative to it, by exact products
+    with the Hessian. Changes the running statistics."""
+    from scipy.sparse.linalg import LinearOperator, eigsh
+    alphas = list(network.alphas)
+    with frozen(network.weights()):
+        loss = F.cross_entropy(network(images), labels)
+        # two layers are both reduction cells: the loss knows nothing of the normal alphas
+        grads = torch.autograd.grad(loss, alphas, create_graph=True, materialize_grads=True)
+        grads = torch.cat([grad.flatten() for grad in grads])
+
+        def product(vector):
+            vector = torch.as_tensor(vector.ravel()).to(grads)
+            parts = torch.autograd.grad(grads, alphas, vector, retain_graph=True,
+                                        materialize_grads=True)
+            return torch.cat([part.flatten() for part in parts]).double().cpu().numpy()
+
+        start = np.random.default_rng(0).standard_normal(len(grads))
+        if not product(start).any():  # ARPACK does not start from 0
+            return 0.0
+        matrix = LinearOperator((len(grads), len(grads)), product, dtype=np.float64)
+        [value] = eigsh(matrix, 1, which="LA", v0=start, tol=tolerance, return_eigenvectors=False)
+    return float(value)
+
 
 def genotype(s, gates, **changed):
     """The genotype of the `gates` by the settings `s`, or `changed` ones, with at most
     --keep_skips skips in its normal cell (P-DARTS), or in its layers: the weakest gives
     way to the next best operation of its node, until no more are left."""
     s, space = Namespace(**{**vars(s), **changed}), SPACES[s.space]
-    if s.keep_skips < 0 or "skip_connect" not in space.primitives(s):
-        return space.genotype(s, gates)
     gates = [matrix.detach().clone() for matrix in gates]
-    skip = gates[0][:, space.primitives(s).index("skip_connect")]  # a view
-    while True:
-        result = space.genotype(s, gates)
-        kept = kept_skips(s, result, gates)
-        if kept.sum() <= s.keep_skips:
-            return result
+    result = space.genotype(s, gates)
+    while s.keep_skips >= 0 and (kept := kept_skips(s, result, gates)).sum() > s.keep_skips:
+        skip = gates[0][:, space.primitives(s).index("skip_connect")]  # a view
         skip[skip.masked_fill(~kept, torch.inf).argmin()] = -1  # no choice
+        result = space.genotype(s, gates)
+    return result
 
 
 def derived_skips(s, gates):
     """How many skips argmax (Eq. 3) would derive: normal cell, in S2 all layers."""
-    if "skip_connect" not in SPACES[s.space].primitives(s):
-        return 0
     return int(kept_skips(s, genotype(s, gates, threshold=0, keep_skips=-1), gates).sum())
 
 
@@ -253,4 +269,4 @@ def kept_skips(s, genotype, gates):
     """On which rows of the first matrix of gates a skip is kept: bool, (rows,)"""
     primitives = SPACES[s.space].primitives(s)
     kept = SPACES[s.space].discrete_gates(genotype, gates, primitives)[0]
-    return kept[:, primitives.index("skip_connect")] > 0
+    return (kept[:, [op == "skip_connect" for op in primitives]] > 0).any(1)

@@ -5,7 +5,6 @@ from matplotlib.patches import Circle, FancyArrowPatch
 from matplotlib.path import Path
 
 import genotypes
-from operations import OPS
 from spaces import nasbench201
 from spaces.s1 import LAST_NODE
 
@@ -16,15 +15,14 @@ COLOURS = {
     "dil_conv_5x5": "#CC79A7", "mb3_k3": "#F0E442", "mb3_k5": "#E69F00", "mb3_k7": "#CC79A7",
     "mb6_k3": "#56B4E9", "mb6_k5": "#0072B2", "mb6_k7": "#009E73", "nor_conv_1x1": "#56B4E9",
     "nor_conv_3x3": "#0072B2", "none": "#999999"}
-# for operations that are not in the table, in the order of OPS
-MORE_COLOURS = ["#000000", "#882255", "#999999", "#44AA99", "#661100", "#999933", "#332288"]
+# for operations that are not in the table
+MORE_COLOURS = ["#000000", "#882255", "#44AA99", "#661100", "#999933", "#332288"]
 CENTRED = {"ha": "center", "va": "center"}
 STATES = {0: "c(k-2)", 1: "c(k-1)", "out": "c(k)"}  # what DARTS calls inputs and output
 
 
 def colour(op):
-    position = [*OPS].index(op) if op in OPS else -1
-    return COLOURS.get(op, MORE_COLOURS[position % len(MORE_COLOURS)])
+    return COLOURS.get(op) or MORE_COLOURS[sum(map(ord, op)) % len(MORE_COLOURS)]
 
 
 def draw_cell(edges, title, names=STATES, last_node=LAST_NODE):
@@ -63,10 +61,10 @@ def draw_cell(edges, title, names=STATES, last_node=LAST_NODE):
 
 
 def parts_of(genotype, prefix):
-    """{file name: function that draws it} of an architecture of cells."""
+    """{file name: Figure} of an architecture of cells."""
     if isinstance(genotype, nasbench201.CellGenotype):
-        return {prefix + "normal": lambda: draw_cell(genotype.cell, "Cell", {0: "in", 3: "out"}, 3)}
+        return {prefix + "normal": draw_cell(genotype.cell, "Cell", {0: "in", 3: "out"}, 3)}
     if isinstance(genotype, genotypes.Genotype):
-        return {prefix + "normal": lambda: draw_cell(genotype.normal, "Normal cell"),
-                prefix + "reduce": lambda: draw_cell(genotype.reduce, "Reduction cell")}
+        return {prefix + "normal": draw_cell(genotype.normal, "Normal cell"),
+                prefix + "reduce": draw_cell(genotype.reduce, "Reduction cell")}
     return {}  # a chain is its text, or the heatmap's framed gates

@@ -4,7 +4,6 @@ from collections import namedtuple
 
 from genotypes import PRIMITIVES
 from study import measures
-from study.claims import Claim
 
 # flags: of every search, {name: value}; arms: {name: Arm}; first, seeds: the first seed and how
 # many; measures: {column of the page: a column of metrics.csv, or a function of a Record}
@@ -12,6 +11,8 @@ Experiment = namedtuple("Experiment", "title flags arms first seeds measures cla
 # flags: its own; of: the arm whose searches it reads again, as if they had had its flags; then: a
 # file in their folders that has the genotype, and the command that writes it; seeds: if not all
 Arm = namedtuple("Arm", "flags of then seeds", defaults=(None, None, None))
+# The measure, over the seeds of `arm`, is above 0, or above that of the same seeds of `against`
+Claim = namedtuple("Claim", "text measure arm against", defaults=(None,))
 
 # Without a penalty no gate has a reason to reach a threshold: argmax discretises (Eq. 3)
 SOFTMAX = {"gate": "softmax", "w01": 0, "threshold": 0}
@@ -112,7 +113,7 @@ COLLAPSE = Experiment(
      "l01_1.22": Arm({"w01": 1.22}, seeds=20)}, 201, 40,
     {"accuracy, %": measures.accuracy, "below random, share": measures.ends_below,
      "by argmax, %": measures.by_argmax, "skips of 6": measures.known("genotype_skips"),
-     "empty edges of 6": measures.empty_edges},
+     "empty edges of 6": lambda record: record.genotype and 6 - len(record.genotype.cell)},
     [Claim("More of softmax's searches than of Fair DARTS's end below the mean of random cells: "
            "share", measures.ends_below, "softmax", "l01"),
      Claim("Fair DARTS's cells are better than softmax's", measures.accuracy, "l01", "softmax")],

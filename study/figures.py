@@ -1,4 +1,6 @@
 """The paper's figures of one search, and of several side by side."""
+import functools
+
 import numpy as np
 
 from engine.flags import leave
@@ -26,8 +28,7 @@ PARTS = {"normal": "normal cell", "reduce": "reduction cell", "layers": "all lay
 
 def over_epochs(axes, title, whole_numbers="x", **settings):
     axes.set(title=title, xlabel="epoch", **settings)
-    if "xticks" not in settings:
-        axes.locator_params(whole_numbers, integer=True, min_n_ticks=1)
+    axes.locator_params(whole_numbers, integer=True, min_n_ticks=1)
 
 
 def draw_dominant(record):
@@ -68,7 +69,7 @@ def plot_gates(axes, record, paths, title):
 def draw_pair(*records):
     """Fig. 2 and 3 in a row for each search: its dominant operations, and the gates of
     the edge on which in the first search a skip connection leads most."""
-    part, first = next(iter(records[0].gates)), records[0]
+    [part, *_], first = records[0].gates, records[0]
     if any("skip_connect" not in record.primitives or record.space is not first.space
            for record in records):
         return None
@@ -109,8 +110,7 @@ def draw_gates(record):
 
 
 def draw_heatmap(*records):
-    """Fig. 4: the final gates, edges by operations, a row of panels for each record;
-    framed: kept by the genotype."""
+    """Fig. 4: the final gates, edges by operations, a row of panels for each search."""
     names = names_of(records) if len(records) > 1 else [setting(records[0])]
     wide = max(len(record.gates) for record in records)
     rows, columns = np.max([part.shape[1:] for record in records for part in record.gates.values()],
@@ -140,16 +140,15 @@ def draw_heatmap(*records):
 
 
 def draw_penalty(record):
-    """Fig. 5: all gates over epochs; dashed: where those settle that get no gradient
-    from the data."""
-    figure, s = Figure((8, 3.4)), record.s
+    """Fig. 5: all gates over epochs; dashed: where they settle without the data."""
+    figure, s, gates = Figure((8, 3.4)), record.s, all_gates(record)
     axes = figure.subplots()
-    image = axes.imshow(np.ma.masked_equal(100 * gate_histogram(record), 0), origin="lower",
-                        aspect="auto", cmap="cividis", vmin=0, interpolation="nearest",
-                        extent=(0.5, len(record.rows) + 0.5, 0, 1))
+    shares = np.stack([np.histogram(epoch, 40, (0, 1))[0] for epoch in gates], 1) / gates.shape[1]
+    image = axes.imshow(np.ma.masked_equal(100 * shares, 0), origin="lower", aspect="auto",
+                        cmap="cividis", vmin=0, interpolation="nearest",
+                        extent=(0.5, len(gates) + 0.5, 0, 1))
     if s.gate == "sigmoid":
-        rest = resting_gate(s.w01, all_gates(record).shape[1], s.arch_weight_decay,
-                            PENALTIES[s.zero_one_loss])
+        rest = resting_gate(s.w01, gates.shape[1], s.arch_weight_decay, PENALTIES[s.zero_one_loss])
         for height in {rest, 1 - rest}:
             axes.axhline(height, color="#D55E00", linestyle="--", linewidth=1.5)
     over_epochs(axes, f"All gates over epochs, {setting(record)}", ylabel="gate")
@@ -157,15 +156,8 @@ def draw_penalty(record):
     return figure
 
 
-def gate_histogram(record, bins=40):
-    """The share of the gates in each of `bins` equal parts of 0 to 1: (bins, epochs)"""
-    return np.stack([np.histogram(gates, bins, (0, 1))[0] / len(gates)
-                     for gates in all_gates(record)], axis=1)
-
-
 def draw_gap(record):
-    """Insight 2: the supernet's accuracy with its gates, and what cutting them to the
-    genotype's costs, in its parts."""
+    """Insight 2: the accuracy of the supernet, and what the genotype's gates cost."""
     rows = [row for row in record.rows if row["soft_accuracy"] is not None]
     if not rows:
         return None
@@ -180,62 +172,34 @@ def draw_gap(record):
         axes.fill_between(epochs, level, above, color=shade, label=f"lost by {label}")
         level = above
     axes.plot(epochs, level, "o-", color="black", label="gates as they are")
-    over_epochs(axes, f"Discretisation gap, {setting(record)}", ylim=(0, 102), xticks=epochs,
+    over_epochs(axes, f"Discretisation gap, {setting(record)}", ylim=(0, 102),
                 ylabel="validation accuracy (%)")
+    axes.set_xticks(epochs)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", reverse=True)
     return figure
 
 
-# {file name: function of a Record that draws a figure, or returns None}
-FIGURES = {"dominant": draw_dominant, "gates": draw_gates, "heatmap": draw_heatmap,
-           "penalty": draw_penalty, "gap": draw_gap}
+def columns(*names):
+    """A curve: from a Record to the sum of columns of metrics.csv, {epoch: value}."""
+    return lambda record: {row["epoch"]: sum(row[name] for name in names)
+                           for row in record.rows if row.get(names[0]) is not None}
 
-
-# ---------------------------------------------------------------- several searches, over the epochs
 
 def skips_of(part):
     """A curve: how many dominant operations of the `part` are skip connections."""
-    return lambda record: dict(enumerate(
-        dominant_counts(record, part)[:, record.primitives.index("skip_connect")], 1)) if (
-        part in record.gates and "skip_connect" in record.primitives) else {}
+    return columns("skips_" + part)
 
 
-def columns(*names):
-    """A curve: the sum of columns of metrics.csv."""
-    return lambda record: {row["epoch"]: sum(row[name] for name in names)
-                           for row in record.rows if row[names[0]] is not None}
-
-
-def known(column):
-    """A curve: what argmax would derive, looked up."""
-    return lambda record: known_curve(record, column) if column in record.rows[0] else {}
-
-
-SELECTION = "gap_edges", "gap_operations"
-# {file name: (label, whether its panels share an axis that has 0, {title: a function of a Record to
-# {epoch: value}})}
-CURVES = {
-    "dominant": ("dominant skip connections", True, {
-        title: skips_of(part) for part, title in PARTS.items()}),  # Fig. 2, in S2 Fig. 1
-    "gap": ("validation accuracy (points)", True, {  # Insight 2
-        "Lost by rounding": columns("gap_rounding"), "Lost by selection": columns(*SELECTION),
-        "Lost by both": columns("gap_rounding", *SELECTION)}),
-    "curvature": ("largest eigenvalue", True, {  # RobustDARTS, Fig. 4
-        "Curvature by alpha": columns("curvature")}),
-    "derived": ("what argmax would derive", False, {
-        "Test accuracy (%)": known("benchmark_accuracy"), "Skips": known("genotype_skips")})}
-
-
-def draw_curves(records, label, share, panels):
-    """A panel for each of {title: curve} that a record has: for the runs of each
-    setting the mean, and a band from the least to the most, over the epochs that all
-    of them have. None without a panel."""
-    names = names_of(records)
-    found = {title: [*map(curve, records)] for title, curve in panels.items()}
+def draw_curves(label, share, panels, *records):
+    """A panel for each of {title: curve} that is known of a record: for the runs of each
+    setting the mean, and a band from the least to the most, over the epochs that all of
+    them have. None without a panel. share: whether the panels share an axis from 0."""
+    names, found = names_of(records), {title: [*map(curve, records)]
+                                       for title, curve in panels.items()}
     found = {title: paths for title, paths in found.items() if any(paths)}
     if not found:
         return None
-    figure, lines, lowest = Figure((2.4 + 3.4 * len(found), 3.6)), {}, 0
+    figure, lines = Figure((2.4 + 3.4 * len(found), 3.6)), {}
     every = figure.subplots(1, len(found), squeeze=False, sharey=share)[0]
     for axes, (title, paths) in zip(every, found.items()):
         for index, name in enumerate(dict.fromkeys(names)):
@@ -246,10 +210,27 @@ def draw_curves(records, label, share, panels):
                 axes.fill_between(epochs, values.min(0), values.max(0), color=f"C{index}",
                                   alpha=0.15, linewidth=0)
                 [lines[name]] = axes.plot(epochs, values.mean(0), "o-", color=f"C{index}")
-                lowest = min(lowest, values.min())
         over_epochs(axes, title)
     if share:
-        every[0].set_ylim(bottom=lowest)  # last, for it ends scaling
+        every[0].set_ylim(bottom=min(0, *(axes.dataLim.y0 for axes in every)))  # ends scaling
     figure.supylabel(label, fontsize=8)
     figure.legend(lines.values(), lines, loc="outside lower center", ncols=3)
     return figure
+
+
+SELECTION = "gap_edges", "gap_operations"
+CURVATURE = functools.partial(draw_curves, "largest eigenvalue", True, {  # RobustDARTS, Fig. 4
+    "Curvature by alpha": columns("curvature")})
+# {file name: function of a Record, or of several, that draws a figure, or returns None}
+FIGURES = {"dominant": draw_dominant, "gates": draw_gates, "heatmap": draw_heatmap,
+           "penalty": draw_penalty, "gap": draw_gap, "curvature": CURVATURE}
+SIDE_BY_SIDE = {
+    "pair": draw_pair, "heatmap": draw_heatmap, "curvature": CURVATURE,
+    "dominant": functools.partial(draw_curves, "dominant skip connections", True, {
+        title: skips_of(part) for part, title in PARTS.items()}),  # Fig. 2, in S2 Fig. 1
+    "gap": functools.partial(draw_curves, "validation accuracy (points)", True, {  # Insight 2
+        "Lost by rounding": columns("gap_rounding"), "Lost by selection": columns(*SELECTION),
+        "Lost by both": columns("gap_rounding", *SELECTION)}),
+    "derived": functools.partial(draw_curves, "what argmax would derive", False, {
+        "Test accuracy (%)": functools.partial(known_curve, "benchmark_accuracy"),
+        "Skips": functools.partial(known_curve, "genotype_skips")})}

@@ -11,41 +11,21 @@ from study import cures
 GAP = ("soft_accuracy", "discrete_accuracy", "gap_rounding", "gap_edges", "gap_operations")
 
 
-def rounded(gates, kind="sigmoid", shared=None):
+def rounded(gates, shared):
     """Each gate at the nearer end: 1 from 1/2 up; of a softmax, 1 where it is largest.
-    (edges, operations) -> 0 and 1. shared: bool, (operations,): those that share a
-    softmax."""
-    if shared is None:
-        shared = torch.full(gates.shape[-1:], kind == "softmax")
+    (edges, operations) -> 0 and 1. shared: see cures.sharing."""
     shared = shared.to(gates.device)
     best = gates.masked_fill(~shared, -1).argmax(-1)
     return torch.where(shared, F.one_hot(best, gates.shape[-1]), gates >= 0.5).to(gates)
 
 
-def encoding_gap(gates, first, kind="sigmoid", present=None, shared=None):
+def encoding_gap(gates, first, present, shared):
     """rho, what Insight 2 is about: mean |gate - rounded gate|, relative to that of the
     `first` gates, of alphas 0: 1/2 for a sigmoid, (2 / K) * (1 - 1 / K) for a softmax
     of K operations. gates, first: (edges, operations); present: which there are."""
-    distances = []
-    for values in (gates, first):
-        distance = (values - rounded(values, kind, shared)).abs()
-        distances.append((distance if present is None else distance[present]).mean())
-    return distances[0] / distances[1] if distances[1] else distances[0]  # of one operation: 0
-
-
-def split_gap(g, ge, gs, r, re, s):
-    """The discretisation gap A(g) - A(s) in three parts that sum up to it: (rounding,
-    edges, operations).
-
-    The arguments are accuracies A, with gates as they are and rounded (g, r), of the
-    best edges alone (ge, re), of the genotype alone (gs, s). Rounding is measured with
-    all gates and with those of the genotype, the selection of edges, then of
-    operations, before and after rounding; each is the mean of both.
-    """
-    rounding = ((g - r) + (gs - s)) / 2
-    edges = ((g - ge) + (r - re)) / 2
-    operations = ((ge - gs) + (re - s)) / 2
-    return rounding, edges, operations
+    now, before = ((values - rounded(values, shared)).abs()[present].mean()
+                   for values in (gates, first))
+    return now / before if before else now  # of one operation: 0
 
 
 @torch.no_grad()
@@ -59,43 +39,43 @@ def accuracy(run, network, half, gates=None):
 @torch.no_grad()
 def gap(run, network, half, skips):
     """Columns of GAP: accuracies on `half`, in percent, with the gates as they are and
-    with those of the genotype, 0 and 1, and the gap's parts. By batch statistics: the
-    running ones are of the former gates. {} where a cell of the genotype is empty."""
-    s, space, soft = run.s, run.space, network.compute_gates()
+    with those of the genotype, 0 and 1, and three parts that sum up to the gap. By
+    batch statistics: the running ones are of the former gates. {} where a cell of the
+    genotype is empty.
+
+    Rounding is measured with all gates and with those of the genotype, the selection of
+    edges, then of operations, before and after rounding; each is the mean of both.
+    """
+    s, soft, primitives = run.s, network.compute_gates(), network.primitives
     genotype = cures.genotype(s, soft)
     if not all(genotype):
         return {}
-    hard = [rounded(gates, s.gate, cures.shared_mask(s)) for gates in soft]
-    edges = [space.kept_edges(gates, s.edges_per_node, network.primitives) for gates in soft]
-    discrete = space.discrete_gates(genotype, soft, network.primitives)
+    hard = [rounded(gates, cures.sharing(s)) for gates in soft]
+    edges = [run.space.kept_edges(gates, s.edges_per_node, primitives) for gates in soft]
+    discrete = run.space.discrete_gates(genotype, soft, primitives)
 
     def times(gates, masks):
         return [matrix * mask for matrix, mask in zip(gates, masks)]
 
     network.train()
-    with frozen_statistics(network), skips.undisturbed():
-        measured = [accuracy(run, network, half, gates) for gates in (
-            soft, times(soft, edges), times(soft, discrete), hard, times(hard, edges), discrete)]
-    return dict(zip(GAP, (measured[0], measured[-1], *split_gap(*measured))))
-
-
-def frozen_statistics(network):
-    """Within it, training passes leave batch norms' running statistics as they are."""
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    return cures.temporarily(norms, momentum=0.0)
+    with (cures.temporarily(norms, momentum=0.0),  # the running statistics stay
+          cures.temporarily(skips.skips, dropout=0.0, noise=0.0)):
+        g, ge, gs, r, re, d = [accuracy(run, network, half, gates) for gates in (
+            soft, times(soft, edges), times(soft, discrete), hard, times(hard, edges), discrete)]
+    return dict(zip(GAP, (g, d, ((g - r) + (gs - d)) / 2, ((g - ge) + (r - re)) / 2,
+                          ((ge - gs) + (re - d)) / 2)))
 
 
+@torch.no_grad()
 def count_gates(network, s):
     """Columns of metrics.csv: how far the gates have come, skips that argmax would
     derive, and dominant ones (Fig. 2; in S2 Fig. 1)."""
-    space, gates = SPACES[s.space], network.all_gates().detach()
-    matrices = [matrix.detach() for matrix in network.compute_gates()]
-    with torch.no_grad():
-        present = getattr(network, "present", None)
-        zeros = torch.zeros_like(torch.cat(list(network.alphas)))
-        first = network.gates_of(
-            zeros if present is None else zeros.masked_fill(~present, -torch.inf))
-    rho = encoding_gap(torch.cat(matrices), first, s.gate, present, cures.shared_mask(s))
+    space, gates, matrices = SPACES[s.space], network.all_gates(), network.compute_gates()
+    zeros = torch.zeros_like(torch.cat(list(network.alphas)))
+    present = getattr(network, "present", zeros == 0)
+    first = network.gates_of(zeros.masked_fill(~present, -torch.inf))
+    rho = encoding_gap(torch.cat(matrices), first, present, cures.sharing(s))
     above, below = gates >= s.threshold, gates <= 1 - s.threshold
     return {"gate_min": gates.min().item(), "gate_max": gates.max().item(), "rho": rho.item(),
             "gates_above": int(above.sum()) if s.threshold else None,  # argmax has none

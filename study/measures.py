@@ -1,7 +1,5 @@
 """What an experiment measures: columns of metrics.csv, or functions of a Record. None
 where there is no such thing."""
-import functools
-
 import numpy as np
 
 from spaces import nasbench201
@@ -18,10 +16,9 @@ def value(measure, record):
 
 
 def whole_gap(record):
-    """What the supernet loses as its gates become those of the genotype, by rounding
-    and by selection, in points."""
-    soft, discrete = (value(name, record) for name in ("soft_accuracy", "discrete_accuracy"))
-    return None if soft is None else soft - discrete
+    """The discretisation gap, by rounding and by selection, in points."""
+    soft = value("soft_accuracy", record)
+    return None if soft is None else soft - value("discrete_accuracy", record)
 
 
 def skips_beyond_chance(record):
@@ -34,8 +31,8 @@ def skips_beyond_chance(record):
 
 
 def decision_epoch(record):
-    """The epoch after which half of the gates, 0.5 at first, are outside 0.25 to 0.75.
-    Never: one more than there were."""
+    """The epoch after which half of the gates, 0.5 at first, are outside 0.25 to 0.75;
+    never: one more than there were."""
     if record.s.gate == "softmax":
         return None
     left = (np.abs(all_gates(record) - 0.5) > 0.25).mean(1) >= 0.5
@@ -43,13 +40,10 @@ def decision_epoch(record):
 
 
 def skip_share(record):
-    """The share of skips in the genotype's normal cell, less chance: 1 / operations, or
-    SHARED_CHANCE where all but skip share a softmax."""
-    if record.genotype is None:
-        return None
-    names = [edge.op for edge in record.genotype.normal]
+    """The share of skips in the genotype's normal cell, less chance."""
     chance = SHARED_CHANCE if record.s.shared_softmax else 1 / len(record.primitives)
-    return names.count("skip_connect") / len(names) - chance
+    names = [edge.op for edge in record.genotype.normal] if record.genotype else []
+    return names.count("skip_connect") / len(names) - chance if names else None
 
 
 def skips_off_chance(record):
@@ -67,16 +61,11 @@ def known(column):
 accuracy = known("benchmark_accuracy")  # in percent
 
 
-@functools.cache
-def mean_of_random(primitives):
-    """The mean accuracy of all cells of these operations, each as likely at random."""
-    columns = [[*nasbench201.OPS].index(op) for op in primitives]
-    return nasbench201.accuracies()[np.ix_(*[columns] * len(nasbench201.EDGES))].mean()
-
-
 def over_random(record):
-    """The accuracy less the mean of random cells of the same operations."""
-    return record.genotype and accuracy(record) - mean_of_random(tuple(record.primitives))
+    """The accuracy less the mean of all cells of the same operations."""
+    columns = [[*nasbench201.OPS].index(op) for op in record.primitives]
+    mean = nasbench201.accuracies()[np.ix_(*[columns] * len(nasbench201.EDGES))].mean()
+    return record.genotype and accuracy(record) - mean
 
 
 def ends_below(record):
@@ -84,20 +73,18 @@ def ends_below(record):
     return record.genotype and float(over_random(record) < 0)
 
 
-def empty_edges(record):
-    return record.genotype and len(nasbench201.EDGES) - len(record.genotype.cell)
-
-
-def known_curve(record, column):
+def known_curve(column, record):
     """What is known of the cell that argmax (Eq. 3) would derive, whatever the
-    threshold, after each epoch: {epoch: one of space.known's columns}"""
+    threshold, after each epoch: {epoch: one of space.known's columns}; {} elsewhere."""
+    if record.s.space != "nasbench201":
+        return {}
     found = [nasbench201.discretize_edges(gates, 0, record.primitives)
              for gates in record.gates["normal"]]
     return {epoch: record.space.known(cell)[column] for epoch, cell in enumerate(found, 1)}
 
 
 def by_argmax(record):
-    return known_curve(record, "benchmark_accuracy")[record.epoch]
+    return known_curve("benchmark_accuracy", record)[record.epoch]
 
 
 def decline(record):
@@ -105,6 +92,6 @@ def decline(record):
     third; None of a search that was ended."""
     if record.epoch < len(record.rows):
         return None
-    values = [*known_curve(record, "benchmark_accuracy").values()]
+    values = [*known_curve("benchmark_accuracy", record).values()]
     third = max(1, len(values) // 3)
     return float(np.mean(values[:third]) - np.mean(values[-third:]))

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 import spaces
-from engine.flags import MAY_CHANGE, UserError
+from engine.flags import MAY_CHANGE
 from engine.folders import Folder, read_metrics, reading
 from study import cures
 from study.gap import GAP
@@ -22,25 +22,22 @@ SILENT = {*MAY_CHANGE, "name", "runs", "seed", "recompute"} - {
 
 
 def read(folder):
-    """The Record of the search in `folder`. Raises UserError, whatever is wrong."""
+    """The Record of the search in `folder`. Raises UserError; FileNotFoundError where it
+    has not done an epoch."""
     run = Folder.open(folder, "train_search")
-    try:
-        with reading(folder):
-            rows, path = read_metrics(folder), run.path("genotype.json")
-            with np.load(run.path("gates.npz"), allow_pickle=False) as file:
-                gates = {part: file[part][:len(rows)] for part in run.space.PARTS}
-            genotype = spaces.read(path)[1] if os.path.exists(path) else None
-            epoch, _ = cures.outcome(run.s, rows) or (len(rows), None)
-            return Record(folder, run.s, run.space, run.space.primitives(run.s), gates, rows,
-                          epoch, genotype)
-    except FileNotFoundError as error:
-        raise UserError(f"{folder!r} is not a search that has done an epoch: it has no "
-                        f"{os.path.basename(error.filename)}") from None
+    with reading(folder):
+        rows, path = read_metrics(folder), run.path("genotype.json")
+        with np.load(run.path("gates.npz"), allow_pickle=False) as file:
+            gates = {part: file[part][:len(rows)] for part in run.space.PARTS}
+        genotype = spaces.read(path)[1] if os.path.exists(path) else None
+        epoch, _ = cures.outcome(run.s, rows) or (len(rows), None)
+        return Record(folder, run.s, run.space, run.space.primitives(run.s), gates, rows, epoch,
+                      genotype)
 
 
 def read_again(record, changed):
-    """The Record as it would be if its search had had the settings `changed`, which end
-    it earlier or change its genotype alone."""
+    """The Record as if its search had had the settings `changed`, which end it earlier
+    or change its genotype alone."""
     s = Namespace(**{**vars(record.s), **changed})
     epoch, _ = cures.outcome(s, record.rows) or (len(record.rows), None)
     gates = [torch.as_tensor(part[epoch - 1]) for part in record.gates.values()]
@@ -52,9 +49,8 @@ def read_again(record, changed):
 
 
 def names_of(records):
-    """What tells runs apart: gate and penalty, and the other settings in which those of
-    the same gate and penalty differ; where all are alike, the names of their
-    folders."""
+    """What tells runs apart: gate and penalty, and settings in which those of the same
+    two differ; where all are alike, the names of their folders."""
     names = []
     for record in records:
         alike = [vars(other.s) for other in records if setting(other) == setting(record)]
@@ -68,10 +64,9 @@ def names_of(records):
 
 def setting(record):
     """The gate and the penalty of a run, in a few words."""
-    s = record.s
+    s, known = record.s, {"l2": "Fair DARTS (L01)", "l1": "sigmoid, L'01"}
     if s.gate == "softmax" or not s.w01:
         return s.gate
-    known = {"l2": "Fair DARTS (L01)", "l1": "sigmoid, L'01"}
     return f"{known.get(s.zero_one_loss, s.zero_one_loss)}, w01 {s.w01:g}"
 
 
@@ -89,8 +84,8 @@ def all_gates(record):
 
 def kept_gates(record, part):
     """Which of the gates that count the genotype keeps: (edges, operations) of bool."""
-    last = {name: torch.as_tensor(gates[record.epoch - 1]) for name, gates in record.gates.items()}
     if record.genotype is None:
-        return np.zeros(last[part].shape, bool)
-    kept = record.space.discrete_gates(record.genotype, [*last.values()], record.primitives)
-    return dict(zip(last, kept))[part].bool().numpy()
+        return np.zeros(record.gates[part].shape[1:], bool)
+    last = [torch.as_tensor(gates[record.epoch - 1]) for gates in record.gates.values()]
+    kept = record.space.discrete_gates(record.genotype, last, record.primitives)
+    return kept[[*record.gates].index(part)].bool().numpy()

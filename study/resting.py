@@ -1,46 +1,35 @@
 """Where a gate settles when it gets no gradient from the data: the zero-one loss pushes
 it out, Adam's weight decay on alpha holds it back."""
-import math
-
 import torch
 
 from fair_darts import PENALTIES, zero_one_loss
 
 
-def push(gate, penalty=zero_one_loss):
-    """-d penalty / d alpha, N = 1; for Eq. 7: 2 * (z - 1/2) * z * (1 - z)."""
-    alpha = torch.logit(torch.tensor([gate], dtype=torch.float64)).requires_grad_()
-    [slope] = torch.autograd.grad(penalty(torch.sigmoid(alpha)), alpha)
-    return -slope.item()
-
-
 def resting_gate(w01, count, weight_decay, penalty=zero_one_loss):
-    """Where a gate above 1/2 settles when it gets no gradient from the data: there
-
-        w01 * push(z) / count = weight_decay * logit(z)
+    """Where a gate above 1/2 settles when it gets no gradient from the data: there the
+    push of the penalty, for Eq. 7 w01 / count * 2 * (z - 1/2) * z * (1 - z), is
+    weight_decay * alpha.
 
     count: N, the number of all gates. Below 1/2 it is the mirror image, 1 - z. 0.5 if
-    no gate leaves 1/2; 1.0 without weight decay. Of weight decay as an L2 term of the
-    gradient (Adam; AdamW's gates go on to 0.9998), while L_val's gradient has little
-    noise.
+    no gate leaves 1/2; nearly 1 without weight decay. Of weight decay as an L2 term of
+    the gradient (Adam; AdamW's gates go on to 0.9998), while L_val's gradient has
+    little noise.
     """
-    def moves_on(gate):
-        return w01 * push(gate, penalty) / count > weight_decay * math.log(gate / (1 - gate))
-
     low, high = 0.5 + 1e-6, 1 - 1e-12
-    if not moves_on(low):
+    if w01 <= needed_w01(low, count, weight_decay, penalty):
         return 0.5
-    if moves_on(high):
-        return 1.0
     for _ in range(60):  # bisection
         middle = (low + high) / 2
-        low, high = (middle, high) if moves_on(middle) else (low, middle)
+        moves_on = w01 > needed_w01(middle, count, weight_decay, penalty)
+        low, high = (middle, high) if moves_on else (low, middle)
     return low
 
 
 def needed_w01(gate, count, weight_decay, penalty=zero_one_loss):
     """The w01 with which `resting_gate` is `gate`, above 1/2."""
-    return weight_decay * math.log(gate / (1 - gate)) * count / push(gate, penalty)
+    alpha = torch.logit(torch.tensor([gate], dtype=torch.float64)).requires_grad_()
+    [slope] = torch.autograd.grad(penalty(torch.sigmoid(alpha)), alpha)  # of one gate
+    return (weight_decay * alpha * count / -slope).item()
 
 
 def note(s, count):

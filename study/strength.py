@@ -2,12 +2,11 @@
 
     python -m study.strength RUN --tune 5   # five epochs of training between two edges
 
-After DARTS-PT (Wang et al., ICLR 2021, "Rethinking architecture selection"): edges come
-in a random order. On each, every operation is left out in turn; the one without which
-the supernet loses most is kept. In S1 each node then keeps two edges likewise. What is
-lost is the cross entropy of the validation half, by batch statistics (there: accuracy,
-which has ties), with the weights of the checkpoint. Writes RUN/genotype_strength.json,
-with --tune 5 genotype_strength_tune5.json.
+After DARTS-PT (Wang et al., ICLR 2021): edges come in a random order. On each, every
+operation is left out in turn; the one without which the supernet loses most is kept. In
+S1 each node then keeps two edges likewise. What is lost is the cross entropy of the
+validation half, by batch statistics (there: accuracy, which has ties), with the weights
+of the checkpoint. Writes RUN/genotype_strength.json, or genotype_strength_tune5.json.
 """
 import torch
 import torch.nn.functional as F
@@ -31,16 +30,15 @@ def gates_of(network, present):
             for alphas, there in zip(network.alphas, present)]
 
 
-def keep_strongest(present, loss, generator, between=lambda: None):
+def keep_strongest(present, loss, generator, between):
     """Leaves one operation `present` on each edge, that without which loss(part, row,
-    op) is largest. between: called after each edge."""
+    op) is largest, and calls between() after each edge."""
     edges = [(part, row) for part, there in enumerate(present) for row in range(len(there))]
     for index in torch.randperm(len(edges), generator=generator).tolist():
         part, row = edges[index]
         ops = present[part][row].nonzero().flatten().tolist()
         best = max(ops, key=lambda op: loss(part, row, op))
-        present[part][row] = False
-        present[part][row, best] = True
+        present[part][row] = torch.arange(present[part].shape[1]) == best
         between()
 
 
@@ -48,9 +46,8 @@ def keep_strongest_edges(present, loss, nodes, count):
     """Leaves `count` edges into each of S1's nodes, likewise."""
     for part, there in enumerate(present):
         for node in range(2, nodes + 2):
-            rows = [edge_row(node, source) for source in range(node)]
-            rows.sort(key=lambda row: loss(part, row))
-            there[rows[:-count]] = False
+            rows = range(edge_row(node, 0), edge_row(node, node))
+            there[sorted(rows, key=lambda row: loss(part, row))[:-count]] = False
 
 
 def read_by_strength(run, tune):
@@ -59,8 +56,7 @@ def read_by_strength(run, tune):
     network.load_state_dict(run.checkpoint["network"])
     if not s.plain:
         accelerate(network)
-    train, validation = batches.halves(run)
-    weights = network.weights()
+    (train, validation), weights = batches.halves(run), network.weights()
     sgd = torch.optim.SGD(weights, s.learning_rate / 10, s.momentum, weight_decay=s.weight_decay)
     present = [getattr(network, "present", torch.ones_like(alphas, dtype=torch.bool)).clone()
                for alphas in network.alphas]
@@ -93,21 +89,20 @@ def read_by_strength(run, tune):
 
 
 def strength():
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, {"flags": {
+        "tune": (0, number(int, 0), "epochs of training the weights between two edges"),
+        "device": (None, str, "auto, cpu, cuda, cuda:1, mps; without it the search's"),
+        "data": (None, str, "where the pictures are now")}})
     parser.add_argument("run", metavar="RUN", help="the folder of a search")
-    parser.add_argument("--tune", type=number(int, 0), metavar="N",
-                        help="epochs of training the weights between two edges (default 0)")
-    parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--data", help="where the pictures are now")
-    given = parser.parse_args()
+    given = {"tune": 0, **parser.parse_args()}
     with old_run("train_search", given["run"], given) as run:
         run.read_checkpoint()
         if not run.checkpoint:
             raise UserError(f"{run.folder!r} has no checkpoint yet: go on with the search first")
         load_again(run)
-        tune = given.get("tune", 0)
-        genotype = read_by_strength(run, tune)
-        run.write(f"genotype_strength{f'_tune{tune}' if tune else ''}.json", to_json(genotype))
+        genotype = read_by_strength(run, given["tune"])
+        suffix = f"_tune{given['tune']}" if given["tune"] else ""
+        run.write(f"genotype_strength{suffix}.json", to_json(genotype))
         print(genotype)
 
 

@@ -6,18 +6,16 @@ import torch
 
 from fair_darts import edge_row, strongest
 
-PUBLISHED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "published_gates.json")
-
 
 def published_gates():
     """The gates of eight searches that the authors have published: [{"normal",
     "reduce"}], each (14, 7)."""
-    with open(PUBLISHED, encoding="utf-8") as file:
+    with open(os.path.join(os.path.dirname(__file__), "published_gates.json")) as file:
         return [{part: torch.tensor(rows) for part, rows in search.items()}
                 for search in json.load(file)["gates"]]
 
 
-def leads(gates, threshold=0.85):
+def leads(gates):
     """How far each kept gate of one cell type, (edges, operations), is from the nearest
     of its rejected rivals: other operations of its edge, and the best one of each edge
     into its node that is not among the two best."""
@@ -26,7 +24,7 @@ def leads(gates, threshold=0.85):
     for (edge, gate), row in zip(best, rows):
         others = {edge_row(edge.node, source) for source in range(edge.node)} - {*rows}
         rivals = [gates[row].topk(2).values[1], *(gates[other].max() for other in others)]
-        found += [gate - max(rivals).item()] if gate >= threshold else []
+        found += [gate - max(rivals).item()] if gate >= 0.85 else []
     return found
 
 

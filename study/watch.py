@@ -1,8 +1,8 @@
 """What is measured, recorded and said of a search as it goes on."""
 import functools
-import importlib.util
 import io
 import warnings
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -11,7 +11,6 @@ from engine import processes
 from engine.advice import explain_empty_cell
 from engine.flags import number
 from study import cures, resting
-from study.curvature import curvature
 from study.gap import GAP, accuracy, count_gates, gap
 
 WATCH_FLAGS = {
@@ -35,8 +34,7 @@ class Watch:
         run = self.run
         train, validation = (len(b.pictures.labels) for b in (self.train, self.validation))
         run.log(f"run: {run.folder}  dataset: {run.dataset.name}, {train} + {validation} pictures "
-                f"{tuple(run.config['shape'])}  supernet: {self.count_weights()}  "
-                f"device: {run.device}")
+                f"{tuple(run.config['shape'])}  device: {run.device}")
         note = resting.note(self.s, self.network.all_gates().numel())
         if note and not run.rows:
             run.log(note)
@@ -56,9 +54,13 @@ class Watch:
             row.update(gap(self.run, network, half, self.skips))
         if s.curvature_every and (done == s.epochs or epoch % s.curvature_every == 0):
             batch = (self.train if s.single_level else self.validation).last()
-            row["curvature"] = curvature(self.plain(), *batch, s.arch_weight_decay)
+            row["curvature"] = cures.curvature(self.plain(), *batch, s.arch_weight_decay)
         self.epochs.append(torch.stack([g.detach().cpu() for g in network.compute_gates()]))
-        self.run.write("gates.npz", self.to_bytes())
+        gates, file = torch.stack(self.epochs, 1), io.BytesIO()
+        if hasattr(network, "present"):
+            gates[:, :, ~network.present.cpu()] = torch.nan
+        np.savez(file, **dict(zip(network.parts, gates)), primitives=network.primitives)
+        self.run.write("gates.npz", file.getvalue())
         return row
 
     def derived(self):
@@ -74,22 +76,20 @@ class Watch:
 
     def lines(self, row):
         """What is printed of an epoch."""
-        above = ("" if row["gates_above"] is None  # argmax has no threshold
-                 else ", {gates_above} above, {gates_below} below")
-        skips = [f"{name[6:]} {row[name]}" for name in row if name.startswith("skips_")]
+        above = ", {gates_above} above, {gates_below} below" if self.s.threshold else ""
+        skips = [f"{part} {row['skips_' + part]}" for part in self.network.parts]
         lines = ["train loss {train_loss:.4f} acc {train_accuracy:.2f}%  "
                  "valid loss {valid_loss:.4f} acc {valid_accuracy:.2f}%",
                  self.s.zero_one_loss + " penalty {penalty:.4f}  gates {gate_min:.2f} to "
                  "{gate_max:.2f}, rho {rho:.2f}" + above + "  dominant skips: " + ", ".join(skips)]
         if "benchmark_rank" in row:
-            lines.append(f"derived {self.derived()}: {row['benchmark_accuracy']:.2f}%, rank "
-                         f"{row['benchmark_rank']:,}, {row['genotype_skips']} skips")
+            lines.append(f"derived {self.derived()}: " + "{benchmark_accuracy:.2f}%, rank "
+                         "{benchmark_rank:,}, {genotype_skips} skips")
         if row["soft_accuracy"] is not None:
-            selection = row["gap_edges"] + row["gap_operations"]
-            lines.append("gap, by batch statistics: {soft_accuracy:.2f}% - "
-                         "{discrete_accuracy:.2f}%, rounding {gap_rounding:.0f}, "
-                         f"selection {selection:.0f}")
-        if row.get("curvature") is not None:
+            lines.append("gap, by batch statistics: {soft_accuracy:.2f}% - {discrete_accuracy:.2f}"
+                         "%, rounding {gap_rounding:.0f}, selection "
+                         f"{row['gap_edges'] + row['gap_operations']:.0f}")
+        if row["curvature"] is not None:
             lines.append("curvature {curvature:.3g}")
         return "\n  ".join(lines).format(**row)
 
@@ -100,8 +100,7 @@ class Watch:
 
     def draw(self):
         """Draw what is recorded so far. Whatever goes wrong, the search goes on."""
-        installed = importlib.util.find_spec("matplotlib")
-        if self.s.figures_every and processes.rank() == 0 and installed:
+        if self.s.figures_every and processes.rank() == 0 and find_spec("matplotlib"):
             try:
                 from study import visualize  # not at the top, for it needs matplotlib
                 visualize.draw_run(self.run.folder)
@@ -120,21 +119,10 @@ class Watch:
 
     def report(self):
         """Lines of report.md."""
-        gates, last = self.network.all_gates().numel(), self.run.rows[-1]["valid_accuracy"]
-        return {"supernet": f"{self.count_weights()}, {gates} gates",
-                "validation accuracy": f"{last:.2f}% in the last epoch, of the supernet"}
-
-    def count_weights(self):
-        return f"{sum(w.numel() for w in self.network.weights()):,} weights"
-
-    def to_bytes(self):
-        """gates.npz."""
-        gates, file = torch.stack(self.epochs, 1), io.BytesIO()
-        present = getattr(self.network, "present", None)
-        if present is not None:
-            gates[:, :, ~present.cpu()] = torch.nan
-        np.savez(file, **dict(zip(self.network.parts, gates)), primitives=self.network.primitives)
-        return file.getvalue()
+        weights = sum(w.numel() for w in self.network.weights())
+        return {"supernet": f"{weights:,} weights, {self.network.all_gates().numel()} gates",
+                "validation accuracy": f"{self.run.rows[-1]['valid_accuracy']:.2f}% in the last "
+                                       "epoch, of the supernet"}
 
     def state_dict(self):
         return {"epochs": self.epochs}

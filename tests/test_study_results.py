@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import random
-import signal
 from collections import Counter
 
 import numpy as np
@@ -18,13 +17,12 @@ import fair_darts
 import genotypes
 import spaces
 import train_search
-from engine import folders, loop, recipes
+from engine import folders, recipes
 from genotypes import PRIMITIVES, Edge
 from spaces import SPACES, nasbench201
-from study import (claims, cures, draw_cells, experiments, figures, measures, records, reproduce,
+from study import (cures, draw_cells, experiments, figures, measures, records, reproduce,
                    ties, visualize)
-from study.claims import Claim
-from study.experiments import Arm, Experiment
+from study.experiments import Arm, Claim, Experiment
 from tests.common import (FIGURES, TINY_SEARCH, Malicious, assert_picture, call, refused,
                           table)
 
@@ -49,10 +47,10 @@ def recorded_run(folder, primitives=PRIMITIVES, nodes=4, epochs=3, gap=True, see
         writer = csv.writer(file)
         writer.writerow(
             "epoch train_loss soft_accuracy discrete_accuracy rho gap_rounding gap_edges "
-            "gap_operations skips_normal skips_reduce skips_layers curvature seconds".split())
+            "gap_operations skips_normal skips_reduce curvature seconds".split())
         for epoch in range(len(gates)):
             soft, *gaps = [90 + epoch, 50.5, 20, 25, epoch - 5.5] if gap else [None] * 5
-            writer.writerow([epoch + 1, 1.0, soft, gaps[0], 0.5, *gaps[1:], 0, 0, 0, None, 1.5])
+            writer.writerow([epoch + 1, 1.0, soft, gaps[0], 0.5, *gaps[1:], 0, 0, None, 1.5])
     genotype = fair_darts.discretize(*torch.from_numpy(gates[-1]), threshold, primitives=primitives)
     if all(genotype):
         (folder / "genotype.json").write_text(spaces.to_json(genotype))
@@ -63,17 +61,17 @@ def recorded_run(folder, primitives=PRIMITIVES, nodes=4, epochs=3, gap=True, see
 
 def test_intervals_and_the_sign_flip_test():
     values = [1.0, 2.0, 4.0, 4.5, 7.0]
-    mean, half = claims.interval(values)
+    mean, half = reproduce.interval(values)
     low, high = ttest_1samp(values, 0).confidence_interval()
     assert (mean - half, mean + half) == pytest.approx((low, high))
-    assert claims.interval([2.0]) == (2, np.inf) and claims.interval([2.0] * 3) == (2, 0)
+    assert reproduce.interval([2.0]) == (2, np.inf) and reproduce.interval([2.0] * 3) == (2, 0)
     signs = [*itertools.product((1, -1), repeat=5)]
     values = [1.0, -2.0, 4.0, 4.5, 7.0]
     far = np.mean([abs(np.dot(sign, values)) >= sum(values) - 1e-12 for sign in signs])
-    assert claims.sign_flip(values) == pytest.approx(far)  # both sides, exact
-    assert claims.sign_flip([0.0] * 9) == claims.sign_flip([3.0]) == 1
+    assert reproduce.sign_flip(values) == pytest.approx(far)  # both sides, exact
+    assert reproduce.sign_flip([0.0] * 9) == reproduce.sign_flip([3.0]) == 1
     values = [1.0] * 26 + [-1.0] * 14  # of 40 values of 1 or -1, against the binomial
-    assert claims.sign_flip(values) == claims.sign_flip(values) == pytest.approx(
+    assert reproduce.sign_flip(values) == reproduce.sign_flip(values) == pytest.approx(
         binomtest(26, 40).pvalue, abs=0.004)
 
 
@@ -81,7 +79,7 @@ def test_intervals_and_the_sign_flip_test():
     ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]), ([0.01, 0.005, 0.02, 0.02], [0.03, 0.02, 0.04, 0.04]),
     ([0.3, 0.6], [0.6, 0.6]), ([0.7, 0.8], [1, 1]), ([], [])])
 def test_holm(p_values, expected):
-    assert claims.holm(p_values) == pytest.approx(expected)
+    assert reproduce.holm(p_values) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("values, expected", [
@@ -89,8 +87,8 @@ def test_holm(p_values, expected):
     ([1.0, 2, 3, None, 2, 2, 4], "undecided"), ([], "undecided"), ([5.0], "undecided"),
     ([0.1] * 9 + [30.0], "undecided")])  # the test rejects, but the interval holds 0
 def test_verdicts(values, expected):
-    assert claims.verdict(values, 0.049) == expected
-    assert claims.verdict(values, 0.05) == "undecided"  # and the other way round
+    assert reproduce.verdict(values, 0.049) == expected
+    assert reproduce.verdict(values, 0.05) == "undecided"  # and the other way round
 
 
 def test_claims_compare_the_same_seeds():
@@ -98,8 +96,8 @@ def test_claims_compare_the_same_seeds():
         return [argparse.Namespace(epoch=2, rows=[{"rho": 9.0}, {"rho": v}]) for v in values]
 
     arms = {"a": records_of(3.0, 4.5, None, 6.0), "b": records_of(1.0, 2.0, 3.0, 8.0)}
-    assert claims.differences(Claim("", "rho", "a", "b"), arms) == [2.0, 2.5, None, -2.0]
-    assert claims.differences(Claim("", "rho", "a"), arms) == [3.0, 4.5, None, 6.0]
+    assert reproduce.differences(Claim("", "rho", "a", "b"), arms) == [2.0, 2.5, None, -2.0]
+    assert reproduce.differences(Claim("", "rho", "a"), arms) == [3.0, 4.5, None, 6.0]
 
 
 # ---------------------------------------------------------------- measures
@@ -188,7 +186,7 @@ def test_what_is_looked_up():
     longer = looked_up(*[CONVOLUTIONS] * 2, *[SKIPS] * 2, SKIPS, CONVOLUTIONS)
     assert measures.decline(record) == pytest.approx(93.24 - 60.78)
     assert measures.decline(longer) == pytest.approx((93.24 - 60.78) / 2)
-    assert measures.known_curve(record, "genotype_skips") == {1: 0, 2: 3, 3: 6}
+    assert measures.known_curve("genotype_skips", record) == {1: 0, 2: 3, 3: 6}
     names = [*nasbench201.OPS]
     cells = [nasbench201.accuracies()[tuple(names.index(op) for op in cell)]
              for cell in itertools.product(NB201, repeat=6)]
@@ -217,10 +215,8 @@ def test_searches_are_read_again(tmp_path):
     stopped = records.read_again(record, {"max_curvature_ratio": 1.3})
     assert stopped.epoch == 11 and {e.op for e in stopped.genotype.normal} == {"skip_connect"}
     kept = records.read_again(record, {"keep_skips": 1})
-    assert kept.epoch == 30 and measures.value("gap_rounding", kept) is None
+    assert kept.epoch == 30
     assert [edge.op for edge in kept.genotype.normal].count("skip_connect") == 1
-    assert record.rows[-1]["gap_rounding"] is not None
-
     record = looked_up(CONVOLUTIONS, THREE_SKIPS, SKIPS)
     limit = records.read_again(record, experiments.NASBENCH201.arms["limit"].flags)
     assert limit.epoch == 1 and measures.accuracy(limit) == 93.24
@@ -285,7 +281,7 @@ def test_arms_differ_in_what_they_are_about(name, seeds, pairs):
     assert (experiment.first, experiment.seeds) == seeds
     # the least p-value, times the number of claims, of the claim of fewest seeds
     fewest = min(arms[claim.arm].seeds or seeds[1] for claim in experiment.claims)
-    assert 2 / 2 ** fewest * count < claims.LEVEL
+    assert 2 / 2 ** fewest * count < reproduce.LEVEL
 
 
 # ---------------------------------------------------------------- the harness
@@ -354,7 +350,8 @@ def test_genotypes_that_a_command_writes(tmp_path, monkeypatch):
         "then": Arm({}, "softmax", ("other.json", "some.module", "--tune", "1"), 1),
         "others": Arm({}, "other-softmax", ("other.json", "some.module"))})
     for _ in range(2):  # the second time all is there
-        found = reproduce.records_of("tiny", experiment, str(tmp_path), 2, 1, [])
+        found = reproduce.records_of("tiny", experiment,
+                                     dict(runs=str(tmp_path), seeds=None, jobs=1), [])
     folders = [str(tmp_path / f"{name}-softmax-{seed}") for name in ("tiny", "other")
                for seed in (7, 8)]
     assert started == 2 * folders[:2]
@@ -370,27 +367,17 @@ def test_genotypes_that_a_command_writes(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_an_experiment_runs_to_its_page(tmp_path, monkeypatch, capsys):
-    """Real searches, the smallest there are; one that was stopped goes on, finished
-    ones are kept, and the page comes out the same, byte for byte."""
-    experiment = tiny(monkeypatch)
-    words = [*reproduce.words_of({**experiment.flags, **experiment.arms["l01"].flags}), "--epochs",
-             "2", "--seed", "7", "--runs", str(tmp_path), "--name", "tiny-l01-7"]
-
-    def add_and_stop(self, *others, add=loop.Run.add, **figures):
-        add(self, *others, **figures)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, "add", add_and_stop)
-        assert call(train_search, patch, *words) == 130
+    """Real searches, the smallest there are; once more, they are kept, and the page comes
+    out the same, byte for byte."""
+    tiny(monkeypatch)
     command = ["tiny", "--runs", tmp_path, "--jobs", 2, "--", "--epochs", 2]
     assert call(reproduce, monkeypatch, *command) == 0
     assert "4 of 4 runs to do" in capsys.readouterr().out
     text = (tmp_path / "tiny.md").read_text()
-    assert "`python -m study.reproduce tiny --seeds 2 -- --epochs 2`: seeds from 7" in text
+    assert f"`python -m study.reproduce {' '.join(map(str, command))}`: seeds from 7" in text
     assert "| A | 2 of 2 |" in text and "| B | 2 of 2 | -0.500 | -0.500 to -0.500 |" in text
     assert text.count("| undecided |") == 2
-    assert "- kept: softmax's searches, as if with `--keep_skips 0`" in text
+    assert "- kept: softmax's searches, read with `--keep_skips 0`" in text
     assert "| kept | " in text and "-0.50 ± 0.00 (2) |" in text
     commands = record_commands(monkeypatch)
     assert call(reproduce, monkeypatch, *command) == 0 and not commands  # all is there
@@ -444,7 +431,7 @@ def test_random_genotypes_are_ranked(tmp_path, monkeypatch, capsys):
         assert float(macs) in (5, 6)
     assert not record_commands(monkeypatch) and call(reproduce, monkeypatch, *command) == 0
     monkeypatch.setattr(reproduce, "random_cell", lambda dice: genotypes.FairDARTS_a.normal)
-    for wrong, message in ((["digits", "--skips", 2], "--skips is not of digits"),
+    for wrong, message in ((["digits", "--random", 2], "give an experiment"),
                            ([], "give an experiment"), (["--random", 1, "--macs", "5"], "--macs"),
                            (["--random", 1, "--skips", 9], "none of 10,000")):
         assert message in refused(capsys, monkeypatch, reproduce, *wrong)
@@ -482,14 +469,12 @@ def test_figures_of_several_runs_and_of_architectures(tmp_path, monkeypatch, cap
                           ([tmp_path], "not the folder of a run")):
         assert message in refused(capsys, monkeypatch, visualize, *what)
     found = [records.read(str(folder)) for folder in folders]
-    gap = figures.draw_curves(found, *figures.CURVES["gap"])  # rounding, selection, both
+    gap = figures.SIDE_BY_SIDE["gap"](*found)  # rounding, selection, both
     assert gap.axes[1].lines[0].get_ydata()[0] == 25 - 5.5
-    for axes, part in zip(figures.draw_curves(found, *figures.CURVES["dominant"]).axes,
-                          ("normal", "reduce"), strict=True):  # the mean of a setting's runs
-        skip = PRIMITIVES.index("skip_connect")
-        counts = [records.dominant_counts(record, part)[:, skip] for record in found[2:]]
-        assert np.array_equal(axes.lines[2].get_ydata(), np.mean(counts, 0))
-    assert figures.draw_curves(found, *figures.CURVES["derived"]) is None
+    found[2].rows[1]["skips_normal"], found[3].rows[1]["skips_normal"] = 4, 7
+    normal, _ = figures.SIDE_BY_SIDE["dominant"](*found).axes  # the mean of a setting's runs
+    assert normal.lines[2].get_ydata().tolist() == [0, 5.5, 0, 0]
+    assert figures.SIDE_BY_SIDE["derived"](*found) is None
     pair = figures.draw_pair(*found[1:3]).axes  # a row for each; the edge that skip leads most
     skips = found[1].gates["normal"][-1]
     others = np.delete(skips, PRIMITIVES.index("skip_connect"), 1).max(1)
@@ -516,9 +501,9 @@ def test_what_the_figures_show(tmp_path):
         [0, 0, 8, 0, 0, 0, 0], [0, 0, 1, 7, 0, 0, 0]]
     assert record.genotype is None  # the reduction cell has no edge
     assert not records.kept_gates(record, "normal").any()
-    histogram = figures.gate_histogram(record, 10)
-    assert histogram.shape == (10, 2) and np.allclose(histogram.sum(0), 1)
-    assert np.allclose(histogram[9], [14 / 196, 15 / 196])
+    shares = figures.draw_penalty(record).axes[0].images[0].get_array()
+    assert shares.shape == (40, 2) and np.allclose(shares.sum(0), 100)
+    assert np.allclose(shares[36:].sum(0), [1400 / 196, 1500 / 196])
     gates[1, 1, 0, sep] = 0.9
     record = records.read(str(recorded_run(tmp_path / "other", gates=gates, threshold=0.85)))
     panels = figures.draw_heatmap(record).axes
