@@ -24,7 +24,6 @@ from spaces.space import Space
 from spaces.texts import GenotypeError, checked_edges, short
 
 EDGES = [(node, source) for node in (1, 2, 3) for source in range(node)]  # the rows of gates
-TABLE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "nasbench201_cifar10.npz")
 
 
 class CellGenotype(namedtuple("CellGenotype", "cell")):
@@ -190,20 +189,12 @@ def is_connected(edges):
     return 3 in reached
 
 
-def edges_of(text):
-    """The edges of the benchmark's text. Raises GenotypeError."""
-    edges = [Edge(op, *place) for op, place in zip(re.findall(r"\|([^|~+]*)~", text), EDGES)]
-    if str(CellGenotype(edges)) != text:
-        raise GenotypeError(f"cannot read {short(text)}: expected {CellGenotype([])}, with "
-                            f"operations out of {', '.join(OPS)}")
-    return edges
-
-
 @functools.cache
 def accuracies():
     """Test accuracies on CIFAR-10 in percent, an axis for each edge, along it OPS: (5,
     5, 5, 5, 5, 5). See nasbench201_cifar10.md."""
-    with np.load(TABLE, allow_pickle=False) as file:
+    path = os.path.join(os.path.dirname(__file__), "nasbench201_cifar10.npz")
+    with np.load(path, allow_pickle=False) as file:
         return file["accuracy"] / 100
 
 
@@ -230,10 +221,13 @@ class NB201(s1.S1):
         return EDGES
 
     def checked(self, fields):
-        cell = fields["cell"]
-        edges = checked_edges("cell", edges_of(cell) if isinstance(cell, str) else cell, OPS,
-                              range(1, 4))
-        edges.sort(key=lambda edge: edge[1:])
+        edges = text = fields["cell"]
+        if isinstance(text, str):  # of the benchmark
+            edges = [Edge(op, *edge) for op, edge in zip(re.findall(r"\|([^|~+]*)~", text), EDGES)]
+            if str(CellGenotype(edges)) != text:
+                raise GenotypeError(f"cannot read {short(text)}: expected {CellGenotype([])}, with "
+                                    f"operations out of {', '.join(OPS)}")
+        edges = sorted(checked_edges("cell", edges, OPS, range(1, 4)), key=lambda edge: edge[1:])
         for edge, following in zip(edges, edges[1:]):
             if edge[1:] == following[1:]:
                 raise GenotypeError(f"cell, edge {tuple(edge)}: the edge has two operations")

@@ -6,35 +6,28 @@ LARGE = 64  # pixels: pictures with longer sides have ImageNet's networks and au
 
 class Space:
     """A space; s: settings of a script. Its gates are matrices, a row an edge or a
-    layer, a column an operation."""
-    PARTS = ("normal",)       # the names of the matrices of gates, as in gates.npz
-    GENOTYPE = None           # the class of its genotypes
-    PUBLISHED = {}            # {name: value}, where those stand that are known by a name
-    CANDIDATES = {}           # its keys are the names of all operations
+    layer, a column an operation. What each has of its own besides:
+
+    PARTS: the names of the matrices of gates, as in gates.npz
+    GENOTYPE: the class of its genotypes
+    PUBLISHED: {name: value}, where those stand that are known by a name
+    CANDIDATES: its keys are the names of all operations
+    supernet(s, num_classes, shape, gate): to search, for pictures of `shape` (C, H, W)
+    derived(s, genotype, num_classes, shape): the network that a genotype stands for
+    genotype(s, gates): of the matrices of gates, by the rules in `s`
+    checked(fields): the genotype of {field: value}; a GenotypeError names the edge
+    row_names(count): what the rows are called in figures
+    discrete_gates(genotype, gates, primitives): its matrices of gates, 0 and 1
+    """
     SEARCH_FLAGS = EVAL_FLAGS = frozenset()     # the flags that not all spaces have
     SEARCH_DEFAULTS, EVAL_DEFAULTS = {}, {}     # what it changes of their defaults
 
     def problem(self, s, dataset):
         """What is wrong with the settings of a search, or None."""
 
-    def supernet(self, s, num_classes, shape, gate):
-        """The network to search, for pictures of `shape` (C, H, W)."""
-
-    def derived(self, s, genotype, num_classes, shape):
-        """The network that a genotype stands for."""
-
-    def genotype(self, s, gates):
-        """Of the matrices of gates, by the rules in `s`."""
-
-    def checked(self, fields):
-        """The genotype of {field: value}. A GenotypeError names the edge."""
-
     def primitives(self, s):
         """The columns of a matrix of gates."""
         return s.primitives.split(",")
-
-    def row_names(self, count):
-        """What the rows are called in figures."""
 
     def dominant(self, gates, primitives):
         """Names of a matrix's dominant operations: the best of each row, the first of
@@ -45,9 +38,6 @@ class Space:
     def kept_edges(self, gates, edges_per_node, primitives):
         """(rows, 1), 1: edges that may be kept."""
         return torch.ones_like(gates[:, :1])
-
-    def discrete_gates(self, genotype, gates, primitives):
-        """The matrices of gates, 0 and 1, that stand for a genotype."""
 
     def known(self, genotype):
         """What is known of it without training: {column of metrics.csv: value}"""

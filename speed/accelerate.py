@@ -16,6 +16,7 @@ from speed import graphs, layers
 from speed.groups import GroupedCell
 from speed.kernels import format_of, keep_freed_memory
 
+
 def accelerate(network, recompute=False, use_graphs=False):
     """Returns the network of a space, for searching or derived, with the same
     parameters and state_dict.
@@ -93,10 +94,6 @@ class SearchedCell(Recomputed, GroupedCell):
     pass
 
 
-class SearchedLayer(Recomputed, model_search.MixedOperation):
-    pass  # groups of its choices, too: no faster
-
-
 class DerivedCell(Recomputed, model_eval.Cell):
     def sum_of_edges(self, *inputs):
         """Its gradient will be dense, though it is a part of that of the cell's output:
@@ -108,24 +105,18 @@ class DerivedCell(Recomputed, model_eval.Cell):
         return y
 
 
-class DerivedLayer(Recomputed, s2.ChainLayer):
-    pass
+def subclasses(forward, *classes):
+    """{class: its subclass Fast..., whose forward pass is that of `forward`}"""
+    made = {plain: type("Fast" + plain.__name__, (forward, plain), {"__module__": __name__})
+            for plain in classes}
+    globals().update({fast.__name__: fast for fast in made.values()})  # there pickle looks
+    return made
 
 
-class SearchedEdges(Recomputed, nasbench201.SearchedCell):
-    pass  # groups of its edges would make 1.07 times the speed: nearly all are convolutions
-
-
-class DerivedEdges(Recomputed, nasbench201.DerivedCell):
-    pass
-
-
-CLASSES = {model_search.Cell: SearchedCell, model_search.MixedOperation: SearchedLayer,
-           model_eval.Cell: DerivedCell, s2.ChainLayer: DerivedLayer,
-           nasbench201.SearchedCell: SearchedEdges, nasbench201.DerivedCell: DerivedEdges}
-# With the forward pass of graphs.Graphed; named, so that they can be pickled
-NETWORKS = {plain: type(plain.__name__, (graphs.Graphed, plain), {"__module__": __name__})
-            for plain in (model_search.Network, model_eval.NetworkCIFAR, model_eval.NetworkImageNet,
-                          s2.SupernetS2, s2.NetworkS2, nasbench201.SupernetNB201,
-                          nasbench201.NetworkNB201)}
-globals().update({graphed.__name__: graphed for graphed in NETWORKS.values()})
+# groups are no faster for choices of a layer of S2, 1.07 times for edges of NAS-Bench-201
+CLASSES = {model_search.Cell: SearchedCell, model_eval.Cell: DerivedCell,
+           **subclasses(Recomputed, model_search.MixedOperation, s2.ChainLayer,
+                        nasbench201.SearchedCell, nasbench201.DerivedCell)}
+NETWORKS = subclasses(graphs.Graphed, model_search.Network, model_eval.NetworkCIFAR,
+                      model_eval.NetworkImageNet, s2.SupernetS2, s2.NetworkS2,
+                      nasbench201.SupernetNB201, nasbench201.NetworkNB201)

@@ -9,10 +9,9 @@ copies of an operation are computed as one:
   channels, one pointwise convolution with a group for each copy;
 - gate * BN(x) is batch norm whose scale is the gate.
 
-There are no parameters here. The classes below hold lists of the modules of a supernet,
-made once, and concatenate their weights for each call; running statistics as well,
-which are then put back in place. An operation that is not recognised is computed as it
-is.
+The classes below hold lists of the modules of a supernet, made once, and concatenate
+their weights and running statistics for each call. An operation that is not recognised
+is computed as it is.
 """
 from functools import reduce
 
@@ -25,7 +24,7 @@ from fair_darts import edge_row
 from model_search import MixedOperation
 from operations import FactorizedReduce
 from speed.kernels import arranged, depthwise, from_phases, rectified, repeat, to_phases
-from speed.layers import is_depthwise, is_layer, is_plain_norm, is_pointwise, is_sequence
+from speed.layers import is_convolution, is_depthwise, is_layer, is_plain_norm, is_sequence
 
 
 class GroupedCell(model_search.Cell):
@@ -65,19 +64,15 @@ class EdgesOfState:
     def __init__(self, edges):
         self.shared, self.different, separable = {}, [], {}
         for column, copies in enumerate(zip(*(edge.operations for edge in edges))):
-            names = {describe(op) for op in copies}
-            name, *details = names.pop() if len(names) == 1 else ["unknown"]
-            if name == "identity":
-                self.shared[column] = Identities(copies)
-            elif name == "pool":
-                self.shared[column] = Pools(copies)
-            elif name == "separable":
+            found = {describe(op) for op in copies}
+            kind, *details = found.pop() if len(found) == 1 else [Separate]
+            if kind is Separables:
                 kernel, *others = details
                 separable.setdefault(tuple(others), []).append((kernel, column, copies))
-            elif name == "reduction":
-                self.different.append(([column], Reductions(copies)))
+            elif kind in (Identities, Pools):
+                self.shared[column] = kind(copies)
             else:
-                self.different.append(([column], Separate(copies)))
+                self.different.append(([column], kind(copies)))
         for items in separable.values():
             _, columns, sizes = zip(*sorted(items, key=lambda item: item[0]))
             self.different.append((columns, Separables(sizes)))
@@ -89,10 +84,11 @@ class EdgesOfState:
         rectified(x)  # kept with x; first, so that its gradient is always added last
         maps, outputs = {}, []
         for column, operation in self.shared.items():
-            if operation.is_same_for_all():
-                maps[column] = operation.once(x).permute(0, 2, 3, 1)
-            else:
+            y = operation.once(x)
+            if y is None:
                 outputs.append(operation(x, gates[column]))
+            else:
+                maps[column] = y.permute(0, 2, 3, 1)
         if maps:
             weights = torch.stack([gates[column] for column in maps], 1)
             maps = torch.stack(list(maps.values())).flatten(1)
@@ -108,24 +104,24 @@ class EdgesOfState:
 # ---------------------------------------------------------------- what an operation is
 
 def describe(op):
-    """(name, details): operations of which these are equal can be computed as one;
-    those that differ in the first detail of "separable", its kernel size, too."""
+    """(class, details): operations of which these are equal can be computed as one;
+    those that differ in the first detail of Separables, the kernel size, too."""
     if is_layer(op, nn.Identity):
-        return ("identity",)
-    if is_sequence(op, 2) and is_pool(op[0]) and is_plain_norm(op[1]):
+        return (Identities,)
+    if (is_sequence(op, 2) and is_plain_norm(op[1])
+            and (is_layer(op[0], nn.MaxPool2d) or is_layer(op[0], nn.AvgPool2d))):
         settings = [item for item in vars(op[0]).items() if not item[0].startswith("_")]
-        return "pool", type(op[0]), str(settings), norm_details(op[1])
+        return Pools, type(op[0]), str(settings), str(op[1])
     first, *second = halves(op)
     if (all(is_separable(half) for half in (first, *second))
             and all(half[1].kernel_size == first[1].kernel_size and half[1].stride == (1, 1)
                     for half in second)):
-        details = [(half[1].stride, half[1].dilation, norm_details(half[3]))
-                   for half in (first, *second)]
-        return "separable", first[1].kernel_size[0], *details
-    if (is_layer(op, FactorizedReduce) and is_layer(op.relu, nn.ReLU) and is_pointwise(op.even)
-            and is_pointwise(op.odd) and is_plain_norm(op.bn)):
-        return "reduction", norm_details(op.bn)
-    return ("unknown",)
+        details = [(half[1].stride, half[1].dilation, str(half[3])) for half in (first, *second)]
+        return Separables, first[1].kernel_size[0], *details
+    if (is_layer(op, FactorizedReduce) and is_layer(op.relu, nn.ReLU) and is_plain_norm(op.bn)
+            and is_convolution(op.even, 1) and is_convolution(op.odd, 1)):
+        return Reductions, str(op.bn)
+    return (Separate,)
 
 
 def halves(op):
@@ -133,19 +129,11 @@ def halves(op):
     return list(op) if is_sequence(op, 2) else [op]
 
 
-def is_pool(op):
-    return is_layer(op, nn.MaxPool2d) or is_layer(op, nn.AvgPool2d)
-
-
 def is_separable(op):
     """Whether it is ReLU, depthwise and pointwise convolution, BN of one width."""
     return (is_sequence(op, 4) and is_layer(op[0], nn.ReLU) and is_depthwise(op[1])
-            and is_pointwise(op[2]) and is_plain_norm(op[3])
+            and is_convolution(op[2], 1) and is_plain_norm(op[3])
             and op[1].in_channels == op[2].in_channels == op[2].out_channels)
-
-
-def norm_details(norm):
-    return norm.num_features, norm.eps, norm.momentum
 
 
 # Below, an object stands for k copies of an operation and is called with (x, gates):
@@ -162,26 +150,20 @@ class Separate:
 
 
 class Identities(Separate):
-    """Identities, or with `once` one of them."""
-
-    def is_same_for_all(self):
-        return True
-
     def once(self, x):
+        """What all copies give, without gates: (B, C, H', W')"""
         return x
 
 
 class Pools:
-    """Pooling and its batch norm; in training `once` computes them for all copies."""
+    """Pooling and its batch norm."""
 
     def __init__(self, copies):
         self.pool, self.norms = copies[0][0], BatchNorms([copy[1] for copy in copies])
 
-    def is_same_for_all(self):
-        return self.norms.norms[0].training
-
     def once(self, x):
-        return self.norms.once(self.pool(x))
+        """As of Identities while training; else None, for the statistics differ."""
+        return self.norms.once(self.pool(x)) if self.norms.norms[0].training else None
 
     def __call__(self, x, gates):
         y = self.pool(x)
@@ -201,10 +183,11 @@ class Separables:
         x, (*before, last) = rectified(x), self.halves
         for half in before:
             x = F.relu(half(x), inplace=True)
-        if last.dilation == 2 and last.stride == 1 and x.shape[2] % 2 == 0 == x.shape[3] % 2:
-            # phases, see kernels.depthwise, stay apart until the sum
-            return from_phases(sum_of_chunks(last(to_phases(x), gates, dilation=1), self.count))
-        return sum_of_chunks(last(x, gates), self.count)
+        # phases, see kernels.depthwise, stay apart until the sum
+        apart = last.dilation == 2 and last.stride == 1 and x.shape[2] % 2 == 0 == x.shape[3] % 2
+        y = last(to_phases(x), gates, dilation=1) if apart else last(x, gates)
+        y = reduce(torch.add, y.chunk(self.count, 1))
+        return from_phases(y) if apart else y
 
 
 class Halves:
@@ -251,8 +234,7 @@ class BatchNorms:
         self.norms, self.sizes = norms, [norm.num_features for norm in norms] * 2
 
     def statistics(self):
-        return [norm.running_mean for norm in self.norms] + [norm.running_var
-                                                             for norm in self.norms]
+        return [n.running_mean for n in self.norms] + [n.running_var for n in self.norms]
 
     def __call__(self, x, gates=None):
         first, statistics = self.norms[0], self.statistics()
@@ -271,8 +253,7 @@ class BatchNorms:
         mean, var = first.running_mean.new_zeros(2, first.num_features)
         y = F.batch_norm(x, mean, var, None, None, True, 1.0, first.eps)
         if first.momentum:
-            count = len(self.norms)
-            statistics = self.statistics()
+            count, statistics = len(self.norms), self.statistics()
             torch._foreach_mul_(statistics, 1 - first.momentum)
             torch._foreach_add_(statistics, [mean] * count + [var] * count, alpha=first.momentum)
         return y
@@ -281,8 +262,3 @@ class BatchNorms:
 def weights(convolutions):
     """The weights of convolutions, one after the other."""
     return torch.cat([convolution.weight for convolution in convolutions])
-
-
-def sum_of_chunks(x, count):
-    """(B, count*C, H, W) -> (B, C, H, W)"""
-    return reduce(torch.add, x.chunk(count, 1))

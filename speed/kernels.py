@@ -56,19 +56,19 @@ class Depthwise(torch.autograd.Function):
             shape = (len(x), len(weight), *x.shape[2:])
             values = torch.empty(shape, dtype=x.dtype, device=x.device,  # they are not read
                                  memory_format=torch.channels_last)
-            dx = convolution_backward(gradient, values, weight, ctx.stride)[0]
+            dx = convolution_backward(gradient, values, weight, ctx.stride, of_weight=False)
             dx = reduce(torch.add, dx.split(x.shape[1], 1))
         if ctx.needs_input_grad[1]:
             dweight = filter_gradient(gradient, x, weight, ctx.stride, ctx.small)
         return dx, dweight, None, None
 
 
-def convolution_backward(gradient, x, weight, stride, of_weight=False):
-    """(dx, None) or (None, dweight) of a depthwise convolution, padded by half."""
+def convolution_backward(gradient, x, weight, stride, of_weight=True):
+    """dweight, or dx, of a depthwise convolution, padded by half."""
     padding = [weight.shape[2] // 2, weight.shape[3] // 2]
     return torch.ops.aten.convolution_backward(
         gradient, x, weight, None, [stride] * 2, padding, [1, 1], False, [0, 0], len(weight),
-        [not of_weight, of_weight, False])[:2]
+        [not of_weight, of_weight, False])[of_weight]
 
 
 def filter_gradient(gradient, x, weight, stride, small):
@@ -82,13 +82,13 @@ def filter_gradient(gradient, x, weight, stride, small):
     """
     count, kernel = len(weight), weight.shape[2]
     if x.device.type != "cpu":
-        return convolution_backward(gradient, repeat(x, count), weight, stride, of_weight=True)[1]
+        return convolution_backward(gradient, repeat(x, count), weight, stride)
     rows, narrow = max(0, kernel - gradient.shape[2]), int(x.shape[3] == 1)
     if rows or narrow:
         x = F.pad(x, (0, narrow * stride, 0, rows * stride))
         gradient = F.pad(gradient, (0, narrow, 0, rows))
     columns = weight[..., kernel // 2 - 1:kernel // 2 + 2]
-    inner = convolution_backward(gradient, repeat(x, count), columns, stride, of_weight=True)[1]
+    inner = convolution_backward(gradient, repeat(x, count), columns, stride)
     if kernel == 3:
         return inner
     columns, gradient = weight[small:, :, :, :3], arranged(gradient[:, small:], x)
@@ -96,8 +96,7 @@ def filter_gradient(gradient, x, weight, stride, small):
         x = x[:, small:]
     outer = kernel // 2 - 1  # columns on either side of the inner three
     first, last = [
-        convolution_backward(gradient, repeat(F.pad(x, shift), len(columns)), columns, stride,
-                             of_weight=True)[1]
+        convolution_backward(gradient, repeat(F.pad(x, shift), len(columns)), columns, stride)
         for shift in ((outer, -outer), (-outer, outer))]
     above = [0] * 6 + [small, 0]  # zeros for the small filters
     return torch.cat([F.pad(first[..., :outer], above), inner,
@@ -110,14 +109,14 @@ def repeat(x, channels):
     if c == channels:
         return x
     copies = x.permute(0, 2, 3, 1)[:, :, :, None].expand(b, h, w, channels // c, c)
-    return arranged(copies.contiguous().view(b, h, w, channels).permute(0, 3, 1, 2), x)
+    return arranged(copies.reshape(b, h, w, channels).permute(0, 3, 1, 2), x)
 
 
 def to_phases(x):
     """(B, C, 2*H, 2*W) -> (4*B, C, H, W), odd and even rows and columns apart."""
     b, c, h, w = x.shape
     phases = x.permute(0, 2, 3, 1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
-    phases = phases.permute(2, 4, 0, 1, 3, 5).contiguous().view(4 * b, h // 2, w // 2, c)
+    phases = phases.permute(2, 4, 0, 1, 3, 5).reshape(4 * b, h // 2, w // 2, c)
     return arranged(phases.permute(0, 3, 1, 2), x)
 
 
@@ -125,8 +124,7 @@ def from_phases(x):
     """The inverse of to_phases."""
     b, c, h, w = x.shape
     pixels = x.permute(0, 2, 3, 1).unflatten(0, (2, 2, b // 4)).permute(2, 3, 0, 4, 1, 5)
-    pixels = pixels.contiguous().view(b // 4, 2 * h, 2 * w, c)
-    return arranged(pixels.permute(0, 3, 1, 2), x)
+    return arranged(pixels.reshape(b // 4, 2 * h, 2 * w, c).permute(0, 3, 1, 2), x)
 
 
 # ---------------------------------------------------------------- memory

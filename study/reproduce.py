@@ -71,12 +71,17 @@ def do_all(commands, jobs):
         if not os.path.exists(path):
             raise UserError(f"{shlex.join(left[path])} ended with {done.returncode}: "
                             f"{done.stderr.strip() or done.stdout[-200:]}")
-        print(f"{path}: done", flush=True)
+        return path
 
     left = {path: words for path, words in commands.items() if not os.path.exists(path)}
     print(f"{len(left)} of {len(commands)} runs to do", flush=True)
-    with ThreadPoolExecutor(jobs) as pool:  # Ctrl-C reaches the runs as well: they save and stop
-        list(pool.map(do, left))
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for done, path in enumerate(pool.map(do, left), 1):
+                print(f"{path}: done; {len(left) - done} left", flush=True)
+        except KeyboardInterrupt:  # the runs have received it too, and save
+            print("they save and stop; the same command goes on", flush=True)
+            raise
 
 
 def records_of(name, experiment, s, extra):
