@@ -191,7 +191,7 @@ def skips_of(part):
 
 
 def draw_curves(label, share, panels, *records):
-    """A panel for each of {title: curve} that is known of a record: for the runs of each
+    """A panel for each of {title: curve} that a record has: for the runs of each
     setting the mean, and a band from the least to the most, over the epochs that all of
     them have. None without a panel. share: whether the panels share an axis from 0."""
     names, found = names_of(records), {title: [*map(curve, records)]

@@ -22,7 +22,7 @@ SILENT = {*MAY_CHANGE, "name", "runs", "seed", "recompute"} - {
 
 
 def read(folder):
-    """The Record of the search in `folder`. Raises UserError; FileNotFoundError where it
+    """The Record of the search in `folder`. Raises UserError; FileNotFoundError if it
     has not done an epoch."""
     run = Folder.open(folder, "train_search")
     with reading(folder):

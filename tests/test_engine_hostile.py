@@ -130,7 +130,7 @@ def test_runs_that_cannot_go_on(finished, tmp_path, monkeypatch, capsys):
     shutil.copytree(finished / "a", folder)
     config = json.loads((folder / "config.json").read_text())
     for script, changed, message in (
-            (train_eval, {}, "a run of train_search.py"),
+            (train_eval, {}, "made by train_search.py"),
             (train_search, {"version": 0}, "made by train_search.py of version 0 of this code"),
             (train_search, {"fingerprint": "0"}, "the dataset is not the one")):
         (folder / "config.json").write_text(json.dumps({**config, **changed}))

@@ -367,7 +367,7 @@ def test_genotypes_that_a_command_writes(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_an_experiment_runs_to_its_page(tmp_path, monkeypatch, capsys):
-    """Real searches, the smallest there are; once more, they are kept, and the page comes
+    """Real searches, the smallest there are; again, they are kept, and the page comes
     out the same, byte for byte."""
     tiny(monkeypatch)
     command = ["tiny", "--runs", tmp_path, "--jobs", 2, "--", "--epochs", 2]
