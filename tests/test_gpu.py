@@ -109,10 +109,11 @@ def run(*words):
 
 
 def test_scripts_from_start_to_end(tmp_path):
-    """Search, training, --evaluate, predict, export; as both commands of the README."""
+    """Search, its reading, training, --evaluate, predict, export."""
     kept, device = ["--runs", tmp_path, "--amp", "--graphs"], f"device: {DEVICE}"
     out = run("train_search.py", *SMALL_SEARCH, "--threshold", "0", *kept, "--name", "s")
     assert device in out and "without CUDA graphs" not in out
+    assert "Genotype(normal=" in run("-m", "study.strength", tmp_path / "s", "--device", "cuda")
     out = run("train_eval.py", *SMALL_EVAL, "--arch", tmp_path / "s" / "genotype.json", *kept,
               "--name", "e")
     assert device in out and "without CUDA graphs" not in out
