@@ -126,8 +126,8 @@ class Folder:
             raise UserError(f"{folder!r} is not the folder of a run: it has no readable "
                             "config.json") from None
         if (found, version) != (script, VERSION):
-            raise UserError(f"{folder!r} was made by {found}.py of version {version} of this code, "
-                            f"not by {script}.py of version {VERSION}")
+            raise UserError(f"{folder!r} is a run of {found}.py, version {version}, not of "
+                            f"{script}.py, version {VERSION} of this code")
         return cls(folder, s, config)
 
     @property

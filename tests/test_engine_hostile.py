@@ -130,8 +130,8 @@ def test_runs_that_cannot_go_on(finished, tmp_path, monkeypatch, capsys):
     shutil.copytree(finished / "a", folder)
     config = json.loads((folder / "config.json").read_text())
     for script, changed, message in (
-            (train_eval, {}, "made by train_search.py"),
-            (train_search, {"version": 0}, "made by train_search.py of version 0 of this code"),
+            (train_eval, {}, "is a run of train_search.py"),
+            (train_search, {"version": 0}, "is a run of train_search.py, version 0, not of"),
             (train_search, {"fingerprint": "0"}, "the dataset is not the one")):
         (folder / "config.json").write_text(json.dumps({**config, **changed}))
         assert message in refused(capsys, monkeypatch, script, "--resume", folder, "--epochs", 2)

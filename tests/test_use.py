@@ -231,7 +231,7 @@ def test_what_was_not_exported_well_is_not_kept(finished, tmp_path, monkeypatch,
     assert "no model.onnx: it requires onnx, onnxscript, onnxruntime; pip install" in out
     for words, message in ((["x", "--epochs", 3], "unknown argument '--epochs'"), ([], "RUN"),
                            ([tmp_path], "is not the folder of a run"),
-                           ([finished / "a"], "made by train_search.py")):
+                           ([finished / "a"], "is a run of train_search.py")):
         assert message in refused(capsys, monkeypatch, export, *words)
 
 
