@@ -156,7 +156,7 @@ def command():
     space = SPACES[given.get("space", "s1")]
     unused = foreign(space, "SEARCH_FLAGS")
     for flag, owner in unused.items():
-        refuse(given, [flag], f"is of --space {owner}")
+        refuse(given, [flag], f"belongs to --space {owner}")
     recipe = SOFTMAX if given.get("gate") == "softmax" else {}
     curvature = {"curvature_every": 2} if given.get("max_curvature_ratio") else {}
     defaults = {**PARSER.defaults, **space.SEARCH_DEFAULTS, **recipe, **curvature}

@@ -1,7 +1,7 @@
 """accelerate: the same function of the same parameters, several times as fast.
 
-It gives built modules the classes of this room. A network that it was not called for is
-the plain form that tests and benchmark compare with, and whose gradients have
+It gives built modules the classes of this package. A network that it was not called for
+is the plain form that tests and benchmark compare with, and whose gradients have
 gradients.
 """
 import torch

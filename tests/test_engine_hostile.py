@@ -72,7 +72,7 @@ REFUSED = [  # (script, arguments, what its one line says)
     (train_search, [*DIGITS, "--batch_size", "719"], "--batch_size 718 or less"),
     (train_search, [*DIGITS, "--train_portion", "1e-5"], "at least 2 are needed"),
     (train_search, [*DIGITS, "--runs", "/dev/null", "--name", "x"], "/dev/null"),
-    (train_search, ["--width", "0.5"], "--width is of --space s2"),
+    (train_search, ["--width", "0.5"], "--width belongs to --space s2"),
     (train_search, [*DIGITS, "--primitives", "skip_connect,nor_conv_3x3"],
      "--primitives nor_conv_3x3 is no operation of --space s1"),
     *[(train_search, words, "unknown argument") for words in (["--x\ny"], ["x\ny"])],

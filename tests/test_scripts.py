@@ -424,7 +424,7 @@ def test_refusals(finished, tmp_path, monkeypatch, capsys):
             (train_eval, new[:2], "--arch is missing"),
             (train_eval, ["--arch", "FairDARTS_z"], "did you mean 'FairDARTS_"),
             (train_eval, ["--arch", "FairDARTS_a", "--squeeze"], "--squeeze is for architectures"),
-            (train_search, ["--space", "s2", "--layers", 3], "--layers is of --space s1"),
+            (train_search, ["--space", "s2", "--layers", 3], "--layers belongs to --space s1"),
             (train_search, ["--primitives", "sep_conv_9x9"], "did you mean 'sep_conv_"),
             (train_search, ["--epoch", 3], "unknown argument '--epoch'; did you mean '--epochs'")):
         assert message in refused(capsys, monkeypatch, script, *words)

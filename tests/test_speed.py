@@ -1,4 +1,4 @@
-"""The room speed: an accelerated network equals a plain one, and is itself a
+"""The package speed: an accelerated network equals a plain one, and is itself a
 network."""
 import copy
 import pickle
