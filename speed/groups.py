@@ -24,7 +24,7 @@ from fair_darts import edge_row
 from model_search import MixedOperation
 from operations import FactorizedReduce
 from speed.kernels import arranged, depthwise, from_phases, rectified, repeat, to_phases
-from speed.layers import is_convolution, is_depthwise, is_layer, is_plain_norm, is_sequence
+from speed.layers import is_depthwise, is_layer, is_plain_norm, is_pointwise, is_sequence
 
 
 class GroupedCell(model_search.Cell):
@@ -119,7 +119,7 @@ def describe(op):
         details = [(half[1].stride, half[1].dilation, str(half[3])) for half in (first, *second)]
         return Separables, first[1].kernel_size[0], *details
     if (is_layer(op, FactorizedReduce) and is_layer(op.relu, nn.ReLU) and is_plain_norm(op.bn)
-            and is_convolution(op.even, 1) and is_convolution(op.odd, 1)):
+            and is_pointwise(op.even) and is_pointwise(op.odd)):
         return Reductions, str(op.bn)
     return (Separate,)
 
@@ -132,7 +132,7 @@ def halves(op):
 def is_separable(op):
     """Whether it is ReLU, depthwise and pointwise convolution, BN of one width."""
     return (is_sequence(op, 4) and is_layer(op[0], nn.ReLU) and is_depthwise(op[1])
-            and is_convolution(op[2], 1) and is_plain_norm(op[3])
+            and is_pointwise(op[2]) and is_plain_norm(op[3])
             and op[1].in_channels == op[2].in_channels == op[2].out_channels)
 
 

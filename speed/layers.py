@@ -63,19 +63,26 @@ def is_sequence(module, length):
             and type(module).forward is nn.Sequential.forward and is_unchanged(module))
 
 
-def is_convolution(module, *settings):
-    """Whether it is an nn.Conv2d of these settings, from the kernel's size, no bias."""
-    return is_layer(module, nn.Conv2d) and module.extra_repr() == nn.Conv2d(
-        module.in_channels, module.out_channels, *settings, bias=False, device="meta").extra_repr()
-
-
 def is_depthwise(module):
     """Whether it is a depthwise convolution that kernels.depthwise can compute."""
-    if not is_layer(module, nn.Conv2d) or module.in_channels != module.out_channels:
+    if not is_layer(module, nn.Conv2d):
         return False
-    kernel, stride, dilation = module.kernel_size[0], module.stride[0], module.dilation[0]
-    return kernel % 2 == 1 and is_convolution(
-        module, kernel, stride, dilation * (kernel // 2), dilation, module.in_channels)
+    (kernel, width), (stride, _), (dilation, _) = (
+        module.kernel_size, module.stride, module.dilation)
+    return (module.in_channels == module.out_channels == module.groups
+            and kernel == width and kernel % 2 == 1 and module.stride == (stride, stride)
+            and module.dilation == (dilation, dilation)
+            and module.padding == (dilation * (kernel // 2),) * 2 and is_simple(module))
+
+
+def is_pointwise(module):
+    """Whether it is a plain 1x1 convolution."""
+    return (is_layer(module, nn.Conv2d) and module.kernel_size == module.stride == (1, 1)
+            and module.padding == (0, 0) and module.groups == 1 and is_simple(module))
+
+
+def is_simple(convolution):
+    return convolution.bias is None and convolution.padding_mode == "zeros"
 
 
 def is_batch_norm(module):
