@@ -62,10 +62,10 @@ class S1(Space):
 
     def discrete_gates(self, genotype, gates, primitives):
         found = [torch.zeros_like(matrix) for matrix in gates]
+        rows = self.edges(len(found[0]))
         for matrix, edges in zip(found, genotype):
             for op, node, source in edges:
-                row = self.edges(len(matrix)).index((node, source))
-                matrix[row, primitives.index(op)] = 1
+                matrix[rows.index((node, source)), primitives.index(op)] = 1
         return found
 
     def checked(self, fields):

@@ -92,8 +92,8 @@ def draw_gates(record):
     if "layers" in record.gates:
         places = [divmod(layer, 5) for layer in range(len(names))]
     else:  # a line for each node
-        ends = [[*map(int, name.split(" → "))] for name in names]
-        places = [(node - ends[0][1], source) for source, node in ends]
+        edges = record.space.edges(len(names))
+        places = [(node - edges[0][0], source) for node, source in edges]
     rows, across = np.max(places, axis=0) + 1
     figure = Figure((3 + 1.1 * across * len(record.gates), 1.2 + 1.25 * rows))
     halves = figure.subfigures(1, len(record.gates), squeeze=False)[0]

@@ -28,7 +28,6 @@ from engine.report import count
 from fair_darts import prune
 from genotypes import PRIMITIVES, Edge, Genotype
 from model_eval import NetworkCIFAR
-from spaces.s1 import LAST_NODE
 from study.experiments import EXPERIMENTS
 from study.measures import value
 from study.records import read, read_again
@@ -193,7 +192,7 @@ def page(experiment, records, command):
 def random_cell(dice, count=8, primitives=PRIMITIVES):
     """Drawn uniformly from the cells of so many edges that a search can leave: at most
     two edges into a node, none from a node that nothing enters."""
-    edges = [(node, source) for node in range(2, LAST_NODE + 1) for source in range(node)]
+    edges = spaces.SPACES["s1"].edges(14)
     while True:
         cell = [Edge(dice.choice(primitives), *edge) for edge in sorted(dice.sample(edges, count))]
         entered = [edge.node for edge in cell]
