@@ -14,7 +14,7 @@ except ModuleNotFoundError as error:
 
 from fair_darts import PENALTIES
 from study.draw_cells import CENTRED, colour
-from study.measures import known_curve
+from study.measures import known_curve, random_mean
 from study.records import all_gates, dominant_counts, kept_gates, names_of, setting
 from study.resting import resting_gate
 
@@ -191,30 +191,45 @@ def skips_of(part):
 
 
 def draw_curves(label, share, panels, *records):
-    """A panel for each of {title: curve} that a record has: for the runs of each
-    setting the mean, and a band from the least to the most, over the epochs that all of
-    them have. None without a panel. share: whether the panels share an axis from 0."""
+    """A panel for each of {title: curve} that a record has: each run as a thin line, for
+    those of each setting the median and a band between the quartiles, over the epochs
+    that all of them have. None without a panel. share: whether the panels stand side by
+    side and share an axis from 0; else one stands below the other."""
     names, found = names_of(records), {title: [*map(curve, records)]
                                        for title, curve in panels.items()}
     found = {title: paths for title, paths in found.items() if any(paths)}
     if not found:
         return None
-    figure, lines = Figure((2.4 + 3.4 * len(found), 3.6)), {}
-    every = figure.subplots(1, len(found), squeeze=False, sharey=share)[0]
+    count, lines = len(found), {}
+    figure = Figure((2.4 + 3.4 * count, 3.6) if share else (7, 1 + 2.2 * count))
+    every = figure.subplots(*((1, count) if share else (count, 1)), squeeze=False,
+                            sharey=share).ravel()
     for axes, (title, paths) in zip(every, found.items()):
         for index, name in enumerate(dict.fromkeys(names)):
             own = [path for path, other in zip(paths, names) if other == name]
             epochs = sorted(set.intersection(*map(set, own)))
             if epochs:
                 values = np.array([[path[epoch] for epoch in epochs] for path in own])
-                axes.fill_between(epochs, values.min(0), values.max(0), color=f"C{index}",
-                                  alpha=0.15, linewidth=0)
-                [lines[name]] = axes.plot(epochs, values.mean(0), "o-", color=f"C{index}")
+                low, middle, high = np.quantile(values, (0.25, 0.5, 0.75), axis=0)
+                axes.plot(epochs, values.T, color=f"C{index}", alpha=0.25, linewidth=0.4)
+                axes.fill_between(epochs, low, high, color=f"C{index}", alpha=0.2, linewidth=0)
+                [lines[name]] = axes.plot(epochs, middle, "o-", color=f"C{index}")
         over_epochs(axes, title)
     if share:
         every[0].set_ylim(bottom=min(0, *(axes.dataLim.y0 for axes in every)))  # ends scaling
     figure.supylabel(label, fontsize=8)
     figure.legend(lines.values(), lines, loc="outside lower center", ncols=3)
+    return figure
+
+
+def draw_derived(*records):
+    """What argmax would derive, where it can be looked up; dashed: the mean of random
+    cells."""
+    figure = draw_curves("what argmax would derive", False, {
+        "Test accuracy (%)": functools.partial(known_curve, "benchmark_accuracy"),
+        "Skips": functools.partial(known_curve, "genotype_skips")}, *records)
+    if figure:
+        figure.axes[0].axhline(random_mean(records[0]), color="grey", linestyle="--", linewidth=1)
     return figure
 
 
@@ -231,6 +246,4 @@ SIDE_BY_SIDE = {
     "gap": functools.partial(draw_curves, "validation accuracy (points)", True, {  # Insight 2
         "Lost by rounding": columns("gap_rounding"), "Lost by selection": columns(*SELECTION),
         "Lost by both": columns("gap_rounding", *SELECTION)}),
-    "derived": functools.partial(draw_curves, "what argmax would derive", False, {
-        "Test accuracy (%)": functools.partial(known_curve, "benchmark_accuracy"),
-        "Skips": functools.partial(known_curve, "genotype_skips")})}
+    "derived": draw_derived}

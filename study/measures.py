@@ -61,11 +61,15 @@ def known(column):
 accuracy = known("benchmark_accuracy")  # in percent
 
 
-def over_random(record):
-    """The accuracy less the mean of all cells of the same operations."""
+def random_mean(record):
+    """The mean accuracy of all cells of the operations that were searched."""
     columns = [[*nasbench201.OPS].index(op) for op in record.primitives]
-    mean = nasbench201.accuracies()[np.ix_(*[columns] * len(nasbench201.EDGES))].mean()
-    return record.genotype and accuracy(record) - mean
+    return nasbench201.accuracies()[np.ix_(*[columns] * len(nasbench201.EDGES))].mean()
+
+
+def over_random(record):
+    """The accuracy less that of random cells."""
+    return record.genotype and accuracy(record) - random_mean(record)
 
 
 def ends_below(record):

@@ -472,8 +472,8 @@ def test_figures_of_several_runs_and_of_architectures(tmp_path, monkeypatch, cap
     gap = figures.SIDE_BY_SIDE["gap"](*found)  # rounding, selection, both
     assert gap.axes[1].lines[0].get_ydata()[0] == 25 - 5.5
     found[2].rows[1]["skips_normal"], found[3].rows[1]["skips_normal"] = 4, 7
-    normal, _ = figures.SIDE_BY_SIDE["dominant"](*found).axes  # the mean of a setting's runs
-    assert normal.lines[2].get_ydata().tolist() == [0, 5.5, 0, 0]
+    normal, _ = figures.SIDE_BY_SIDE["dominant"](*found).axes  # each run, then their median
+    assert [line.get_ydata()[1] for line in normal.lines[-3:]] == [4, 7, 5.5]
     assert figures.SIDE_BY_SIDE["derived"](*found) is None
     pair = figures.draw_pair(*found[1:3]).axes  # a row for each; the edge that skip leads most
     skips = found[1].gates["normal"][-1]
@@ -512,6 +512,17 @@ def test_what_the_figures_show(tmp_path):
         assert kept.sum() == count and kept[0, sep] and kept[-1, skip] == (part == "normal")
         framed = [[round(frame.get_y()), round(frame.get_x())] for frame in axes.patches]
         assert sorted(framed) == np.argwhere(kept).tolist()
+
+
+def test_medians_and_quartiles_of_what_is_derived():
+    found = [looked_up(CONVOLUTIONS, names) for names in (CONVOLUTIONS, THREE_SKIPS, SKIPS)]
+    accuracy, skips = figures.SIDE_BY_SIDE["derived"](*found).axes
+    each = sorted([93.24, measures.accuracy(found[1]), 60.78])
+    *thin, median, dashed = [line.get_ydata()[-1] for line in accuracy.lines]
+    assert sorted(thin) == each and median == each[1] and dashed == measures.random_mean(found[0])
+    band = accuracy.collections[0].get_paths()[0].vertices[:, 1]
+    assert band.min() == pytest.approx(np.mean(each[:2]))  # of three, and 93.24 all at first
+    assert [line.get_ydata()[-1] for line in skips.lines] == [0, 3, 6, 3]
 
 
 def test_cells_are_drawn_without_overlap():
