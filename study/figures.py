@@ -191,10 +191,10 @@ def skips_of(part):
 
 
 def draw_curves(label, share, panels, *records):
-    """A panel for each of {title: curve} that a record has: each run as a thin line, for
-    those of each setting the median and a band between the quartiles, over the epochs
-    that all of them have. None without a panel. share: whether the panels stand side by
-    side and share an axis from 0; else one stands below the other."""
+    """A panel for each of {title: curve} that a record has: each run as a thin line,
+    for those of each setting the median and a band between the quartiles, over the
+    epochs that all of them have. None without a panel. share: whether the panels stand
+    side by side and share an axis from 0; else one stands below the other."""
     names, found = names_of(records), {title: [*map(curve, records)]
                                        for title, curve in panels.items()}
     found = {title: paths for title, paths in found.items() if any(paths)}
