@@ -51,7 +51,8 @@ def train(run):
 
     for epoch in run.epochs():
         set_learning_rate(sgd, epoch, s.epochs, s.learning_rate, gamma=s.gamma)
-        network.drop_path_prob = s.drop_path_prob * epoch / s.epochs
+        if network.drop_path_prob is not None:  # cells of S1
+            network.drop_path_prob = s.drop_path_prob * epoch / s.epochs
         network.train()
         for _ in run.steps(len(training)):
             sgd.zero_grad()
@@ -169,7 +170,7 @@ def command():
         refuse(given, [flag], f"is for architectures of the space {owner}, which this one is not")
     defaults = {**PARSER.defaults, **space.EVAL_DEFAULTS}
     with new_run("train_eval", defaults, "eval", asked, unused.keys(), lambda s, dataset:
-                 batches.check_batch(s.batch_size, len(dataset.labels) // s.accumulate)) as run:
+                 batches.check_batch(s.batch_size, len(dataset.labels), s.accumulate)) as run:
         return train(run)
 
 

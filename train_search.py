@@ -91,6 +91,7 @@ def derive(run, watch):
     if advice:  # a cell is empty
         result, flag = advice
         command = f"{run.resume_command()} {flag}"
+        run.remove("genotype.json")  # that of other settings
     else:
         result, command = f"`{genotype}`", training_command(run)
         run.write("genotype.json", to_json(genotype))

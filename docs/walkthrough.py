@@ -269,7 +269,7 @@ started = {"softmax": start("train_search.py", both + "--name softmax --gate sof
 printed = {name: lines_of(process) for name, process in started.items()}
 softmax, fair = (read(os.path.join(FOLDER, name)) for name in ("softmax", "fair"))
 show_figure(figures.draw_pair(softmax, fair))
-skips = [figures.skips_of("normal")(record)[12] for record in (softmax, fair)]
+skips = [figures.columns("skips_normal")(record)[12] for record in (softmax, fair)]
 assert skips[0] > skips[1] + 2
 
 # %% [markdown]

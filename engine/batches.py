@@ -17,7 +17,8 @@ def generator(seed, stream=0):
 
 
 def balanced(labels, first, second, seed):
-    """Two index tensors of the shares `first` and `second` of each class, at random."""
+    """Two index tensors of the shares `first` and `second` of each class, in random
+    order."""
     g, parts = generator(seed, 1), ([], [])
     for label in range(int(labels.max()) + 1):
         of_class = (labels == label).nonzero().flatten()
@@ -28,7 +29,8 @@ def balanced(labels, first, second, seed):
         counts = [max(1, int(share * len(order))) for share in (first, second)]
         for part, chosen in zip(parts, order.split([*counts, len(order) - sum(counts)])):
             part.append(chosen)
-    return [torch.cat(part) for part in parts]
+    parts = [torch.cat(part) for part in parts]  # by classes: batches of it would have one each
+    return [part[torch.randperm(len(part), generator=g)] for part in parts]
 
 
 def parts(s, labels):
@@ -66,17 +68,18 @@ def training_set(run):
     return batches, Pictures(run.dataset, run.device, test=True)
 
 
-def check_batch(batch_size, count):
-    """Raises UserError if a batch is larger than the number of pictures, `count`, or is
-    not a multiple of the number of processes."""
+def check_batch(batch_size, count, accumulate=1):
+    """Raises UserError if `accumulate` batches are more than the pictures, `count`, or
+    a batch is not a multiple of the number of processes."""
     if batch_size % processes.size() or batch_size < 2 * processes.size():
         raise UserError(f"--batch_size {batch_size} is that of all {processes.size()} processes: "
                         f"give a multiple of {processes.size()}, {2 * processes.size()} or more")
     if count < 2:
         raise UserError(f"there are {count} pictures to draw batches from: at least 2 are needed")
-    if batch_size > count:
-        raise UserError(f"--batch_size {batch_size} is larger than the {count} pictures it is "
-                        f"drawn from: give --batch_size {count} or less")
+    if batch_size * accumulate > count:
+        times = f" times --accumulate {accumulate}" * (accumulate > 1)
+        raise UserError(f"--batch_size {batch_size}{times} is larger than the {count} pictures it "
+                        f"is drawn from: give --batch_size {count // accumulate} or less")
 
 
 def random_crop_flip(images, chosen, padding, flip):
@@ -155,7 +158,7 @@ class Batches:
     """
 
     def __init__(self, pictures, batch_size, padding, flip, cutout_length, generator):
-        check_batch(batch_size, len(pictures.images))
+        check_batch(batch_size, len(pictures.labels))
         self.pictures, self.batch_size, self.generator = pictures, batch_size, generator
         self.padding, self.flip, self.cutout_length = padding, flip, cutout_length
         self.before, self.position, self.parts = generator.get_state(), 0, []

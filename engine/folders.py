@@ -162,6 +162,10 @@ class Folder:
         if processes.rank() == 0:
             write_whole(self.path(name), content)
 
+    def remove(self, name):
+        if processes.rank() == 0 and os.path.exists(self.path(name)):
+            os.remove(self.path(name))
+
     def write_config(self):
         self.write("config.json", json.dumps({**self.config, "settings": vars(self.s)}, indent=1))
 

@@ -45,21 +45,23 @@ def recipe(dataset):
     """The Recipe of a data.Dataset."""
     if dataset.name in ("folder", "npz"):
         return of_folder(len(dataset.labels), min(dataset.images.shape[2:]), dataset.name == "npz")
-    return RECIPES[dataset.name]
+    found, side = RECIPES[dataset.name], dataset.images.shape[2]
+    small = dataset.name == "imagenet" and side <= LARGE  # such files are not cropped when read
+    return found._replace(padding=side // 8, flip=True) if small else found
 
 
 def of_folder(count, size, arrays=False):
     """The Recipe of `count` training pictures of `size` pixels a side, by RULE."""
     found = Recipe(size // 8, True, {}, dict(cutout_length=max(1, size // 2)))
     if size > LARGE:
-        found = RECIPES["imagenet"]._replace(search={}, padding=4 * arrays, flip=arrays)
+        large = {**RECIPES["imagenet"].eval, "image_size": size}
+        found = Recipe(4 * arrays, arrays, {}, large)
     if count >= MANY:
         return found
     search = dict(init_channels=8, layers=4, stage_cells=1, width=0.25, learning_rate=0.025,
                   arch_learning_rate=0.05, **passes(count // 2, 128, 25, 500))
     train = dict(init_channels=16, layers=8, stage_cells=2, width=0.25, learning_rate=0.025,
-                 gamma=0.0,
-                 **passes(count, 96, 20, 1000))
+                 gamma=0.0, **passes(count, 96, 20, 1000))
     return found._replace(search=search, eval={**found.eval, **train})
 
 

@@ -160,7 +160,7 @@ class NetworkNB201(Stages):
     def __init__(self, genotype, init_channels=16, stage_cells=5, num_classes=10, in_channels=3):
         super().__init__(functools.partial(DerivedCell, genotype.cell), init_channels,
                          stage_cells, num_classes, in_channels)
-        self.auxiliary, self.drop_path_prob = None, 0.0  # paths are never dropped
+        self.auxiliary = self.drop_path_prob = None  # paths are never dropped
 
     def forward(self, images):
         return self.logits(images), None

@@ -177,7 +177,7 @@ class NetworkS2(nn.Module):
     def __init__(self, genotype, num_classes=1000, dropout=0.2, width=1.0, squeeze=False,
                  h_swish=False, in_channels=3, image_size=224):
         super().__init__()
-        self.auxiliary, self.drop_path_prob = None, 0.0  # paths of a chain are never dropped
+        self.auxiliary = self.drop_path_prob = None  # paths of a chain are never dropped
         activation = nn.Hardswish if h_swish else nn.ReLU6
         first, shapes = chain_shapes(image_size, width)
         self.stem = chain_stem(in_channels, width, first, activation)

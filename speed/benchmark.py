@@ -113,8 +113,8 @@ def rows(name, plain, forms, count, first, amp=False):
         networks.append(network)
         steps.append(step_of(network, batch, Precision(device, amp, network),
                              published=form == "plain" and device.type == "cpu"))
+    reset_peak_memory(device)  # before graphs are recorded: their replays take no memory
     in_turn(2, *steps)
-    reset_peak_memory(device)
     for form, network, seconds in zip(forms, networks, in_turn(5, *steps)):
         values = [1e3 * seconds, peak_memory(device)]
         if device.type == "cpu":

@@ -21,7 +21,7 @@ def use(network, recompute=False):
     """From here on a network of a class of Graphed replays its passes, if it can."""
     varies = any(getattr(module, "varies", False) for module in network.modules())
     if varies or recompute or next(network.parameters()).device.type != DEVICE:
-        warnings.warn("goes on without CUDA graphs: no GPU, --recompute, or noise on skips")
+        warnings.warn("goes on without CUDA graphs: no GPU, --recompute, or disturbed skips")
         return
     GRAPHS[network] = Graphs(network)
 
@@ -90,6 +90,7 @@ class Recording:
         try:
             graphs.stream.wait_stream(stream)
             with torch.cuda.stream(graphs.stream):
+                warnings.filterwarnings("ignore", "Synchronization debug mode")
                 for mode in ("error", "default", "default"):  # "error": where the host would wait
                     torch.cuda.set_sync_debug_mode(mode)
                     self.forward(network)
@@ -141,9 +142,10 @@ class Replay(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *gradients):
-        recording = ctx.recording
-        if ctx.number != ctx.graphs.passes:
-            raise RuntimeError("a later forward pass has overwritten what this backward pass needs")
+        recording, ctx.recording = ctx.recording, None  # logits that live on do not keep it
+        if recording is None or ctx.number != ctx.graphs.passes:
+            raise RuntimeError("a later forward pass, or one before it, has overwritten what this "
+                               "backward pass needs")
         torch._foreach_copy_(recording.gradients, list(gradients))
         recording.replay_backward()
         # one copy for all: .grad takes over what it is given, and the next replay writes to .flat

@@ -198,7 +198,8 @@ def stop_by_curvature(s, rows):
     epoch's ends nothing.
     """
     measured = {int(row["epoch"]): row["curvature"] for row in rows
-                if row["curvature"] is not None and row["epoch"] < s.epochs}
+                if row["curvature"] is not None and row["epoch"] < s.epochs
+                and (row["epoch"] - 1) % s.curvature_every == 0}
     epochs, values = [*measured], [*measured.values()]
     averages = [statistics.fmean(values[max(0, end - WINDOW):end])
                 for end in range(1, len(values) + 1)]

@@ -70,8 +70,9 @@ def draw_pair(*records):
     """Fig. 2 and 3 in a row for each search: its dominant operations, and the gates of
     the edge on which in the first search a skip connection leads most."""
     [part, *_], first = records[0].gates, records[0]
-    if any("skip_connect" not in record.primitives or record.space is not first.space
-           for record in records):
+    if any("skip_connect" not in record.primitives or len(record.primitives) < 2
+           or record.space is not first.space
+           or record.gates[part].shape[1] != first.gates[part].shape[1] for record in records):
         return None
     last, skip = first.gates[part][-1], first.primitives.index("skip_connect")
     row = np.nanargmax(last[:, skip] - np.delete(last, skip, 1).max(1))
@@ -185,11 +186,6 @@ def columns(*names):
                            for row in record.rows if row.get(names[0]) is not None}
 
 
-def skips_of(part):
-    """A curve: how many dominant operations of the `part` are skip connections."""
-    return columns("skips_" + part)
-
-
 def draw_curves(label, share, panels, *records):
     """A panel for each of {title: curve} that a record has: each run as a thin line,
     for those of each setting the median and a band between the quartiles, over the
@@ -229,7 +225,8 @@ def draw_derived(*records):
         "Test accuracy (%)": functools.partial(known_curve, "benchmark_accuracy"),
         "Skips": functools.partial(known_curve, "genotype_skips")}, *records)
     if figure:
-        figure.axes[0].axhline(random_mean(records[0]), color="grey", linestyle="--", linewidth=1)
+        [known, *_] = [record for record in records if record.s.space == "nasbench201"]
+        figure.axes[0].axhline(random_mean(known), color="grey", linestyle="--", linewidth=1)
     return figure
 
 
@@ -242,7 +239,7 @@ FIGURES = {"dominant": draw_dominant, "gates": draw_gates, "heatmap": draw_heatm
 SIDE_BY_SIDE = {
     "pair": draw_pair, "heatmap": draw_heatmap, "curvature": CURVATURE,
     "dominant": functools.partial(draw_curves, "dominant skip connections", True, {
-        title: skips_of(part) for part, title in PARTS.items()}),  # Fig. 2, in S2 Fig. 1
+        title: columns("skips_" + part) for part, title in PARTS.items()}),  # Fig. 2, in S2 Fig. 1
     "gap": functools.partial(draw_curves, "validation accuracy (points)", True, {  # Insight 2
         "Lost by rounding": columns("gap_rounding"), "Lost by selection": columns(*SELECTION),
         "Lost by both": columns("gap_rounding", *SELECTION)}),

@@ -93,8 +93,9 @@ def records_of(name, experiment, s, extra):
             experiment.first, experiment.first + min(count, a.seeds or count))]
     run_all({folder: ["train_search", *words_of({**experiment.flags, **a.flags}), *extra, "--seed",
                       str(seed)] for _, a, seed, folder in plan if a.of is None}, s["jobs"])
-    do_all({os.path.join(folder, a.then[0]): [*a.then[1:], folder]
-            for _, a, _, folder in plan if a.then}, s["jobs"])
+    for then in dict.fromkeys(a.then for _, a, _, _ in plan if a.then):  # one locks a run's folder
+        do_all({os.path.join(folder, then[0]): [*then[1:], folder]
+                for _, a, _, folder in plan if a.then == then}, s["jobs"])
     records = {arm: [] for arm in experiment.arms}
     for arm, a, _, folder in plan:
         record = read(folder)

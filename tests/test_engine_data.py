@@ -37,6 +37,8 @@ def test_halves_and_shares_are_disjoint_and_seeded():
     shares = batches.balanced(labels, 0.5, 0.25, 3)
     assert [labels[part].bincount().tolist() for part in shares] == [[20, 10, 1], [10, 5, 1]]
     assert not set(shares[0].tolist()) & set(shares[1].tolist())
+    # in no order of the classes, of which statistics of a batch would know one each
+    assert {*labels[shares[0]][:8].tolist()} > {0} < {*labels[shares[0]][-8:].tolist()}
     for one, again, other in ((first, halves(3), halves(4)),
                               (shares[0], batches.balanced(labels, 0.5, 0.25, 3),
                                batches.balanced(labels, 0.5, 0.25, 4))):
@@ -202,6 +204,9 @@ def test_a_training_on_imagenet(imagenet, tmp_path, monkeypatch, capsys):
     assert "48 pictures of 72 pixels in 6 classes (class 0, class 1, " in capsys.readouterr().out
     config = json.loads((tmp_path / "whole" / "config.json").read_text())
     assert config["shape"] == [3, 72, 72] and len(config["classes"]) == 6
+    assert {row["drop_path_prob"] for row in table(tmp_path / "whole")} == {""}  # a chain has none
+    assert "--batch_size 25 times --accumulate 2 is larger than the 48" in refused(
+        capsys, monkeypatch, train_eval, *common, "b", "--batch_size", 25)
     with monkeypatch.context() as patch:
         add, calls = loop.Run.add, []
 
@@ -406,7 +411,12 @@ def test_recipe_of_a_folder():
         assert (found.padding, found.eval.get("cutout_length")) == (padding, length)
         assert found.eval["gamma"] == 0
     assert recipes.of_folder(20000, 32) == recipes.Recipe(4, True, {}, {"cutout_length": 16})
-    assert recipes.of_folder(20000, 100).eval == recipes.RECIPES["imagenet"].eval
+    large = {**recipes.RECIPES["imagenet"].eval, "image_size": 100}
+    assert recipes.of_folder(20000, 100).eval == large
+    for size, augmentation in ((224, (0, False)), (32, (4, True))):  # as its files are read
+        images = pictures_module.Files(["a"], size, 0)
+        found = recipes.recipe(Namespace(name="imagenet", images=images))
+        assert (found.padding, found.flip) == augmentation
 
 
 def test_a_folder_is_searched_by_its_rule_and_streamed_on_request(pictures, tmp_path, monkeypatch,

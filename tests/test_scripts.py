@@ -66,6 +66,8 @@ def test_an_empty_cell_is_derived_again(tmp_path, monkeypatch, capsys):
     assert call(train_search, monkeypatch, *again[2:]) == 0
     assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--threshold", 0.4) == 0
     assert len(found(tmp_path / "a").normal) == 2
+    assert call(train_search, monkeypatch, "--resume", tmp_path / "a", "--threshold", 0.9) == 1
+    assert not (tmp_path / "a" / "genotype.json").exists()  # it was of another threshold
 
 
 def test_what_is_said_of_an_empty_cell():
@@ -235,7 +237,7 @@ def test_search_in_the_space_of_the_benchmark(tmp_path, monkeypatch, capsys):
     assert found(tmp_path / "a") == cell and str(cell) in capsys.readouterr().out
     assert_figures(tmp_path / "a", ["cell_normal", "dominant", "gates", "heatmap", "penalty"])
     assert call(train_search, monkeypatch, *common, "b", *few, "--gate", "softmax", "--primitives",
-                "none,skip_connect,nor_conv_1x1", "--unrolled", "--single_level",
+                "none,skip_connect,nor_conv_1x1", "--unrolled", "--single_level", "--seed", 1,
                 "--skip_dropout", 0.2, "--skip_noise", 1, "--keep_skips", 0, "--max_skips", 6,
                 "--curvature_every", 1, "--gap_every", 1, "--recompute", "--figures_every", 0) == 0
     [row], kept = table(tmp_path / "b"), found(tmp_path / "b")
@@ -288,6 +290,7 @@ def test_softmax_has_the_recipe_of_darts(tmp_path, monkeypatch):
 
 class OneLayer(nn.Module):
     """A network of one layer, and a head of one, in float64."""
+    drop_path_prob = 0.0
 
     def __init__(self):
         super().__init__()

@@ -246,6 +246,10 @@ def test_a_backward_pass_that_comes_too_late_is_refused(gpu):
     network(images)
     with pytest.raises(RuntimeError, match="a later forward pass"):
         first.backward()
+    again = F.cross_entropy(network(images), labels)
+    again.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="or one before"):  # its memory was used again
+        again.backward()
 
 
 def test_copies_and_pickles_have_no_graphs_and_networks_are_freed(gpu):

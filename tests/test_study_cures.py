@@ -276,6 +276,12 @@ def test_a_search_ends_when_the_curvature_has_grown():
             assert cures.outcome(s, rows[:end - 1]) is None and cures.outcome(s, rows[:end])
             ended += 1
     assert 100 < ended < 350
+    rows = [dict(epoch=e, curvature=1.0 if e % 3 == 1 else None) for e in range(1, 35)]
+    s = settings(epochs=40, curvature_every=3, max_curvature_ratio=1.3)
+    rows[25]["curvature"] = 9.0  # it was the last epoch, before --epochs was raised
+    assert cures.outcome(s, rows) is None
+    rows[24]["curvature"] = 9.0
+    assert cures.outcome(s, rows)
     for every in range(1, 12):  # searches that are too short for it are refused
         fewest = next(epochs for epochs in range(1, 200) if stop_of_robust_darts(
             lambda epoch: 3.0 ** epoch, 1.3, every, epochs) is not None)

@@ -475,6 +475,9 @@ def test_figures_of_several_runs_and_of_architectures(tmp_path, monkeypatch, cap
     normal, _ = figures.SIDE_BY_SIDE["dominant"](*found).axes  # each run, then their median
     assert [line.get_ydata()[1] for line in normal.lines[-3:]] == [4, 7, 5.5]
     assert figures.SIDE_BY_SIDE["derived"](*found) is None
+    assert figures.SIDE_BY_SIDE["derived"](found[0], looked_up(CONVOLUTIONS)).axes
+    smaller = recorded_run(tmp_path / "all" / "small", nodes=2)
+    assert figures.draw_pair(found[0], records.read(str(smaller))) is None
     pair = figures.draw_pair(*found[1:3]).axes  # a row for each; the edge that skip leads most
     skips = found[1].gates["normal"][-1]
     others = np.delete(skips, PRIMITIVES.index("skip_connect"), 1).max(1)
