@@ -169,8 +169,9 @@ def command():
     for flag, owner in unused.items():
         refuse(given, [flag], f"is for architectures of the space {owner}, which this one is not")
     defaults = {**PARSER.defaults, **space.EVAL_DEFAULTS}
-    with new_run("train_eval", defaults, "eval", asked, unused.keys(), lambda s, dataset:
-                 batches.check_batch(s.batch_size, len(dataset.labels), s.accumulate)) as run:
+    with new_run("train_eval", defaults, "eval", asked, unused | space.EVAL_DEFAULTS,
+                 lambda s, dataset: batches.check_batch(
+                     s.batch_size, len(dataset.labels), s.accumulate)) as run:
         return train(run)
 
 

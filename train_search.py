@@ -161,7 +161,7 @@ def command():
     recipe = SOFTMAX if given.get("gate") == "softmax" else {}
     curvature = {"curvature_every": 2} if given.get("max_curvature_ratio") else {}
     defaults = {**PARSER.defaults, **space.SEARCH_DEFAULTS, **recipe, **curvature}
-    with new_run("train_search", defaults, "search", given, unused.keys(), check) as run:
+    with new_run("train_search", defaults, "search", given, unused, check) as run:
         return search(run)
 
 

@@ -23,13 +23,14 @@ def parser_of(description, table, kind, presets={}):
     return parser
 
 
-def new_run(script, defaults, kind, given, unused, check):
+def new_run(script, defaults, kind, given, fixed, check):
     """A new Run of the flags `given`; `defaults` holds where its dataset's recipe
-    does not change them. unused: flags that are of no use; check(s, dataset) raises
+    does not change them. fixed: flags that no recipe changes; check(s, dataset) raises
     UserError."""
     device = choose_device(given.get("device", "auto"))
     dataset, why = data.load_asked(given, device)
-    suggested = getattr(recipes.recipe(dataset), kind)
+    suggested = {name: value for name, value in getattr(recipes.recipe(dataset), kind).items()
+                 if name not in fixed}
     s = Namespace(**{**defaults, **suggested, **given, "dataset": dataset.name})
     check(s, dataset)
     torch.set_num_threads(s.threads or torch.get_num_threads())
@@ -39,7 +40,7 @@ def new_run(script, defaults, kind, given, unused, check):
     if why:
         run.log(f"dataset: {why}")
     if suggested or s.dataset in ("folder", "npz", "imagenet"):
-        run.log(recipes.describe(dataset, s, suggested.keys() - unused))
+        run.log(recipes.describe(dataset, s, suggested))
     unneeded = [f"--{name}" for name in ("recompute", "graphs") if s.plain and getattr(s, name)]
     if unneeded:
         run.log(f"left out, since --plain computes as the pages say: {', '.join(unneeded)}")
