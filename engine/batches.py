@@ -76,10 +76,12 @@ def check_batch(batch_size, count, accumulate=1):
                         f"give a multiple of {processes.size()}, {2 * processes.size()} or more")
     if count < 2:
         raise UserError(f"there are {count} pictures to draw batches from: at least 2 are needed")
-    if batch_size * accumulate > count:
+    most = count // accumulate
+    if batch_size > most:
         times = f" times --accumulate {accumulate}" * (accumulate > 1)
+        advice = f"give --batch_size {most} or less" if most > 1 else "lower --accumulate"
         raise UserError(f"--batch_size {batch_size}{times} is larger than the {count} pictures it "
-                        f"is drawn from: give --batch_size {count // accumulate} or less")
+                        f"is drawn from: {advice}")
 
 
 def random_crop_flip(images, chosen, padding, flip):

@@ -45,9 +45,11 @@ def recipe(dataset):
     """The Recipe of a data.Dataset."""
     if dataset.name in ("folder", "npz"):
         return of_folder(len(dataset.labels), min(dataset.images.shape[2:]), dataset.name == "npz")
-    found, side = RECIPES[dataset.name], dataset.images.shape[2]
-    small = dataset.name == "imagenet" and side <= LARGE  # such files are not cropped when read
-    return found._replace(padding=side // 8, flip=True) if small else found
+    found = RECIPES[dataset.name]
+    if dataset.name == "imagenet":  # cropped and mirrored as a folder of that size
+        padding, flip, *_ = of_folder(MANY, dataset.images.shape[2])
+        return found._replace(padding=padding, flip=flip)
+    return found
 
 
 def of_folder(count, size, arrays=False):

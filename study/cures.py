@@ -195,7 +195,7 @@ def stop_by_curvature(s, rows):
     A measurement's local average is the mean of the five that it is the last of, and
     belongs to the epoch of the third of them. As soon as it is above R times that of
     four measurements before, whose epoch counts, if that is the 11th or later. The last
-    epoch's ends nothing.
+    epoch's ends nothing, nor does one off the schedule, once the last.
     """
     measured = {int(row["epoch"]): row["curvature"] for row in rows
                 if row["curvature"] is not None and row["epoch"] < s.epochs

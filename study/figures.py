@@ -225,7 +225,7 @@ def draw_derived(*records):
         "Test accuracy (%)": functools.partial(known_curve, "benchmark_accuracy"),
         "Skips": functools.partial(known_curve, "genotype_skips")}, *records)
     if figure:
-        [known, *_] = [record for record in records if record.s.space == "nasbench201"]
+        known = next(record for record in records if record.s.space == "nasbench201")
         figure.axes[0].axhline(random_mean(known), color="grey", linestyle="--", linewidth=1)
     return figure
 

@@ -207,6 +207,8 @@ def test_a_training_on_imagenet(imagenet, tmp_path, monkeypatch, capsys):
     assert {row["drop_path_prob"] for row in table(tmp_path / "whole")} == {""}  # a chain has none
     assert "--batch_size 25 times --accumulate 2 is larger than the 48" in refused(
         capsys, monkeypatch, train_eval, *common, "b", "--batch_size", 25)
+    assert refused(capsys, monkeypatch, train_eval, *common, "b", "--accumulate", 48).endswith(
+        "is larger than the 48 pictures it is drawn from: lower --accumulate")
     with monkeypatch.context() as patch:
         add, calls = loop.Run.add, []
 
