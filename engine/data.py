@@ -70,13 +70,16 @@ def load_asked(given, device):
     """The Dataset that the flags `given` name, and None. Raises UserError.
 
     Where they name none: CIFAR-10 if there is a GPU and it can be had, else digits; and
-    a text that says which and why.
+    a text that says which and why. Pictures of one's own have to be named.
     """
     root = given.get("data", "data")
     if "dataset" in given:
         names = "image_size", "skip_bad_images", "stream", "workers"
         return load(given["dataset"], root,
                     **{name: given[name] for name in names if name in given}), None
+    if "data" in given and (device.type == "cpu" or os.path.isdir(os.path.join(root, "train"))):
+        raise UserError(f"--data {root} without --dataset: give that as well, folder for pictures "
+                        "in folders of their classes, npz for arrays, or cifar10")
     reason = "there is no GPU"
     if device.type != "cpu":
         try:

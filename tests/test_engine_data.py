@@ -467,9 +467,15 @@ def test_default_dataset_and_downloads_that_fail(tmp_path, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(datasets, "CIFAR10", offline)
-    for device, reason in ("cpu", "no GPU"), ("cuda", "cannot be downloaded (no network)"):
-        dataset, why = data.load_asked({"data": str(tmp_path)}, torch.device(device))
+    given = {"data": str(tmp_path)}
+    for device, asked, reason in (("cpu", {}, "no GPU"),
+                                  ("cuda", given, "cannot be downloaded (no network)")):
+        dataset, why = data.load_asked(asked, torch.device(device))
         assert dataset.name == "digits" and reason in why and "--dataset cifar10" in why
+    (tmp_path / "train").mkdir()  # one's own pictures: no other set is taken instead
+    for device, root in (("cpu", "elsewhere"), ("cuda", str(tmp_path))):
+        with pytest.raises(flags.UserError, match="^--data .* without --dataset: .* folder"):
+            data.load_asked({"data": root}, torch.device(device))
     whole = np.zeros((4, 32, 32, 3), np.uint8)
     damaged = [SimpleNamespace(data=pixels, targets=labels) for pixels, labels in (
         (whole.astype(float), [0] * 4), (None, [0] * 4), (whole, ["a"] * 4), (whole, [0] * 5),
