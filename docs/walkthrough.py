@@ -541,14 +541,14 @@ for part, (near, kept, opened) in published_ties().items():
 # not. In NAS-Bench-201's space, on forty seeds, 65 % of softmax's searches end below the mean of
 # random cells of the same operations (89.21 %) and 25 % of Fair DARTS's, whose cells are better by
 # 5.5 points: both held. But 30 % of random cells are below their mean, too, and Fair DARTS's mean,
-# 89.37 %, is theirs: it avoids the collapse, and does not find better cells than chance at this
-# size. Most of that collapse is in the reading of alphas: if each edge keeps the operation whose
-# removal costs the supernet most, the same searches of softmax have cells of 90.5 % instead of
-# 83.9, Fair DARTS's 91.6 instead of 89.4 (held), and those of alphas that were never trained 91.5.
-# (These claims take Fair DARTS's cells at the threshold, section 5 drew them by argmax.) Trained on
-# pictures, normal cells have 50.7 to 52.1 % up to five skips of eight, and 45.5 % with eight
-# (means, not tested). What limits all this is on [the page of results](results.md); three of its
-# claims, with differences and 95 % intervals:
+# 89.37 %, is theirs: it avoids the collapse, but that its cells are better than chance these seeds
+# do not show. Most of that collapse is in the reading of alphas: if each edge keeps the operation
+# whose removal costs the supernet most, the same searches of softmax have cells of 90.5 % instead
+# of 83.9, Fair DARTS's 91.6 instead of 89.4 (held), and those of alphas that were never trained
+# 91.5. (These claims take Fair DARTS's cells at the threshold, section 5 drew them by argmax.)
+# Trained on pictures, normal cells have 50.7 to 52.1 % up to five skips of eight, and 45.5 % with
+# eight (means, not tested). What limits all this is on [the page of results](results.md); three of
+# its claims, with differences and 95 % intervals:
 
 # %%
 with open(os.path.join(ROOT, "docs", "results.md"), encoding="utf-8") as file:
